@@ -1,0 +1,22 @@
+"""clipbench: is this CLIP model still as good, and as fast? Benchmarks and regression tests with evidence."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipbench.result import Result, Run, Verdict
+    from clipbench.session import evaluate
+
+__all__ = ["Result", "Run", "Verdict", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import clipbench` costs nothing."""
+    if name == "evaluate":
+        from clipbench.session import evaluate
+
+        return evaluate
+    if name in ("Result", "Run", "Verdict"):
+        import clipbench.result
+
+        return getattr(clipbench.result, name)
+    raise AttributeError(f"module 'clipbench' has no attribute {name!r}")

@@ -1,0 +1,69 @@
+"""The command line. Each command imports what it needs when it runs: `clipbench --help` costs nothing."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipbench.errors import ClipbenchError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 2 usage or unreadable input (one line on standard error)."""
+    parser = argparse.ArgumentParser(
+        prog="clipbench",
+        description="Benchmark and regression suite for CLIP models. The measuring itself is `pytest benchmarks`.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    models = commands.add_parser("models", help="list the models that `pytest benchmarks --model` knows")
+    models.add_argument("--all", action="store_true", help="also every other architecture of open_clip")
+    report = commands.add_parser("report", help="write the summary and figures of a run file again")
+    report.add_argument("run", type=Path, help="a run's JSON file")
+    report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    options = parser.parse_args(arguments)
+    try:
+        return {"models": _models, "report": _report}[options.command](options)
+    except (ClipbenchError, OSError) as error:
+        print(f"clipbench: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _models(options: argparse.Namespace) -> int:
+    from clipbench.models.zoo import open_clip_configs, zoo
+
+    print(f"{'name':16} {'open_clip':14} {'params':>12} {'input':>5} {'dim':>5} {'download':>9}  in the study")
+    print(f"{'lite':16} {'-':14} {'':>12} {224:>5} {384:>5} {'none':>9}  no (embedded smoke model, the default)")
+    for row in zoo().values():
+        size = f"{row.download_bytes / 1e6:,.0f} MB"
+        study = "yes" if row.study else "no"
+        print(
+            f"{row.name:16} {row.open_clip:14} {row.params:>12,} {row.image_size:>5} {row.embed_dim:>5} {size:>9}  {study}"
+        )
+    rest = sorted(set(open_clip_configs()) - {row.open_clip for row in zoo().values()})
+    if options.all:
+        print("\n".join(rest))
+    else:
+        print(f"and {len(rest)} other architectures of open_clip (clipbench models --all), or package.module:factory")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from clipbench.data.dataset import Dataset
+    from clipbench.errors import DataUnavailableError
+    from clipbench.experiments import all_experiments
+    from clipbench.report.files import write_report
+    from clipbench.run_file import read_run
+    from clipbench.settings import Settings
+
+    run = read_run(options.run)
+    experiments = all_experiments()
+    datasets: dict[str, Dataset] = {}
+    for name in {r.experiment for r in run.results if r.arrays} & experiments.keys():
+        try:
+            dataset = experiments[name].load(Settings())
+        except DataUnavailableError:
+            continue  # the figures show ids in place of pictures
+        datasets[dataset.name] = dataset
+    write_report(run, options.output, datasets, {name: e.shown for name, e in experiments.items()})
+    print(f"wrote {options.output / 'summary.md'}, summary.html and figures/")
+    return 0

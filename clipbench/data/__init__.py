@@ -1,0 +1,1 @@
+"""Where items come from: every module here turns files into a `Dataset`."""

@@ -1,0 +1,1 @@
+"""Items to unit rows: numpy arrays are the currency from here on."""

@@ -1,0 +1,78 @@
+"""Matching: n images against their n captions, as a square cosine matrix. Natural and medical images share it.
+
+Source: openai/CLIP notebooks/Interacting_with_CLIP.ipynb: RGB, the model's preprocessing, the prompt around the caption, unit
+rows, texts x images. Cells are keyed by item id, never by folder order.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from clipbench.data.dataset import Dataset
+from clipbench.embed.images import embed_images
+from clipbench.embed.texts import embed_texts
+from clipbench.errors import DataError
+from clipbench.experiments.experiment import identity_of, mean, protocol_of, rate
+from clipbench.metrics import image_to_text_hits, margins, text_to_image_hits
+from clipbench.models.encoder import Encoder
+from clipbench.result import FloatArray, Items, Metric, Result
+from clipbench.settings import Settings
+
+SHOWN = ("text_to_image_top1", "image_to_text_top1", "margin_mean")
+
+
+def cosine_matrix(encoder: Encoder, dataset: Dataset, settings: Settings) -> FloatArray:
+    """Return the (texts, images) float64 cosines of every item's first caption and every item's image, in item order.
+
+    Raises: DataError when an image of the set cannot be decoded: a matrix with a hole is no diagonal.
+    """
+    embedded = embed_images(encoder, dataset.items, settings)
+    if embedded.broken:
+        raise DataError(
+            f"{dataset.name}: {len(embedded.broken)} of {len(dataset)} images are broken: {embedded.broken[0]}"
+        )
+    texts = [str(dataset.protocol["prompts"]).format(caption=item.captions[0]) for item in dataset.items]
+    text_rows = embed_texts(encoder, texts, settings)
+    if text_rows.shape[1] != embedded.rows.shape[1]:
+        raise DataError(
+            f"{encoder.identity.name} gives texts of dim {text_rows.shape[1]} and images of dim {embedded.rows.shape[1]}; "
+            f"a dual encoder gives both the same dim"
+        )
+    return text_rows.astype(np.float64) @ embedded.rows.astype(np.float64).T
+
+
+def matching_result(experiment: str, encoder: Encoder, dataset: Dataset, settings: Settings) -> Result:
+    """Return the square matching experiment on a data set of (image, caption) pairs.
+
+    Metrics: text_to_image_top1 and image_to_text_top1 (rates; ties count against the model), diagonal_mean and
+    off_diagonal_mean (cosines), margin_mean and margin_min (an item's own cosine minus the best wrong cell in its row or
+    column; positive when the item is matched both ways).
+    """
+    cosines = cosine_matrix(encoder, dataset, settings)
+    outcomes, metrics = matching_metrics(cosines, settings.seed)
+    return Result(
+        experiment=experiment,
+        model=encoder.identity,
+        dataset=identity_of(dataset, len(dataset)),
+        protocol=protocol_of(encoder, dataset),
+        metrics=metrics,
+        items=Items(ids=tuple(item.id for item in dataset.items), outcomes=outcomes),
+        arrays={"similarity": cosines},
+    )
+
+
+def matching_metrics(cosines: FloatArray, seed: int) -> tuple[dict[str, Any], dict[str, Metric]]:
+    """Return (per-item outcomes, metrics) of a square (texts, images) matrix."""
+    n = len(cosines)
+    off_diagonal = (cosines.sum(axis=1) - np.diag(cosines)) / max(1, n - 1)
+    outcomes: dict[str, Any] = {
+        "text_to_image_top1": [int(h) for h in text_to_image_hits(cosines)],
+        "image_to_text_top1": [int(h) for h in image_to_text_hits(cosines)],
+        "diagonal_mean": np.diag(cosines).tolist(),
+        "off_diagonal_mean": off_diagonal.tolist(),
+        "margin_mean": margins(cosines).tolist(),
+    }
+    metrics = {name: rate(outcomes[name]) for name in ("text_to_image_top1", "image_to_text_top1")}
+    metrics |= {name: mean(outcomes[name], seed) for name in ("diagonal_mean", "off_diagonal_mean", "margin_mean")}
+    metrics["margin_min"] = Metric(min(outcomes["margin_mean"]), n)
+    return outcomes, metrics

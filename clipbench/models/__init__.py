@@ -1,0 +1,1 @@
+"""Which encoders exist and how each is loaded. Torch is imported only by the modules that load one."""

@@ -1,0 +1,87 @@
+"""Your own encoder: `package.module:factory`, or any object with `encode_images` and `encode_texts`.
+
+This is how torch.compile, int8, ONNX, transformers or a remote service come in: the suite calls the object as it is.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import Any
+
+from PIL import Image
+
+from clipbench.errors import UnknownModelError
+from clipbench.models.device import synchronized
+from clipbench.models.encoder import Rows, unit_rows
+from clipbench.result import ModelIdentity
+
+
+def find_factory(name: str) -> Callable[[], Any]:
+    """Return the callable that `package.module:factory` names. The current folder is looked in last.
+
+    Raises: UnknownModelError when the module cannot be imported or has no such callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UnknownModelError(
+            f"--model {name}: cannot import {module_name!r}: {error}; is it installed or in this folder?"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise UnknownModelError(
+            f"--model {name}: {module_name} has no callable {attribute!r}; a factory returns the encoder"
+        )
+    return factory  # type: ignore[no-any-return]  # a plugin point: its result is checked in CustomEncoder
+
+
+class CustomEncoder:
+    """Wraps an object with `encode_images(images) -> (images, dim)` and `encode_texts(texts) -> (texts, dim)`.
+
+    Images arrive as RGB PIL images. Rows may be numpy arrays or torch tensors and need not be unit rows. Optional
+    attributes of the object: `identity` fields as a mapping (`pretrained`, `weights_sha256`, ...), `preprocessing`, `card`.
+    """
+
+    def __init__(self, wrapped: Any, name: str, device: str = "cpu", precision: str = "fp32") -> None:
+        for method in ("encode_images", "encode_texts"):
+            if not callable(getattr(wrapped, method, None)):
+                raise UnknownModelError(
+                    f"{name}: {type(wrapped).__name__} has no method {method}; an encoder needs both"
+                )
+        self._wrapped = wrapped
+        stated = {"pretrained": "factory", "device": device, "precision": precision} | dict(
+            getattr(wrapped, "identity", {})
+        )
+        self.identity = ModelIdentity(name=name, **stated)
+        self.preprocessing = str(getattr(wrapped, "preprocessing", "the encoder's own"))
+        self.card: Mapping[str, int] = MappingProxyType(dict(getattr(wrapped, "card", {})))
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Rows:
+        """Return (images, dim) float32 unit rows."""
+        return unit_rows(self._wrapped.encode_images(list(images)), len(images), f"{self.identity.name}: encode_images")
+
+    def encode_texts(self, texts: Sequence[str]) -> Rows:
+        """Return (texts, dim) float32 unit rows."""
+        return unit_rows(self._wrapped.encode_texts(list(texts)), len(texts), f"{self.identity.name}: encode_texts")
+
+    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
+        """Return the whole call, preparation included: an encoder that is not ours has no other seam."""
+        return lambda: synchronized(self._wrapped.encode_images(list(images)), self.identity.device)
+
+    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
+        """Return the whole call, tokenizing included."""
+        return lambda: synchronized(self._wrapped.encode_texts(list(texts)), self.identity.device)
+
+    def other_activation(self) -> AbstractContextManager[str] | None:
+        """Return None: its activation is its own business."""
+        return None
+
+    def close(self) -> None:
+        """Let go of the object."""
+        self._wrapped = None

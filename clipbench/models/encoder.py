@@ -1,0 +1,74 @@
+"""The encoder: images or texts in, unit-norm float32 rows out; and the check that every encoder's rows pass."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from clipbench.errors import EncoderError
+from clipbench.result import ModelIdentity
+
+Rows = npt.NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """A model with its preprocessing and tokenizer. `encode_*` is the plain call: what production makes, no shortcut."""
+
+    identity: ModelIdentity
+    preprocessing: str
+    card: Mapping[str, int]
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Rows:
+        """Return (images, dim) float32 unit rows of RGB images."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Rows:
+        """Return (texts, dim) float32 unit rows."""
+        ...
+
+    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
+        """Return a call that runs the model alone on one batch, prepared beforehand, waits for the device, and returns its
+        raw rows."""
+        ...
+
+    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
+        """Return a call that runs the model alone on one batch, prepared beforehand, waits for the device, and returns its
+        raw rows."""
+        ...
+
+    def other_activation(self) -> AbstractContextManager[str] | None:
+        """Return a context in which the model runs with the other activation (its name), or None where there is none."""
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        ...
+
+
+def unit_rows(raw: Any, n: int, what: str) -> Rows:
+    """Return `raw` as (n, dim) float32 rows of length 1: the one definition of normalising.
+
+    `raw` is a numpy array or a torch tensor on any device, of any float type. Norms are taken in float64.
+
+    Raises: EncoderError when it is not n rows, or a row is zero, NaN or infinite (the message names the row).
+    """
+    if hasattr(raw, "detach"):
+        raw = raw.detach().float().cpu().numpy()
+    rows = np.asarray(raw, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[0] != n:
+        raise EncoderError(f"{what} returned shape {rows.shape} for {n} inputs; expected ({n}, dim): one row an input")
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if bad.size:
+        raise EncoderError(
+            f"{what} returned {_kind(norms[bad[0]])} for input {bad[0]} ({bad.size} of {n} rows); check the weights and the precision"
+        )
+    unit: Rows = (rows / norms[:, None]).astype(np.float32)
+    return unit
+
+
+def _kind(norm: float) -> str:
+    return "NaN" if np.isnan(norm) else "infinity" if np.isinf(norm) else "a zero row"

@@ -1,0 +1,79 @@
+"""Fetching the weights a tag names: from the hub or the maker's address, or only from the caches when offline."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipbench.errors import WeightsUnavailableError
+
+_SAFE = "open_clip_model.safetensors"
+_PICKLED = "open_clip_pytorch_model.bin"
+
+
+def go_offline() -> None:
+    """Keep the hub's client, and what builds on it, from opening any connection in this process."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:  # read once at its import: too late for the variable
+        constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]  # a module's constant
+
+
+def fetch_tag(model: str, tag: str, configuration: Mapping[str, Any], offline: bool) -> Path:
+    """Return the checkpoint file of a tag, downloaded by open_clip or found in a cache; `offline` looks in caches only.
+
+    `configuration` is open_clip's own `get_pretrained_cfg`.
+
+    Raises: WeightsUnavailableError naming the tag, where it was looked for, and the ways out.
+    """
+    looked: list[str] = []
+    for found in _cached(configuration, looked):
+        return found
+    reason = "offline"
+    if not offline:
+        import open_clip.pretrained
+
+        try:
+            return Path(open_clip.pretrained.download_pretrained(dict(configuration)))
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+    raise WeightsUnavailableError(
+        f"no weights for {model} with the tag {tag!r} ({reason}); looked in {'; '.join(looked)}. "
+        f"Ways out: connect once and run again, give a file with --pretrained PATH, or use --model lite"
+    )
+
+
+def _cached(configuration: Mapping[str, Any], looked: list[str]) -> Iterator[Path]:
+    """The tag's files that are already here: in the hub's cache, then in OpenAI's own (~/.cache/clip)."""
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    location = str(configuration.get("hf_hub", ""))
+    if location:
+        repository, _, filename = location.rpartition("/")
+        looked.append(f"{HF_HUB_CACHE} for {repository}")
+        for name in _file_names(filename):
+            found = huggingface_hub.try_to_load_from_cache(repository, name)
+            if isinstance(found, str):
+                yield Path(found)
+    address = str(configuration.get("url", ""))
+    if address:
+        file = Path("~/.cache/clip").expanduser() / address.rsplit("/", 1)[-1]
+        looked.append(str(file))
+        if file.is_file() and _is_whole(file, address):
+            yield file
+
+
+def _file_names(filename: str) -> list[str]:
+    if not filename:
+        return [_SAFE, _PICKLED]
+    stem, dot, suffix = filename.rpartition(".")
+    return [f"{stem}.safetensors", filename] if dot and suffix in ("bin", "pth") else [filename]
+
+
+def _is_whole(file: Path, address: str) -> bool:
+    """OpenAI's addresses carry the file's SHA-256: a file cut short by a broken download is no cached copy."""
+    from clipbench.data.dataset import file_sha256
+
+    return "openaipublic" not in address or file_sha256(file) == address.split("/")[-2]

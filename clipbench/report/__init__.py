@@ -1,0 +1,1 @@
+"""What people read: the summary as Markdown and HTML, the figures. Never imports torch."""

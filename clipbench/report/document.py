@@ -1,0 +1,116 @@
+"""A summary as a list of blocks, and its two renderings. Text from data sets and files is untrusted: both escape all of it."""
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~!])")
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
+table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}
+td,th{border:1px solid #d0d7de;padding:.3rem .6rem;text-align:left;vertical-align:top}
+th{background:#f6f8fa}td.pass{background:#dafbe1}td.fail{background:#ffd7d5}td.inconclusive{background:#fff1c2}
+img{max-width:100%;border:1px solid #d0d7de}figure{margin:1.5rem 0}figcaption{color:#57606a}
+"""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading of level 1 to 3."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph of plain text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """A command to copy."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; every row has as many cells as the header."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure by its path relative to the summary."""
+
+    path: str
+    caption: str
+
+
+Block = Heading | Paragraph | Code | Table | Picture
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """Return the blocks as GitHub-flavoured Markdown; all text is escaped, so no data can make a link, image or tag."""
+    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+
+
+def to_html(blocks: Sequence[Block], title: str) -> str:
+    """Return the blocks as one self-contained page without scripts; all text is escaped."""
+    body = "\n".join(_html(block) for block in blocks)
+    policy = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _escaped(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * level} {_escaped(text)}"
+        case Paragraph(text):
+            return _escaped(text)
+        case Code(text):
+            return "\n".join(f"    {line}" for line in text.splitlines())
+        case Picture(path, caption):
+            return f"![{_escaped(caption)}](<{path}>)"
+        case Table(header, rows):
+            lines = [header, ["---"] * len(header), *rows]
+            return "\n".join(
+                "| " + " | ".join(cell if cell == "---" else _escaped(cell) for cell in line) + " |" for line in lines
+            )
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"<h{level}>{html.escape(text)}</h{level}>"
+        case Paragraph(text):
+            return f"<p>{html.escape(text)}</p>"
+        case Code(text):
+            return f"<pre><code>{html.escape(text)}</code></pre>"
+        case Picture(path, caption):
+            safe = html.escape(path)
+            return f'<figure><img src="{safe}" alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        case Table(header, rows):
+            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+            lines = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+            return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _cell(cell: str) -> str:
+    kind = f' class="{cell}"' if cell in ("pass", "fail", "inconclusive") else ""
+    return f"<td{kind}>{html.escape(cell)}</td>"

@@ -1,0 +1,193 @@
+"""A session: models are loaded one at a time, measured once an experiment, judged, and gathered into a run.
+
+The plugin and `evaluate` are two faces of it.
+"""
+
+import gc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from clipbench.data.dataset import Dataset
+from clipbench.environment import describe_environment
+from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
+from clipbench.experiments import all_experiments, experiment
+from clipbench.judge.verdict import judged
+from clipbench.models.encoder import Encoder
+from clipbench.models.load import load_encoder, wrap_encoder
+from clipbench.models.resolve import resolve
+from clipbench.models.weights import go_offline
+from clipbench.models.zoo import ModelSpec
+from clipbench.result import Result, Run, Skip
+from clipbench.settings import PRECISIONS, Settings
+
+RANDOM_REASON = "random weights: measured and recorded, not held to floors or published values"
+
+
+class NotLoadedError(ClipbenchError):
+    """A model that failed to load earlier in this session; the first failure was reported in full."""
+
+
+@dataclass
+class Session:
+    """Holds at most one loaded encoder, the results so far, and what was skipped. Results survive any later failure."""
+
+    settings: Settings
+    results: dict[tuple[str, str], Result] = field(default_factory=dict)
+    skipped: dict[tuple[str, str, str], Skip] = field(default_factory=dict)
+    _spec: ModelSpec | None = None
+    _encoder: Encoder | None = None
+    _failed: dict[ModelSpec, ClipbenchError] = field(default_factory=dict)
+    _errors: dict[tuple[str, str], ClipbenchError] = field(default_factory=dict)
+    _datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def encoder(self, spec: ModelSpec) -> Encoder:
+        """Return the spec's encoder, loading it when it is not the one at hand; the one before is freed first.
+
+        Raises: whatever loading raised, the first time; NotLoadedError, or WeightsUnavailableError again, after that.
+        """
+        if spec in self._failed:
+            raise self._failed[spec]
+        if self._spec != spec or self._encoder is None:
+            self.free()
+            self._failed[spec] = NotLoadedError(f"{spec.label} did not load; its first test says why")
+            try:
+                self._encoder = load_encoder(spec, self.settings)
+            except WeightsUnavailableError as error:
+                self._failed[spec] = error
+                raise
+            self._spec = spec
+            del self._failed[spec]
+        return self._encoder
+
+    def free(self) -> None:
+        """Free the loaded encoder's memory."""
+        if self._encoder is not None:
+            self._encoder.close()
+        self._encoder = self._spec = None
+        gc.collect()
+
+    def dataset(self, name: str) -> Dataset:
+        """Return the items that an experiment asks for, loaded once a session.
+
+        Raises: DataUnavailableError when they are not installed or not where they were said to be.
+        """
+        if name not in self._datasets:
+            self._datasets[name] = experiment(name).load(self.settings)
+        return self._datasets[name]
+
+    def datasets(self) -> dict[str, Dataset]:
+        """Return the data sets loaded so far, by their own name."""
+        return {dataset.name: dataset for dataset in self._datasets.values()}
+
+    def measure(self, spec: ModelSpec, name: str) -> Result:
+        """Return the judged result of an experiment on a model, measured once a session.
+
+        Raises: any ClipbenchError of loading or measuring.
+        """
+        key = (spec.label, name)
+        if key in self._errors:
+            raise self._errors[key]
+        if key not in self.results:
+            dataset = self.dataset(name)
+            encoder = self.encoder(spec)
+            try:
+                self.record(spec, experiment(name).measure(encoder, dataset, self.settings))
+            except ClipbenchError as error:
+                self._errors[key] = error
+                raise
+        return self.results[key]
+
+    def record(self, spec: ModelSpec, result: Result) -> Result:
+        """Judge a result and keep it; metrics of the same model and experiment recorded before are kept beside it."""
+        key = (spec.label, result.experiment)
+        if key in self.results:
+            result = replace(result, metrics={**self.results[key].metrics, **result.metrics})
+        result.to_json()  # a number that is no number is refused here, before it can be compared with anything
+        self.results[key] = replace(result, verdicts=judged(result))
+        if result.model.is_random and result.experiment not in ("model_card", "speed"):
+            self.skip(spec, result.experiment, RANDOM_REASON)
+        return self.results[key]
+
+    def skip(self, spec: ModelSpec, name: str, reason: str) -> None:
+        """Note that something was not measured, or not held to its references, and why."""
+        entry = Skip(name, spec.label, reason)
+        self.skipped[(entry.experiment, entry.model, entry.reason)] = entry
+
+    def run(self) -> Run:
+        """Return everything measured so far with its environment."""
+        environment = describe_environment(self.settings.device)
+        return Run(environment, tuple(self.results.values()), tuple(self.skipped.values()))
+
+
+def make_settings(
+    device: str = "auto",
+    precision: str = "fp32",
+    batch_size: int | None = None,
+    workers: int = 0,
+    offline: bool = False,
+    **more: Any,
+) -> Settings:
+    """Return settings with the device looked up and defaults filled in.
+
+    Raises: UsageError for a device, precision, batch size or number of workers that cannot be.
+    """
+    from clipbench.models.device import default_batch_size, resolve_device
+
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
+    if workers < 0:
+        raise UsageError(f"--workers {workers}: expected 0 or more")
+    if offline:
+        go_offline()
+    found = resolve_device(device)
+    size = batch_size or default_batch_size(found)
+    return Settings(device=found, precision=precision, batch_size=size, workers=workers, offline=offline, **more)
+
+
+def default_experiments(settings: Settings) -> list[str]:
+    """Return every experiment that exists with these settings: those on full data sets only where the folder was given."""
+    names = [e.name for e in all_experiments().values() if e.exists(settings)]
+    return [part for n in names for part in ([f"{n}:{k}" for k, _ in settings.zero_shot] if n == "zero_shot" else [n])]
+
+
+def evaluate(
+    model: str | Sequence[str] | Any = "lite",
+    experiments: Iterable[str] | None = None,
+    *,
+    pretrained: str | None = None,
+    activation: str | None = None,
+    **settings: Any,
+) -> Run:
+    """Return the run of these experiments (default: all) on these models: what `pytest benchmarks` measures, for a notebook.
+
+    `model` is a name, a list of names, or an object with encode_images and encode_texts. `settings` are device ("auto"),
+    precision ("fp32"), batch_size, workers, offline, seed. What cannot be had is noted in `Run.skipped`; nothing is asserted:
+    read `Result.verdicts`.
+
+    Raises: UnknownModelError, UsageError, CheckpointError, DataError.
+    """
+    session = Session(make_settings(**settings))
+    names = default_experiments(session.settings) if experiments is None else list(experiments)
+    for name in names:
+        experiment(name)  # an unknown name is refused before anything is loaded
+    if isinstance(model, str) or (isinstance(model, Sequence) and all(isinstance(m, str) for m in model)):
+        specs = resolve([model] if isinstance(model, str) else model, pretrained, activation)
+    else:
+        if pretrained or activation:
+            raise UsageError(
+                "pretrained and activation cannot be used with an encoder object, which brings its own weights"
+            )
+        encoder = wrap_encoder(model, session.settings)
+        specs = (ModelSpec(encoder.identity.name, "factory", "factory"),)
+        session._spec, session._encoder = specs[0], encoder
+    for spec in specs:
+        for name in names:
+            try:
+                session.measure(spec, name)
+            except (WeightsUnavailableError, DataUnavailableError) as error:
+                session.skip(spec, name, str(error))
+    session.free()
+    return session.run()

@@ -1,0 +1,64 @@
+"""What a session was asked to do: options read once, frozen, and handed down. Imports nothing of the package."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+CocoCrop = Literal["square", "tight"]
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Wraps an iterable and shows how far it has come; `no_progress` shows nothing."""
+
+    def __call__(self, iterable: Iterable[T], total: int, what: str) -> Iterable[T]: ...
+
+
+def no_progress(iterable: Iterable[T], total: int, what: str) -> Iterable[T]:
+    """Return the iterable as it is."""
+    return iterable
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. `device` is resolved ("cpu", "cuda", "cuda:1", "mps"), never "auto"; `batch_size` is in items.
+
+    `coco`, `roco` and `zero_shot` (pairs of name and folder) are full data sets; without them the packaged ones are used, or
+    the experiment does not exist.
+    """
+
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    batch_size: int = 4
+    workers: int = 0
+    offline: bool = False
+    seed: int = 0
+    coco: Path | None = None
+    coco_crop: CocoCrop = "square"
+    roco: Path | None = None
+    zero_shot: tuple[tuple[str, Path], ...] = ()
+    progress: Progress = no_progress
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for, before any name was looked up. Relative paths start from `folder`."""
+
+    models: Sequence[str] = ("lite",)
+    pretrained: str | None = None
+    activation: str | None = None
+    device: str = "auto"
+    precision: Precision = "fp32"
+    batch_size: int | None = None
+    workers: int = 0
+    results: Path = Path("results")
+    offline: bool = False
+    require_all: bool = False
+    coco: Path | None = None
+    coco_crop: CocoCrop = "square"
+    roco: Path | None = None
+    zero_shot: Sequence[str] = ()
+    folder: Path = Path()

@@ -1,0 +1,88 @@
+"""Fakes: encoders whose answers are known, small real models with random weights, and data sets made on the spot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipbench.data.dataset import Dataset, ImageRef, Item
+from clipbench.models.custom import CustomEncoder
+from clipbench.result import DatasetIdentity, Items, Metric, ModelIdentity, Result
+
+TINY_VIT = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+TINY_RESNET = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+
+
+class ColourEncoder:
+    """Sees the mean colour of an image and reads colour names: right by construction on `colour_dataset`."""
+
+    names = ("red", "green", "blue", "white")
+    colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))
+
+    def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return np.stack([np.asarray(image, dtype=np.float64).mean(axis=(0, 1)) - 100.0 for image in images])
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        known = dict(zip(self.names, self.colours, strict=True))
+        return np.stack([np.array(next(c for n, c in known.items() if n in text)) - 100.0 for text in texts])
+
+
+class NanEncoder(ColourEncoder):
+    """Gives NaN for every image."""
+
+    def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return np.full((len(images), 3), np.nan)
+
+
+def custom(wrapped: object, name: str = "fake") -> CustomEncoder:
+    """Return an object as an encoder of the suite."""
+    return CustomEncoder(wrapped, name)
+
+
+def colour_dataset(folder: Path, names: Sequence[str] = ColourEncoder.names) -> Dataset:
+    """Return a data set of one-coloured PNG files with their colour's name as caption."""
+    colours = dict(zip(ColourEncoder.names, ColourEncoder.colours, strict=True))
+    items = []
+    for name in names:
+        path = folder / f"{name}.png"
+        Image.new("RGB", (40, 30), colours[name]).save(path)
+        items.append(Item(name, ImageRef(path), (f"a {name} picture",)))
+    return Dataset("colours", tuple(items), "made by the tests", protocol={"prompts": "This is {caption}"})
+
+
+def matching(
+    similarity: np.ndarray, ids: Sequence[str], model: str = "ViT-B/32", pretrained: str = "openai", **identity: str
+) -> Result:
+    """Return a natural result with this matrix and the metrics that follow from it."""
+    from clipbench.experiments.matching import matching_metrics
+
+    outcomes, metrics = matching_metrics(np.asarray(similarity, dtype=np.float64), seed=0)
+    return Result(
+        experiment="natural",
+        model=ModelIdentity(model, pretrained, **identity),
+        dataset=DatasetIdentity("natural", "0" * 64, len(ids)),
+        protocol={"prompts": "This is {caption}", "preprocessing": "test", "metric_version": 1, "shortcuts": []},
+        metrics=metrics,
+        items=Items(ids=tuple(ids), outcomes=outcomes),
+        arrays={"similarity": np.asarray(similarity, dtype=np.float64)},
+    )
+
+
+def card(model: str, pretrained: str = "random:0", **values: int) -> Result:
+    """Return a model card result with these values."""
+    return Result(
+        experiment="model_card",
+        model=ModelIdentity(model, pretrained),
+        dataset=DatasetIdentity("none", "", 0),
+        protocol={"prompts": [], "preprocessing": "test", "metric_version": 1, "shortcuts": []},
+        metrics={name: Metric(value, 1) for name, value in values.items()},
+    )

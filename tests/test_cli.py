@@ -1,0 +1,68 @@
+"""The command line: cheap, and one line for whatever is wrong."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fakes import matching
+
+from clipbench.cli import main
+from clipbench.judge.verdict import judged
+from clipbench.models.zoo import zoo
+from clipbench.result import Run, dump_json
+
+
+def test_help_and_models_import_neither_torch_nor_scipy():
+    code = (
+        "import sys; from clipbench.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "main(['models'])\n"
+        "print([m for m in ('torch', 'open_clip', 'scipy', 'numpy', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_models_lists_the_nine_the_embedded_one_and_their_downloads(capsys):
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("lite", "598 MB", *zoo()))
+
+
+def test_models_all_lists_every_other_architecture(capsys):
+    main(["models", "--all"])
+    assert "ViT-B-16-SigLIP" in capsys.readouterr().out
+
+
+def test_report_writes_the_summary_of_a_run_file_again(tmp_path, capsys):
+    result = matching(np.eye(8), "abcdefgh", "RN50")
+    path = tmp_path / "run.json"
+    path.write_text(
+        dump_json(
+            {"clipbench": Run({"machine": {}, "software": {}}, (replace(result, verdicts=judged(result)),)).to_json()}
+        )
+    )
+    assert main(["report", str(path), "-o", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "natural" in text
+    assert (tmp_path / "out" / "figures" / "natural-RN50-openai.png").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"benchmarks": []}'])
+def test_report_of_no_run_is_exit_code_2_and_one_line(tmp_path, capsys, content):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_text(content)
+    assert main(["report", str(path), "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("clipbench: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_command_is_exit_code_2():
+    with pytest.raises(SystemExit) as error:
+        main(["no-such-command"])
+    assert error.value.code == 2

@@ -1,0 +1,153 @@
+"""Unit rows, your own encoder, devices."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fakes import ColourEncoder, NanEncoder, custom
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from clipbench.errors import EncoderError, UnknownModelError, UsageError
+from clipbench.models import device
+from clipbench.models.custom import find_factory
+from clipbench.models.encoder import unit_rows
+
+RED = [Image.new("RGB", (4, 4), (255, 0, 0))]
+
+
+@given(
+    arrays(np.float64, (4, 3), elements=st.floats(-1e6, 1e6)).filter(lambda a: np.linalg.norm(a, axis=1).min() > 1e-3)
+)
+def test_rows_have_length_one_and_keep_their_direction(raw):
+    rows = unit_rows(raw, 4, "test")
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(
+        rows * np.linalg.norm(raw, axis=1, keepdims=True), raw, rtol=1e-5, atol=1e-5 * np.abs(raw).max()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_rows_may_come_as_torch_tensors_of_any_float_type(dtype):
+    np.testing.assert_allclose(unit_rows(torch.tensor([[3.0, 4.0]], dtype=dtype), 1, "test"), [[0.6, 0.8]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (np.zeros((2, 3)), "a zero row for input 0"),
+        (np.array([[1.0, 0], [np.nan, 1]]), "NaN for input 1"),
+        (np.array([[1.0, 0], [np.inf, 1]]), "infinity for input 1"),
+        (np.ones((3, 2)), r"shape \(3, 2\) for 2 inputs"),
+        (np.ones(2), r"shape \(2,\)"),
+    ],
+)
+def test_anything_but_one_finite_row_an_input_is_refused_by_name(raw, words):
+    with pytest.raises(EncoderError, match=words):
+        unit_rows(raw, 2, "test")
+
+
+def test_your_own_encoder_gives_unit_rows():
+    encoder = custom(ColourEncoder())
+    np.testing.assert_allclose(np.linalg.norm(encoder.encode_images(RED), axis=1), 1, atol=1e-6)
+    assert encoder.encode_texts(["a red one"]) @ encoder.encode_images(RED)[0] > 0.999
+
+
+def test_your_own_encoder_with_nan_is_refused():
+    with pytest.raises(EncoderError, match="fake: encode_images returned NaN"):
+        custom(NanEncoder()).encode_images(RED)
+
+
+def test_an_object_without_the_two_methods_is_no_encoder():
+    with pytest.raises(UnknownModelError, match="no method encode_images"):
+        custom(object())
+
+
+def test_an_encoder_may_state_its_identity():
+    stated = ColourEncoder()
+    stated.identity = {"pretrained": "int8", "weights_sha256": "0" * 64}
+    assert custom(stated).identity.pretrained == "int8"
+
+
+def test_a_factory_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_encoder_module.py").write_text("def make():\n    return 'made'\nnumber = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert find_factory("my_encoder_module:make")() == "made"
+    with pytest.raises(UnknownModelError, match="no callable 'number'"):
+        find_factory("my_encoder_module:number")
+    with pytest.raises(UnknownModelError, match="cannot import 'no_such_module'"):
+        find_factory("no_such_module:make")
+
+
+@pytest.mark.parametrize("option", ["gpu", "cuda:x", "", "CPU"])
+def test_an_unknown_device_is_a_usage_error(option):
+    with pytest.raises(UsageError, match="expected auto, cpu, cuda, cuda:N or mps"):
+        device.resolve_device(option)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "option", "found"),
+    [
+        (0, False, "auto", "cpu"),
+        (1, False, "auto", "cuda"),
+        (0, True, "auto", "mps"),
+        (2, False, "cuda:1", "cuda:1"),
+        (1, True, "cpu", "cpu"),
+    ],
+)
+def test_auto_is_cuda_then_mps_then_the_cpu(monkeypatch, cuda, mps, option, found):
+    machine(monkeypatch, cuda, mps)
+    assert device.resolve_device(option) == found
+
+
+@pytest.mark.parametrize(
+    ("cuda", "option", "words"), [(0, "cuda", "finds no CUDA"), (1, "cuda:1", "has 1 CUDA"), (1, "mps", "no MPS")]
+)
+def test_an_absent_device_is_a_usage_error(monkeypatch, cuda, option, words):
+    machine(monkeypatch, cuda, False)
+    with pytest.raises(UsageError, match=words):
+        device.resolve_device(option)
+
+
+def machine(monkeypatch, cuda, mps):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("cpu", []), ("cuda", ["cuda"]), ("cuda:1", ["cuda:1"])])
+def test_the_device_is_waited_for_where_work_is_queued(monkeypatch, name, calls):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    device.synchronize(name)
+    assert device.synchronized("output", name) == "output"
+    assert waited == calls * 2
+
+
+def test_peak_memory_on_cuda_is_reset_then_what_was_allocated(monkeypatch):
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda name: 123)
+    assert device.reset_peak_memory("cuda:1")
+    assert (reset, device.peak_memory_bytes("cuda:1")) == (["cuda:1"], 123)
+
+
+def test_peak_memory_on_a_cpu_sees_what_was_resident_and_forgets_it_after_a_reset():
+    if not device.reset_peak_memory("cpu"):
+        pytest.skip("this system cannot reset the peak")
+    before = device.peak_memory_bytes("cpu")
+    block = np.ones(64 * 2**20, dtype=np.uint8)
+    assert device.peak_memory_bytes("cpu") - before > 50 * 2**20
+    del block
+    device.reset_peak_memory("cpu")
+    assert device.peak_memory_bytes("cpu") - before < 50 * 2**20
+
+
+def test_memory_is_not_measured_where_the_count_cannot_start_anew(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "_CLEAR_REFS", tmp_path / "no" / "such")
+    assert not device.reset_peak_memory("cpu")
+    assert not device.reset_peak_memory("mps")

@@ -1,0 +1,275 @@
+"""The plugin, run through pytest on the real benchmark files with encoders whose answers are known."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from clipbench.judge.references import Floor
+from clipbench.paths import benchmarks
+from clipbench.run_file import read_run, run_schema
+
+NATURAL = str(benchmarks() / "test_natural.py")
+ENCODERS = '''
+"""Encoders that know the eight natural pictures by heart."""
+import numpy as np
+from clipbench.data.packaged import packaged_dataset
+
+class Oracle:
+    swap = False
+    def __init__(self):
+        self.items = packaged_dataset("natural").items
+        self.sizes = [item.image.open().tobytes()[:3000] for item in self.items]
+    def encode_images(self, images):
+        rows = np.eye(8)[[self.sizes.index(i.tobytes()[:3000]) for i in images]]
+        return rows[:, [1, 0, 2, 3, 4, 5, 6, 7]] if self.swap else rows
+    def encode_texts(self, texts):
+        return np.eye(8)[[next(k for k, i in enumerate(self.items) if i.captions[0] in t) for t in texts]]
+
+class Swapped(Oracle):
+    swap = True
+
+class Nan(Oracle):
+    def encode_texts(self, texts):
+        return np.full((len(texts), 8), np.nan)
+
+class Interrupted(Oracle):
+    def encode_images(self, images):
+        raise KeyboardInterrupt
+
+def broken():
+    raise RuntimeError("this factory cannot build its encoder")
+'''
+
+
+@pytest.fixture
+def run(pytester, monkeypatch):
+    """Run pytest on benchmark files in an empty folder with the encoders above importable; return (result, folder)."""
+    pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
+    pytester.makepyfile(known_encoders=ENCODERS)
+    pytester.syspathinsert()
+
+    def call(*arguments, model="known_encoders:Oracle", files=NATURAL):
+        models = [a for m in ([model] if isinstance(model, str) else model) for a in ("--model", m)]
+        return pytester.runpytest_inprocess(files, *models, "--device", "cpu", "-p", "no:cacheprovider", *arguments)
+
+    yield call
+    sys.modules.pop("known_encoders", None)
+
+
+@pytest.fixture
+def floor(monkeypatch):
+    """Hold every encoder of the tests to a perfect diagonal."""
+    names = [f"known_encoders:{n}" for n in ("Oracle", "Swapped", "Nan")]
+    metrics = ["text_to_image_top1", "image_to_text_top1"]
+    row = Floor("natural", "natural", names, "factory", metrics, 1.0, "the tests' own claim")
+    monkeypatch.setattr("clipbench.judge.verdict.floors", lambda: (row,))
+
+
+def run_json(pytester, path="results/run.json"):
+    return json.loads((pytester.path / path).read_text())
+
+
+def test_a_model_that_meets_its_floor_passes_and_leaves_a_run(run, floor, pytester):
+    result = run()
+    result.assert_outcomes(passed=2, skipped=2)
+    entry = run_json(pytester)
+    jsonschema.validate(entry, run_schema())
+    (natural,) = entry["clipbench"]["results"]
+    assert natural["metrics"]["text_to_image_top1"]["value"] == 1
+    assert [v["verdict"] for v in natural["verdicts"]] == ["pass", "pass"]
+    assert "benchmarks" in entry
+    assert "machine_info" in entry
+    for name in ("summary.md", "summary.html", "figures/natural-known-encoders-Oracle.png"):
+        assert (pytester.path / "results" / name).stat().st_size > 500
+
+
+def test_a_model_below_its_floor_fails_with_the_items_it_missed_and_still_leaves_a_run(run, floor, pytester):
+    result = run(model="known_encoders:Swapped")
+    result.assert_outcomes(failed=2, skipped=2)
+    result.stdout.fnmatch_lines(["*text_to_image_top1 is 0.75 at n=8, the floor is 1; missed: page, chelsea*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.fnmatch_lines(["FAIL: 0 pass, 2 fail*"])
+    assert run_json(pytester)["clipbench"]["results"]
+
+
+def test_each_model_loads_once_and_a_failing_one_keeps_the_others_results(run, floor, pytester):
+    result = run(model=["known_encoders:Oracle,known_encoders:Nan", "known_encoders:Swapped"])
+    result.assert_outcomes(passed=2, failed=6, skipped=4)
+    names = [r["model"]["name"] for r in run_json(pytester)["clipbench"]["results"]]
+    assert names == ["known_encoders:Oracle", "known_encoders:Swapped"]
+    result.stdout.fnmatch_lines(["*known_encoders:Nan: encode_texts returned NaN for input 0*"])
+
+
+def test_a_model_that_cannot_load_fails_once_and_its_other_tests_skip_naming_that(run):
+    result = run(model=["known_encoders:broken", "known_encoders:Oracle"])
+    result.assert_outcomes(failed=1, skipped=7)
+    result.stdout.fnmatch_lines(["*this factory cannot build its encoder*"])
+
+
+def test_an_interrupt_keeps_what_was_measured(run, pytester):
+    result = run(model=["known_encoders:Oracle", "known_encoders:Interrupted"])
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    names = [r["model"]["name"] for r in run_json(pytester)["clipbench"]["results"]]
+    assert names == ["known_encoders:Oracle"]
+    assert (pytester.path / "results" / "summary.md").exists()
+
+
+def test_benchmark_json_is_written_with_its_parents_though_nothing_was_timed(run, pytester):
+    run("--benchmark-json", "deep/er/run.json")
+    assert read_run(pytester.path / "deep/er/run.json").results
+    assert run_json(pytester, "deep/er/run.json")["benchmarks"] == []
+
+
+def test_timed_tests_land_in_pytest_benchmarks_part_and_in_the_speed_result(run, pytester):
+    result = run("--benchmark-json", "run.json", files=str(benchmarks() / "test_speed.py"))
+    result.assert_outcomes(passed=3)
+    entry = run_json(pytester, "run.json")
+    assert [b["params"]["subject"] for b in entry["benchmarks"]] == ["known_encoders:Oracle"] * 2
+    (speed,) = entry["clipbench"]["results"]
+    assert {"images_per_second", "texts_per_second", "latency_p50"} <= speed["metrics"].keys()
+
+
+def test_pytest_benchmark_compare_reads_a_run(run, pytester):
+    run("--benchmark-json", "run.json", files=str(benchmarks() / "test_speed.py"))
+    command = [sys.executable, "-m", "pytest_benchmark", "compare", "run.json"]
+    done = subprocess.run(command, cwd=pytester.path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "test_images_per_second" in done.stdout
+
+
+def test_disabled_timing_is_a_skip_and_under_require_all_a_failure(run):
+    speed = str(benchmarks() / "test_speed.py")
+    run("--benchmark-disable", files=speed).assert_outcomes(passed=1, skipped=2)
+    run("--benchmark-disable", "--require-all", files=speed).assert_outcomes(passed=1, failed=2)
+
+
+def test_collecting_leaves_no_files_and_loads_nothing(run, pytester):
+    result = run("--collect-only", "-q", model="known_encoders:broken")
+    assert result.ret == 0
+    assert not (pytester.path / "results").exists()
+
+
+def test_sessions_without_benchmarks_leave_no_files(pytester):
+    pytester.makepyfile("def test_other(): pass")
+    pytester.runpytest_inprocess("-p", "clipbench.pytest_plugin", "--model", "no-such-model").assert_outcomes(passed=1)
+    assert not (pytester.path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "ViT-B/61"], "closest: ViT-B/16"),
+        (["--model", "ViT-B/16", "--pretrained", "missing.pt"], "missing.pt is not there"),
+        (["--model", "ViT-B/16,RN50", "--pretrained", "known_encoders.py"], "one checkpoint, but 2 models"),
+        (["--pretrained", "random"], "brings its own weights"),
+        (["--device", "gpu"], "expected auto, cpu, cuda"),
+        (["--device", "cuda:7"], "cuda:7"),
+        (["--precision", "int8"], "invalid choice"),
+        (["--batch-size", "0"], "expected 1 or more"),
+        (["--workers", "-1"], "expected 0 or more"),
+        (["--results", "known_encoders.py"], "is a file; give a folder"),
+        (["--model", "no_such_module:make"], "cannot import 'no_such_module'"),
+        (["-n", "2"], "cannot run under xdist"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
+)
+def test_what_cannot_be_meant_is_a_usage_error_before_anything_runs(pytester, arguments, words):
+    pytester.makepyfile(known_encoders=ENCODERS)
+    result = pytester.runpytest_inprocess(NATURAL, "-p", "no:cacheprovider", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert words in result.stderr.str() + result.stdout.str()
+    assert "Traceback" not in result.stderr.str() + result.stdout.str()
+    assert not (pytester.path / "results").exists()
+
+
+def test_random_weights_are_measured_but_not_judged_and_under_require_all_that_fails(tiny_models, pytester):
+    arguments = (NATURAL, "--model", "tiny-vit", "--pretrained", "random", "--device", "cpu", "-p", "no:cacheprovider")
+    from clipbench.models import zoo
+
+    known = zoo.open_clip_configs()
+    known.update({name: Path("unused") for name in ("tiny-vit", "tiny-vit-quickgelu")})
+    try:
+        result = pytester.runpytest_inprocess(*arguments, "-rs")
+        result.assert_outcomes(skipped=4)
+        result.stdout.fnmatch_lines(["*random weights: measured and recorded*"])
+        entry = run_json(pytester)["clipbench"]
+        assert "similarity" in entry["results"][0]["arrays"]
+        assert entry["skipped"][0]["reason"].startswith("random weights")
+        pytester.runpytest_inprocess(*arguments, "--require-all").assert_outcomes(failed=4)
+    finally:
+        for name in ("tiny-vit", "tiny-vit-quickgelu"):
+            known.pop(name)
+
+
+def test_weights_that_cannot_be_had_skip_with_the_ways_out_and_under_require_all_fail(pytester, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = (NATURAL, "--model", "ViT-B/16", "--offline", "--device", "cpu", "-p", "no:cacheprovider")
+    result = pytester.runpytest_inprocess(*arguments, "-rs")
+    result.assert_outcomes(skipped=4)
+    result.stdout.fnmatch_lines(
+        ["*no weights for ViT-B/16 with the tag 'openai' (offline)*--pretrained PATH*--model lite*"]
+    )
+    result.stdout.fnmatch_lines(["CANNOT TELL: nothing was held against a reference*"])
+    assert run_json(pytester)["clipbench"]["skipped"]
+    pytester.runpytest_inprocess(*arguments, "--require-all").assert_outcomes(failed=4)
+
+
+def test_a_corrupt_checkpoint_fails_once_by_name_without_a_traceback(pytester):
+    (pytester.path / "weights.pt").write_bytes(b"<html>not a checkpoint</html>")
+    arguments = (
+        "--model",
+        "ViT-B/16",
+        "--pretrained",
+        "weights.pt",
+        "--device",
+        "cpu",
+        "-p",
+        "no:cacheprovider",
+        "-rs",
+    )
+    result = pytester.runpytest_inprocess(NATURAL, *arguments)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(failed=1, skipped=3)
+    result.stdout.fnmatch_lines(["*weights.pt*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_results_that_cannot_be_written_fail_the_session(run, floor, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clipbench.pytest_session.write_whole", full)
+    result = run()
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["ERROR: the run's files could not be written*No space left on device*"])
+
+
+def test_the_header_says_what_will_run(run):
+    result = run("--precision", "bf16", "--batch-size", "3")
+    result.stdout.fnmatch_lines(
+        [
+            "clipbench model: known_encoders:Oracle, your own encoder",
+            "clipbench device: cpu, precision bf16, batch size 3, workers 0",
+        ]
+    )
+
+
+def test_collecting_the_benchmarks_imports_no_torch(pytester):
+    pytester.makepyfile(
+        probe="""
+        import sys
+        import pytest
+        code = pytest.main(["--collect-only", "-q", sys.argv[1], "-p", "no:cacheprovider"])
+        heavy = [m for m in ("torch", "open_clip", "transformers", "scipy.stats", "matplotlib") if m in sys.modules]
+        print("EXIT", int(code), "HEAVY", heavy)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "probe.py", str(benchmarks())], cwd=pytester.path, capture_output=True, text=True, timeout=120
+    )
+    assert "EXIT 0 HEAVY []" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,163 @@
+"""The summary and the figures: complete, readable, and safe with text that somebody else wrote."""
+
+import io
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fakes import ColourEncoder, card, colour_dataset, custom, matching
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from clipbench.experiments.matching import matching_result
+from clipbench.judge.verdict import judged
+from clipbench.report.document import Heading, Paragraph, Picture, Table, to_html, to_markdown
+from clipbench.report.figures import figure_name, matrix_figure
+from clipbench.report.files import write_report
+from clipbench.report.summary import summary_blocks, value_text, verdict_line
+from clipbench.report.terminal import terminal_lines
+from clipbench.result import Metric, Run, Skip, Verdict
+from clipbench.settings import Settings
+
+EVIL = "<script>alert(1)</script> | `x` ![i](http://h/i.png) [l](javascript:1)\n# h"
+NAMES = tuple("abcdefgh")
+
+
+class Tags(HTMLParser):
+    """Collects the tags and attributes of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+
+def verdict(word, reason="because"):
+    return Verdict("text_to_image_top1", "a source", "floor", 1.0, word, reason)
+
+
+def a_run(*words, skipped=()):
+    result = replace(matching(np.eye(8), NAMES), verdicts=tuple(verdict(w, f"reason of {w}") for w in words))
+    return Run({"machine": {"processor": "P"}, "software": {"torch": "2"}}, (result,), tuple(skipped))
+
+
+@given(st.text())
+def test_no_text_becomes_a_tag_in_html(text):
+    page = to_html([Heading(text), Paragraph(text), Table(("h",), [(text,)]), Picture("figures/x.png", text)], text)
+    assert set(Tags(page).tags) <= {
+        "html", "head", "meta", "title", "style", "body", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "figure", "img", "figcaption"
+    }  # fmt: skip
+
+
+def test_untrusted_text_makes_no_tag_link_image_heading_or_column_in_markdown():
+    text = to_markdown([Paragraph(EVIL), Table(("a", "b"), [(EVIL, "x")])])
+    assert "<script>" not in text.replace("\\<", "")
+    assert "](http" not in text.replace("\\]", "")
+    assert "\n# h" not in text
+    row = text.strip().splitlines()[-1]
+    assert row.replace("\\|", "").count("|") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["pass", "pass"], "PASS: 2 pass"),
+        (["pass", "fail"], "FAIL: 1 pass, 1 fail"),
+        (["pass", "inconclusive"], "CANNOT TELL IN PART: 1 pass, 0 fail, 1 inconclusive"),
+        ([], "CANNOT TELL: nothing was held"),
+    ],
+)
+def test_the_first_line_is_the_verdict_and_nothing_judged_is_no_pass(words, line):
+    assert verdict_line(a_run(*words)).startswith(line)
+
+
+def test_a_failed_test_is_never_summed_up_as_a_pass():
+    assert verdict_line(a_run("pass"), ["test_x: broken"]).startswith("FAIL")
+
+
+def test_inconclusive_comes_first_then_failures_each_with_its_reason():
+    lines = list(terminal_lines(a_run("pass", "fail", "inconclusive"), {}, []))
+    assert "reason of inconclusive" in lines[1]
+    assert "reason of fail" in lines[2]
+    text = to_markdown(summary_blocks(a_run("pass", "fail", "inconclusive"), {}, {}))
+    assert text.index("## Cannot tell") < text.index("## Failed") < text.index("## Results")
+
+
+def test_the_summary_holds_values_intervals_verdicts_reasons_skips_and_environment():
+    run = a_run("fail", skipped=[Skip("natural", "RN101 (openai)", "no weights here")])
+    text = to_markdown(summary_blocks(run, {}, {"natural": ("text_to_image_top1",)}))
+    for words in (
+        "text\\_to\\_image\\_top1 1.000 \\[0.676, 1.000\\]",
+        "reason of fail",
+        "no weights here",
+        "processor",
+        "torch",
+    ):
+        assert words in text
+
+
+def test_models_side_by_side_come_with_the_warning_about_raw_cosines():
+    two = Run({}, (matching(np.eye(8), NAMES), matching(np.eye(8), NAMES, "RN50")))
+    assert "Raw cosines cannot be compared" in to_markdown(summary_blocks(two, {}, {}))
+    assert "Raw cosines" not in to_markdown(summary_blocks(a_run(), {}, {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "text"),
+    [
+        ("params", Metric(149_620_737, 1), "149,620,737"),
+        ("text_to_image_top1", Metric(0.75, 8, 0.41, 0.93), "0.750 [0.410, 0.930]"),
+        ("margin_min", Metric(-0.01234, 8), "-0.0123"),
+        ("peak_memory_bytes", Metric(2**30, 1), "1,024 MiB"),
+        ("latency_p50", Metric(0.0123, 20), "12.30 ms"),
+        ("images_per_second", Metric(1234.5, 3), "1,234.5 images/s"),
+    ],
+)
+def test_values_are_written_as_people_read_them(name, metric, text):
+    assert value_text(name, metric) == text
+
+
+def test_a_report_has_a_page_a_text_and_a_figure_that_opens(tmp_path):
+    dataset = colour_dataset(tmp_path)
+    result = matching_result("natural", custom(ColourEncoder()), dataset, Settings())
+    write_report(Run({}, (replace(result, verdicts=judged(result)),)), tmp_path / "out", {dataset.name: dataset}, {})
+    figure = Image.open(tmp_path / "out/figures/natural-fake.png")
+    assert figure.width > 600
+    page = Tags((tmp_path / "out/summary.html").read_text())
+    assert ("src", "figures/natural-fake.png") in page.attributes
+    assert "natural-fake.png" in (tmp_path / "out/summary.md").read_text()
+
+
+def test_a_figure_shows_the_thumbnails_and_survives_hostile_captions():
+    captions = dict.fromkeys(NAMES, "$\\frac{broken" + EVIL)
+    red = {name: Image.new("RGB", (50, 30), (255, 0, 0)) for name in NAMES}
+    with_pictures, without = (
+        np.asarray(Image.open(io.BytesIO(matrix_figure(np.eye(8), NAMES, captions, pictures, EVIL))).convert("RGB"))
+        for pictures in (red, {})
+    )
+    assert (with_pictures == (255, 0, 0)).all(axis=2).sum() > 5000
+    assert (without == (255, 0, 0)).all(axis=2).sum() == 0
+
+
+def test_figure_names_hold_no_separator():
+    assert figure_name("natural", "../../etc/ViT-B/16 (a b)") == "natural-..-..-etc-ViT-B-16-a-b.png"
+
+
+def test_a_matrix_with_other_pictures_shows_ids_in_their_place(tmp_path):
+    dataset = colour_dataset(tmp_path)
+    result = matching_result("natural", custom(ColourEncoder()), dataset, Settings())
+    (tmp_path / "red.png").write_bytes((tmp_path / "blue.png").read_bytes())
+    changed = replace(dataset, source="again")
+    write_report(Run({}, (result,)), tmp_path / "out", {dataset.name: changed}, {})
+    assert (tmp_path / "out/figures/natural-fake.png").exists()
+
+
+def test_a_card_has_no_figure(tmp_path):
+    write_report(Run({}, (card("RN50", params=1),)), tmp_path, {}, {})
+    assert not (tmp_path / "figures").exists()
