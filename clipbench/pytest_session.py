@@ -101,15 +101,14 @@ class Subject:
 
         try:
             return measure()
-        except NotLoadedError as error:
-            self._session.skip(self.spec, experiment, str(error))
-            pytest.skip(str(error))
-        except (WeightsUnavailableError, DataUnavailableError) as error:
-            self.skip(experiment, str(error))
-            raise
         except ClipbenchError as error:
-            self._session.skip(self.spec, experiment, str(error))
-            pytest.fail(str(error), pytrace=False)
+            problem = error
+        if isinstance(problem, WeightsUnavailableError | DataUnavailableError):
+            self.skip(experiment, str(problem))
+        self._session.skip(self.spec, experiment, str(problem))
+        if isinstance(problem, NotLoadedError):
+            pytest.skip(str(problem))
+        pytest.fail(str(problem), pytrace=False)
 
 
 class BenchmarkSession:

@@ -8,6 +8,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+import clipbench.models.open_clip  # loaded before the first run inside a run, which forgets what it loads itself
+import clipbench.pytest_session
+import clipbench.report.figures
+import clipbench.report.files
+import clipbench.report.terminal
+import clipbench.session
 from clipbench.judge.references import Floor
 from clipbench.paths import benchmarks
 from clipbench.run_file import read_run, run_schema
@@ -52,9 +58,9 @@ def run(pytester, monkeypatch):
     pytester.makepyfile(known_encoders=ENCODERS)
     pytester.syspathinsert()
 
-    def call(*arguments, model="known_encoders:Oracle", files=NATURAL):
+    def call(*arguments, model="known_encoders:Oracle", files=NATURAL, **more):
         models = [a for m in ([model] if isinstance(model, str) else model) for a in ("--model", m)]
-        return pytester.runpytest_inprocess(files, *models, "--device", "cpu", "-p", "no:cacheprovider", *arguments)
+        return pytester.runpytest_inprocess(files, *models, "--device", "cpu", "-p", "no:cacheprovider", *arguments, **more)
 
     yield call
     sys.modules.pop("known_encoders", None)
@@ -111,7 +117,7 @@ def test_a_model_that_cannot_load_fails_once_and_its_other_tests_skip_naming_tha
 
 
 def test_an_interrupt_keeps_what_was_measured(run, pytester):
-    result = run(model=["known_encoders:Oracle", "known_encoders:Interrupted"])
+    result = run(model=["known_encoders:Oracle", "known_encoders:Interrupted"], no_reraise_ctrlc=True)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     names = [r["model"]["name"] for r in run_json(pytester)["clipbench"]["results"]]
     assert names == ["known_encoders:Oracle"]

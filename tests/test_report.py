@@ -93,7 +93,7 @@ def test_the_summary_holds_values_intervals_verdicts_reasons_skips_and_environme
     run = a_run("fail", skipped=[Skip("natural", "RN101 (openai)", "no weights here")])
     text = to_markdown(summary_blocks(run, {}, {"natural": ("text_to_image_top1",)}))
     for words in (
-        "text\\_to\\_image\\_top1 1.000 \\[0.676, 1.000\\]",
+        "text_to_image_top1 1.000 \\[0.676, 1.000\\]",
         "reason of fail",
         "no weights here",
         "processor",

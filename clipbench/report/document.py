@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~!])")
+# An underscore inside a word (a metric's name) is plain text in GitHub's Markdown; every other special character is escaped.
+_MARKDOWN = re.compile(r"([\\`*{}\[\]<>#|~!&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
 table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}
