@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from clipbench.judge.labels import label_verdicts
+from clipbench.judge.published import published_verdicts
 from clipbench.judge.references import PublishedMatrix, floors, published_matrices, weights_of
-from clipbench.metrics import margins
 from clipbench.models.zoo import cards
-from clipbench.result import Result, Verdict
+from clipbench.result import FloatArray, Result, Verdict
 
 ACTIVATION_ALPHA = 0.01
 ACTIVATION_GAIN = 0.005
@@ -23,6 +24,8 @@ def judged(result: Result) -> tuple[Verdict, ...]:
     if not result.model.is_random:
         verdicts += _floor_verdicts(result)
         verdicts += _matrix_verdicts(result)
+        verdicts += published_verdicts(result)
+        verdicts += label_verdicts(result)
         verdicts += _activation_verdicts(result)
     return tuple(verdicts)
 
@@ -106,20 +109,28 @@ def _matrix_verdict(result: Result, matrix: PublishedMatrix) -> Verdict:
 def _activation_verdicts(result: Result) -> Iterator[Verdict]:
     """Is the matrix clearly better with the activation the model was not loaded with?
 
-    Clearly: the items' margins are larger (one-sided Wilcoxon signed-rank, exact, p < .01) and by .005 or more on average.
-    Eight items reach p = 1/256 at best. On weights that match neither, the margins hardly move and neither wins.
+    Clearly: the items' contrasts (own cosine minus the mean of the wrong cells in its row and column) are larger, by a one-sided
+    exact Wilcoxon signed-rank test with p < .01, and by .005 or more on average. Eight items reach p = 1/256 at best.
     """
     if "similarity_other_activation" not in result.arrays:
         return
     from scipy.stats import wilcoxon
 
-    gain = margins(result.arrays["similarity_other_activation"]) - margins(result.arrays["similarity"])
+    gain = _contrasts(result.arrays["similarity_other_activation"]) - _contrasts(result.arrays["similarity"])
     p = float(wilcoxon(gain, alternative="greater", method="exact").pvalue) if np.any(gain) else 1.0
     better = p < ACTIVATION_ALPHA and float(gain.mean()) >= ACTIVATION_GAIN
     ours, other = result.model.activation, str(result.protocol["other_activation"])
-    reason = f"mean margin changes by {gain.mean():+.4f} with {other} in place of {ours} (p = {p:.3g}, n = {len(gain)})"
+    reason = f"mean contrast changes by {gain.mean():+.4f} with {other} in place of {ours} (p = {p:.3g}, n = {len(gain)})"
     if better:
         reason += f": these weights were most likely trained with {other}; run again with --activation {other}"
     yield Verdict(
         "activation", "the same matrix with the other activation", "floor", ours, "fail" if better else "pass", reason
     )
+
+
+def _contrasts(cosines: FloatArray) -> FloatArray:
+    """Return (n,): each item's own cosine minus the mean of the wrong cells in its row and column. Smoother than a margin."""
+    own = np.diag(cosines)
+    wrong = cosines.sum(axis=0) + cosines.sum(axis=1) - 2 * own
+    contrasts: FloatArray = own - wrong / (2 * (len(cosines) - 1))
+    return contrasts

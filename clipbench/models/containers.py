@@ -51,7 +51,9 @@ def read_container(path: Path) -> tuple[object, str]:
         head = file.read(_HEAD_BYTES)
     container = _container(path, head)
     try:
-        return _READERS[container](path), container
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on old pickle protocols, storages and escapes: the outcome is judged here
+            return _READERS[container](path), container
     except _MALFORMED as error:
         raise _unreadable(path, container, error) from error
 
@@ -113,8 +115,7 @@ def _read_safetensors(path: Path) -> object:
 
 
 def _read_torch(path: Path) -> object:
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on pickle protocols and old storages: the outcome is judged here
+    with path.open("rb") as file:
         is_zip = file.read(len(_ZIP)) == _ZIP  # else the format of torch before 1.6
         file.seek(0)
         if is_zip:
@@ -132,7 +133,7 @@ def _check_records(path: Path) -> None:
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"record {info.filename} is compressed, which torch.save never does")
         if broken := archive.testzip():
-            raise ValueError(f"record {broken} fails its checksum")
+            raise ValueError(f"record {broken} fails its checksum, or was saved without (torch's set_crc32_options)")
 
 
 _READERS: Mapping[str, Callable[[Path], object]] = {
