@@ -31,7 +31,7 @@ def checkpoint(request, tiny_models, natural_items, tmp_path_factory):
     trained, other = (gelu, quick) if request.param == "gelu" else (quick, gelu)
     pixels = torch.stack([preprocess(item.image.open()) for item in natural_items.items])
     tokens = open_clip.get_tokenizer("tiny-vit")([f"This is {item.captions[0]}" for item in natural_items.items])
-    optimizer = torch.optim.Adam(trained.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(trained.parameters(), lr=1e-3)
     for _ in range(STEPS):
         for theirs, mine in zip(other.parameters(), trained.parameters(), strict=True):
             theirs.data.copy_(mine.data)
@@ -66,7 +66,7 @@ def test_a_checkpoint_loaded_with_the_wrong_activation_fails_and_the_message_nam
     trained, path = checkpoint
     wrong = "quickgelu" if trained == "gelu" else "gelu"
     verdict = activation_verdict(path, wrong, natural_items)
-    assert verdict.verdict == "fail"
+    assert verdict.verdict == "fail", verdict.reason
     assert f"run again with --activation {trained}" in verdict.reason
 
 
