@@ -152,7 +152,7 @@ def test_rounds_fit_the_budget(colours, monkeypatch):
         speed.throughput(lambda: None, 4, lambda call, rounds: asked.append(rounds) or [1.0])
         return asked[-1]
 
-    assert [rounds_at(s) for s in (100.0, 1.0, 0.5, 1e-6)] == [2, 3, 6, 50]
+    assert [rounds_at(s) for s in (100.0, 5.0, 1.0, 0.5, 1e-6)] == [1, 2, 3, 6, 50]
 
 
 @pytest.mark.parametrize(

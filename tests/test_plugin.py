@@ -8,12 +8,6 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-import clipbench.models.open_clip  # loaded before the first run inside a run, which forgets what it loads itself
-import clipbench.pytest_session
-import clipbench.report.figures
-import clipbench.report.files
-import clipbench.report.terminal
-import clipbench.session
 from clipbench.judge.references import Floor
 from clipbench.paths import benchmarks
 from clipbench.run_file import read_run, run_schema
