@@ -34,7 +34,10 @@ class ImageRef:
         cannot be decoded (the message names the file).
         """
         self.check()
-        image = read_image(self.path)
+        return self.cut(read_image(self.path))
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """Return this part of the whole, decoded image (the image itself where there is no crop)."""
         if self.crop is None:
             return image
         left, top, right, bottom = self.crop

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from clipbench.data.dataset import Item
+from clipbench.data.dataset import Item, read_image
 from clipbench.errors import DataError
 from clipbench.models.encoder import Encoder, Rows
 from clipbench.settings import Settings
@@ -52,13 +52,26 @@ def embed_images(encoder: Encoder, items: Sequence[Item], settings: Settings) ->
 
 
 def _decoded(items: Sequence[Item], workers: int, broken: list[str]) -> Iterator[tuple[Item, Image.Image]]:
-    """Each item with its picture; `workers` threads decode ahead (0: in the calling thread)."""
+    """Each item with its picture; `workers` threads decode ahead (0: in the calling thread).
+
+    Neighbours cut from one file (the boxes of a COCO image) share one decoding; the parts are cut when they are asked for.
+    """
+    groups = [list(group) for _, group in groupby(items, key=lambda item: (item.image.path, item.image.sha256))]
     with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
-        for item, opened in _ahead(pool, items, lambda item: item.image.open(), 4 * max(1, workers)):
+        for group, opened in _ahead(pool, groups, _whole, 4 * max(1, workers)):
             try:
-                yield item, opened()
+                image = opened()
             except DataError as error:
-                broken.append(f"{item.id}: {error}")
+                broken += [f"{item.id}: {error}" for item in group]
+                continue
+            for item in group:
+                yield item, item.image.cut(image)
+
+
+def _whole(group: Sequence[Item]) -> Image.Image:
+    """The decoded file that all items of the group are parts of."""
+    group[0].image.check()
+    return read_image(group[0].image.path)
 
 
 def _ahead(

@@ -70,6 +70,11 @@ class CustomEncoder:
         """Return (texts, dim) float32 unit rows."""
         return unit_rows(self._wrapped.encode_texts(list(texts)), len(texts), f"{self.identity.name}: encode_texts")
 
+    def count_truncated(self, texts: Sequence[str]) -> int | None:
+        """Return what the object's own `count_truncated` says, or None where it has none."""
+        count = getattr(self._wrapped, "count_truncated", None)
+        return int(count(list(texts))) if callable(count) else None
+
     def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
         """Return the whole call, preparation included: an encoder that is not ours has no other seam."""
         return lambda: synchronized(self._wrapped.encode_images(list(images)), self.identity.device)

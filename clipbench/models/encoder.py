@@ -29,6 +29,10 @@ class Encoder(Protocol):
         """Return (texts, dim) float32 unit rows."""
         ...
 
+    def count_truncated(self, texts: Sequence[str]) -> int | None:
+        """Return how many of the texts the tokenizer cuts at the context length, or None where that is not known."""
+        ...
+
     def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
         """Return a call that runs the model alone on one batch, prepared beforehand, waits for the device, and returns its
         raw rows."""

@@ -77,6 +77,22 @@ class OpenClipEncoder:
         """Return (texts, dim) float32 unit rows, in one batch."""
         return unit_rows(self.forward_texts(self.tokens(texts)), len(texts), f"{self.identity.name}: encode_text")
 
+    def count_truncated(self, texts: Sequence[str]) -> int | None:
+        """Return how many of the texts the tokenizer cuts at the context length, or None for a tokenizer of another kind.
+
+        A token is at least one byte, so short texts are not tokenized for this.
+        """
+        length = self.card["context_length"]
+        long = [text for text in texts if len(text.encode(errors="replace")) + 2 > length]
+        if hasattr(self.tokenizer, "encode"):
+            return sum(len(self.tokenizer.encode(text)) + 2 > length for text in long)
+        if not hasattr(self.tokenizer, "tokenizer"):
+            return None
+        if not long:
+            return 0
+        rows = self.tokenizer.tokenizer(long, truncation=False, padding=False, verbose=False)["input_ids"]
+        return sum(len(row) > length for row in rows)
+
     def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
         """Return a call of the model alone on these images, preprocessed and on the device beforehand."""
         pixels = self.pixels(images).to(device=self.identity.device, dtype=_DTYPES[self.identity.precision])

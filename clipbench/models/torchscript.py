@@ -221,11 +221,13 @@ def is_data_pkl(name: str) -> bool:
 
 
 def _check_instructions(content: bytes) -> None:
-    """Of the instructions a pickle may hold, two make the unpickler take as much memory as the file asks for."""
+    """Unpickling takes memory by the numbers in a pickle: refuse lengths and places beyond the pickle's own length.
+
+    Raises: ValueError; the walk itself raises it for lengths.
+    """
     for instruction, argument, _position in pickletools.genops(content):
-        far = instruction.name.endswith("PUT") and isinstance(argument, int) and argument > len(content)
-        if far or instruction.name == "BYTEARRAY8":
-            raise ValueError(f"its data.pkl asks for memory ({instruction.name} {str(argument)[:20]})")
+        if instruction.name.endswith("PUT") and isinstance(argument, int) and argument > len(content):
+            raise ValueError(f"its data.pkl remembers objects at place {str(argument)[:20]}")
 
 
 def _modules(root: object) -> Iterator[tuple[str, _Inert]]:

@@ -47,14 +47,14 @@ def matrix_figure(
             colour = "black" if cosines[row, column] > middle else "white"
             axes.text(column, row, f"{cosines[row, column]:.2f}", ha="center", va="center", size=13, color=colour)
         axes.add_patch(_frame(best, row, "#2ecc40" if own else "#ff4136"))
-    labels = ["\n".join(textwrap.wrap(_plain(captions.get(i, i)), 30)[:4]) for i in ids]
+    labels = ["\n".join(textwrap.wrap(plain_text(captions.get(i, i)), 30)[:4]) for i in ids]
     axes.set_yticks(range(n), labels, fontsize=11)
     _thumbnails(axes, ids, pictures)
     axes.set_xlim(-0.5, n - 0.5)
     axes.set_ylim(n - 0.5, -1.6)
     for side in ("left", "top", "right", "bottom"):
         axes.spines[side].set_visible(False)
-    figure.suptitle(_plain(title), fontsize=14)
+    figure.suptitle(plain_text(title), fontsize=14)
     figure.supxlabel("framed: each caption's best image (green: its own, red: another's)", fontsize=10)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": ""})
@@ -65,7 +65,7 @@ def _thumbnails(axes, ids: Sequence[str], pictures: Mapping[str, Image.Image]) -
     axes.set_xticks([])
     for column, item in enumerate(ids):
         if item not in pictures:
-            axes.text(column, -0.7, _plain(item)[:16], ha="center", va="bottom", size=9, rotation=30)
+            axes.text(column, -0.7, plain_text(item)[:16], ha="center", va="bottom", size=9, rotation=30)
             continue
         picture = pictures[item].copy()
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -81,6 +81,6 @@ def _frame(column: int, row: int, colour: str):  # type: ignore[no-untyped-def] 
     return Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor=colour, linewidth=3)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text from data is shown as it is: no mathtext, no control characters."""
     return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")

@@ -1,14 +1,15 @@
-"""Writing a run's files: summary.md, summary.html and one PNG a matrix, each whole or not at all."""
+"""Writing a run's files: summary.md, summary.html and the figures, each whole or not at all."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipbench.data.dataset import Dataset
-from clipbench.errors import ClipbenchError
 from clipbench.report.document import to_html, to_markdown
-from clipbench.report.figures import figure_name, matrix_figure
+from clipbench.report.drawing import figures_of
+from clipbench.report.ranking import by_experiment, ranking_blocks, ranking_file
+from clipbench.report.ranking_figure import ranking_figure
 from clipbench.report.summary import model_label, summary_blocks
-from clipbench.result import Result, Run, write_whole
+from clipbench.result import Run, write_whole
 
 
 def write_report(
@@ -26,22 +27,11 @@ def write_report(
     """
     figures: dict[tuple[str, str], list[str]] = {}
     for result in run.results:
-        if "similarity" in result.arrays and len(result.items.ids) == len(result.arrays["similarity"]):
-            name = figure_name(result.experiment, model_label(result.model))
-            write_whole(folder / "figures" / name, _matrix(result, datasets.get(result.dataset.name)))
-            figures[(result.experiment, model_label(result.model))] = [f"figures/{name}"]
-    blocks = summary_blocks(run, figures, shown, problems)
+        for name, content in figures_of(result, datasets.get(result.dataset.name)):
+            write_whole(folder / "figures" / name, content)
+            figures.setdefault((result.experiment, model_label(result.model)), []).append(f"figures/{name}")
+    for title, found in by_experiment(run):
+        write_whole(folder / "figures" / ranking_file(title), ranking_figure(title, found))
+    blocks = [*summary_blocks(run, figures, shown, problems), *ranking_blocks(run)]
     write_whole(folder / "summary.md", to_markdown(blocks))
     write_whole(folder / "summary.html", to_html(blocks, "clipbench summary"))
-
-
-def _matrix(result: Result, dataset: Dataset | None) -> bytes:
-    captions, pictures = {}, {}
-    for item in dataset.items if dataset and dataset.fingerprint == result.dataset.fingerprint else ():
-        captions[item.id] = item.captions[0]
-        try:
-            pictures[item.id] = item.image.open()
-        except ClipbenchError:
-            continue  # the id stands in for a picture that cannot be opened any more
-    title = f"{result.experiment}: {model_label(result.model)}, cosine of texts (rows) and images (columns)"
-    return matrix_figure(result.arrays["similarity"], result.items.ids, captions, pictures, title)

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
+from clipbench.judge.published import shown_only
 from clipbench.report.document import Block, Heading, Paragraph, Picture, Table
 from clipbench.result import Metric, ModelIdentity, Result, Run, Verdict
 
@@ -78,10 +81,12 @@ def summary_blocks(
     blocks += _open_questions(run, problems)
     blocks += [Heading("Results"), *_results(run, shown)]
     blocks += _verdict_table("Verdicts", [(r, v) for r in run.results for v in r.verdicts])
+    blocks += _not_enforced(run)
     if run.skipped:
         rows = [(s.model, s.experiment, s.reason) for s in run.skipped]
         blocks += [Heading("Not measured, or not held to a reference"), Table(("model", "experiment", "reason"), rows)]
     blocks += _figure_blocks(run, figures)
+    blocks += _confusions(run)
     blocks += _all_metrics(run)
     blocks += _environment(run)
     return blocks
@@ -100,7 +105,7 @@ def _results(run: Run, shown: Mapping[str, Sequence[str]]) -> Iterator[Block]:
     models = {model_label(r.model) for r in run.results}
     rows = []
     for r in run.results:
-        names = [n for n in shown.get(r.experiment, tuple(r.metrics)) if n in r.metrics]
+        names = [n for n in shown.get(r.experiment.partition(":")[0], tuple(r.metrics)) if n in r.metrics]
         values = ", ".join(f"{n} {value_text(n, r.metrics[n])}" for n in names) or "nothing could be measured"
         items = f"{r.dataset.name} (n={r.dataset.n})" if r.dataset.n else "-"
         reasons = "; ".join(v.reason for v in r.verdicts if v.verdict != "pass")
@@ -122,6 +127,38 @@ def _verdict_table(title: str, judged: Sequence[tuple[Result, Verdict]]) -> Iter
     ]
     yield Heading(title)
     yield Table(header, rows)
+
+
+def _not_enforced(run: Run) -> Iterator[Block]:
+    """Published values under another protocol than the run's: to look at, never to be held to."""
+    rows = [
+        (
+            model_label(r.model),
+            r.experiment,
+            s.metric,
+            value_text(s.metric, s.measured),
+            f"{s.published:.4f}",
+            s.why,
+            s.source,
+        )
+        for r in run.results
+        for s in shown_only(r)
+    ]
+    if rows:
+        yield Heading("Published values, shown but not enforced")
+        yield Table(("model", "experiment", "metric", "measured", "published", "what differs", "source"), rows)
+
+
+def _confusions(run: Run) -> Iterator[Block]:
+    rows = []
+    for r in run.results:
+        names = [str(name) for name in r.protocol.get("classes", ())]
+        for true, picked, count, size in r.arrays.get("most_confused", np.empty((0, 4))).astype(int).tolist():
+            share = f"{count} of {size} ({count / size:.0%})"
+            rows.append((model_label(r.model), r.experiment, names[true], names[picked], share))
+    if rows:
+        yield Heading("Most confused classes")
+        yield Table(("model", "experiment", "is", "was taken for", "how often"), rows)
 
 
 def _figure_blocks(run: Run, figures: Mapping[tuple[str, str], Sequence[str]]) -> Iterator[Block]:

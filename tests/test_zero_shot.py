@@ -1,0 +1,99 @@
+"""Any labelled folder: read with its class names and templates, scored, and run through the plugin."""
+
+import pytest
+from fakes import custom
+from planted import PlantedEncoder, paint
+
+from clipbench.errors import UsageError
+from clipbench.experiments import experiment
+from clipbench.paths import benchmarks
+from clipbench.session import default_experiments
+from clipbench.settings import Settings
+
+FILES = str(benchmarks() / "test_zero_shot.py")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(9):
+        paint(tmp_path / "pets" / f"class_{number % 3}" / f"{number}.png", [number])
+    return tmp_path / "pets"
+
+
+def test_a_folder_is_an_experiment_of_its_own_with_its_own_templates(folder):
+    (folder / "classes.toml").write_text('templates = ["one {}", "two\\n{}"]\n')
+    settings = Settings(zero_shot=(("pets", folder), ("more", folder)))
+    assert [n for n in default_experiments(settings) if n.startswith("zero")] == ["zero_shot:pets", "zero_shot:more"]
+    found = experiment("zero_shot:pets")
+    result = found.measure(custom(PlantedEncoder()), found.load(settings), settings)
+    assert result.experiment == "zero_shot:pets"
+    assert result.dataset.name == "pets"
+    assert result.protocol["prompts"] == ["one {}", "two\n{}"]
+    assert result.protocol["classes"] == ["class 0", "class 1", "class 2"]
+    assert set(result.metrics) == {"acc1", "mean_per_class_recall"}
+
+
+def test_shipped_names_bring_their_names_and_templates(tmp_path):
+    for name in ("cat", "dog"):
+        paint(tmp_path / name / "0.png", [1])
+    settings = Settings(zero_shot=(("cifar10", tmp_path),))
+    found = experiment("zero_shot:cifar10")
+    result = found.measure(custom(PlantedEncoder()), found.load(settings), settings)
+    assert len(result.protocol["prompts"]) == 18
+    assert len(result.protocol["classes"]) == 10
+    assert result.protocol["notes"]["classes_without_items"] == 8
+
+
+def test_no_folder_no_experiment():
+    assert not [n for n in default_experiments(Settings()) if n.startswith("zero")]
+    with pytest.raises(UsageError, match="name the folder, as in zero_shot:NAME"):
+        experiment("zero_shot").load(Settings())
+    with pytest.raises(UsageError, match=r"zero_shot:pets: no folder was given under that name \(given: none\)"):
+        experiment("zero_shot:pets").load(Settings())
+
+
+@pytest.fixture
+def run(pytester):
+    pytester.makepyfile(planted_model="from planted import PlantedEncoder as Model")
+    pytester.syspathinsert()
+
+    def call(*arguments):
+        command = (FILES, "--model", "planted_model:Model", "--device", "cpu", "-p", "no:cacheprovider", "-rs")
+        return pytester.runpytest_inprocess(*command, *arguments)
+
+    return call
+
+
+def test_the_plugin_runs_each_folder_and_shows_its_accuracy(run, folder, pytester):
+    result = run("--zero-shot", f"pets={folder}", "--zero-shot", f"more={folder}")
+    result.assert_outcomes(skipped=4)
+    result.stdout.fnmatch_lines(["*zero_shot:pets*acc1*", "*zero_shot:more*acc1*"])
+    names = {p.name for p in (pytester.path / "results/figures").iterdir()}
+    assert names == {"zero-shot-pets-planted-model-Model.png", "zero-shot-more-planted-model-Model.png"}
+    assert "Most confused classes" in (pytester.path / "results/summary.md").read_text()
+
+
+def test_without_a_folder_its_benchmarks_do_not_exist(run):
+    run().assert_outcomes(deselected=2)
+
+
+def test_one_name_for_two_folders_is_a_usage_error(run, folder):
+    result = run("--zero-shot", f"pets={folder}", "--zero-shot", f"pets={folder}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "is given twice" in result.stderr.str()
+
+
+def test_a_truncated_image_is_counted_and_fails_under_require_all_naming_it(run, folder, pytester):
+    picture = folder / "class_1" / "4.png"
+    picture.write_bytes(picture.read_bytes()[:50])
+    run("--zero-shot", f"pets={folder}").assert_outcomes(skipped=2)
+    result = run("--zero-shot", f"pets={folder}", "--require-all")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*1 broken image(s): 4.png*"])
+
+
+def test_a_folder_without_class_folders_skips_with_what_is_missing(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run("--zero-shot", f"empty={tmp_path / 'empty'}")
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(["*holds no class folder; expected one folder for each class*"])
