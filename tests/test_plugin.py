@@ -1,5 +1,6 @@
 """The plugin, run through pytest on the real benchmark files with encoders whose answers are known."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,10 @@ import pytest
 from clipbench.judge.references import Floor
 from clipbench.paths import benchmarks
 from clipbench.run_file import read_run, run_schema
+
+# Loaded before the first run inside a run: such a run forgets what it loads itself, and torch cannot be loaded twice.
+for module in ("models.open_clip", "pytest_session", "report.files", "report.figures", "report.terminal", "session"):
+    importlib.import_module(f"clipbench.{module}")
 
 NATURAL = str(benchmarks() / "test_natural.py")
 ENCODERS = '''

@@ -13,16 +13,17 @@ from clipbench.embed.images import embed_images
 from clipbench.embed.texts import embed_texts
 from clipbench.errors import DataError
 from clipbench.experiments.experiment import identity_of, mean, protocol_of, rate
+from clipbench.experiments.handled import check_dims
 from clipbench.metrics import image_to_text_hits, margins, text_to_image_hits
-from clipbench.models.encoder import Encoder
+from clipbench.models.encoder import Encoder, Rows
 from clipbench.result import FloatArray, Items, Metric, Result
 from clipbench.settings import Settings
 
 SHOWN = ("text_to_image_top1", "image_to_text_top1", "margin_mean")
 
 
-def cosine_matrix(encoder: Encoder, dataset: Dataset, settings: Settings) -> FloatArray:
-    """Return the (texts, images) float64 cosines of every item's first caption and every item's image, in item order.
+def matched_rows(encoder: Encoder, dataset: Dataset, settings: Settings) -> tuple[Rows, Rows]:
+    """Return (images, dim) and (texts, dim) float32 unit rows of every item's image and its first caption, in item order.
 
     Raises: DataError when an image of the set cannot be decoded: a matrix with a hole is no diagonal.
     """
@@ -33,22 +34,32 @@ def cosine_matrix(encoder: Encoder, dataset: Dataset, settings: Settings) -> Flo
         )
     texts = [str(dataset.protocol["prompts"]).format(caption=item.captions[0]) for item in dataset.items]
     text_rows = embed_texts(encoder, texts, settings)
-    if text_rows.shape[1] != embedded.rows.shape[1]:
-        raise DataError(
-            f"{encoder.identity.name} gives texts of dim {text_rows.shape[1]} and images of dim {embedded.rows.shape[1]}; "
-            f"a dual encoder gives both the same dim"
-        )
-    return text_rows.astype(np.float64) @ embedded.rows.astype(np.float64).T
+    check_dims(encoder, embedded.rows, text_rows)
+    return embedded.rows, text_rows
 
 
-def matching_result(experiment: str, encoder: Encoder, dataset: Dataset, settings: Settings) -> Result:
+def cosine_matrix(encoder: Encoder, dataset: Dataset, settings: Settings) -> FloatArray:
+    """Return the (texts, images) float64 cosines of `matched_rows`. Raises: DataError as there."""
+    image_rows, text_rows = matched_rows(encoder, dataset, settings)
+    return cosines_of(image_rows, text_rows)
+
+
+def cosines_of(image_rows: Rows, text_rows: Rows) -> FloatArray:
+    """Return the (texts, images) float64 cosines of unit rows."""
+    return text_rows.astype(np.float64) @ image_rows.astype(np.float64).T
+
+
+def matching_result(
+    experiment: str, encoder: Encoder, dataset: Dataset, settings: Settings, rows: tuple[Rows, Rows] | None = None
+) -> Result:
     """Return the square matching experiment on a data set of (image, caption) pairs.
 
     Metrics: text_to_image_top1 and image_to_text_top1 (rates; ties count against the model), diagonal_mean and
     off_diagonal_mean (cosines), margin_mean and margin_min (an item's own cosine minus the best wrong cell in its row or
-    column; positive when the item is matched both ways).
+    column; positive when the item is matched both ways). `rows`: what `matched_rows` gave, where it was called already.
     """
-    cosines = cosine_matrix(encoder, dataset, settings)
+    image_rows, text_rows = rows or matched_rows(encoder, dataset, settings)
+    cosines = cosines_of(image_rows, text_rows)
     outcomes, metrics = matching_metrics(cosines, settings.seed)
     return Result(
         experiment=experiment,

@@ -1,10 +1,11 @@
 """Verdicts: a result held against every reference that speaks of it, with the reason in words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from clipbench.judge.labels import label_verdicts
+from clipbench.judge.medical import contract_verdicts
 from clipbench.judge.published import published_verdicts
 from clipbench.judge.references import PublishedMatrix, floors, published_matrices, weights_of
 from clipbench.models.zoo import cards
@@ -15,10 +16,11 @@ ACTIVATION_GAIN = 0.005
 SHOWN_CELLS = 3
 
 
-def judged(result: Result) -> tuple[Verdict, ...]:
+def judged(result: Result, beside: Mapping[str, Result] | None = None) -> tuple[Verdict, ...]:
     """Return the verdicts of a result against the published card, the published matrices, the floors and its own activation.
 
-    Random weights are held to their card alone: nothing else is claimed of them.
+    `beside` are the same model's results by experiment, for what needs two of them: medical images are held against natural
+    ones. Random weights are held to their card alone: nothing else is claimed of them.
     """
     verdicts = list(_card_verdicts(result))
     if not result.model.is_random:
@@ -26,6 +28,7 @@ def judged(result: Result) -> tuple[Verdict, ...]:
         verdicts += _matrix_verdicts(result)
         verdicts += published_verdicts(result)
         verdicts += label_verdicts(result)
+        verdicts += contract_verdicts(result, beside or {})
         verdicts += _activation_verdicts(result)
     return tuple(verdicts)
 

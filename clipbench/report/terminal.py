@@ -2,20 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from clipbench.report.ranking import ranking_lines
 from clipbench.report.summary import ORDER, model_label, value_text, verdict_line, worst_verdict
 from clipbench.result import Run
 
 
 def terminal_lines(run: Run, shown: Mapping[str, Sequence[str]], problems: Sequence[str]) -> Iterator[str]:
-    """Return the lines: verdict; inconclusive and failed verdicts with reasons; a line a result; a line a skip."""
+    """Return the lines: verdict; inconclusive and failed verdicts with reasons; a line a result, a skip, a ranking."""
     yield verdict_line(run, problems)
     open_verdicts = [(r, v) for r in run.results for v in r.verdicts if v.verdict != "pass"]
     for result, verdict in sorted(open_verdicts, key=lambda pair: ORDER[pair[1].verdict]):
         yield f"  {verdict.verdict}: {result.experiment} of {model_label(result.model)}: {verdict.reason}"
     width = max((len(model_label(r.model)) for r in run.results), default=0)
     for result in run.results:
-        names = [n for n in shown.get(result.experiment, ()) if n in result.metrics]
+        names = [n for n in shown.get(result.experiment.partition(":")[0], ()) if n in result.metrics]
         values = ", ".join(f"{n} {value_text(n, result.metrics[n])}" for n in names)
         yield f"  {model_label(result.model):{width}}  {result.experiment:12} {worst_verdict(result.verdicts):13} {values}"
     for skip in run.skipped:
         yield f"  skipped: {skip.experiment} of {skip.model}: {skip.reason}"
+    yield from ranking_lines(run)

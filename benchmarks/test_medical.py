@@ -1,0 +1,11 @@
+"""Medical images: two matrices of eight radiology figures, where CLIP should fail, held against the natural one."""
+
+
+def test_medical_captions_fail_as_expected(subject):
+    """Natural images must be matched better by more than a stated margin, shown by an exact interval on the difference.
+
+    The two sets of eight are pooled: eight alone can show that a model fails, but not that it no longer does.
+    """
+    subject.measure("natural")
+    subject.measure("medical_other")
+    subject.require("medical", "text_to_image_top1", kind="floor")

@@ -1,0 +1,11 @@
+"""The whole of ROCO (`--roco ROOT`): retrieval both ways, and the medical matrix of eight repeated in random groups."""
+
+import pytest
+
+pytestmark = pytest.mark.needs_option("roco")
+
+
+def test_groups_of_eight_fail_as_expected(subject):
+    """The contract of test_medical.py, with as many outcomes as the collection has whole groups of eight."""
+    subject.measure("natural")
+    subject.require("medical_retrieval", "text_to_image_top1", kind="floor")

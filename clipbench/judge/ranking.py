@@ -1,0 +1,185 @@
+"""The models confronted: which are shown to be better than which, on the same items of one experiment.
+
+Only rates of right outcomes are ranked, and mean average precision: they do not depend on a model's scale. Raw cosines,
+and margins made of them, are never ranked: each model has its own range of them. Two models are compared only on the same
+items under the same prompts. Among all pairs of a ranking, the chance of calling any difference that is none is 5 % at most
+(Holm); what is not shown is a tie.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from clipbench.judge.intervals import Float64s, Interval
+from clipbench.judge.paired import holm, mcnemar, paired_bootstrap, paired_difference_interval
+from clipbench.result import Metric, ModelIdentity, Result, Run
+
+RANKED = (
+    "text_to_image_top1",
+    "image_to_text_top1",
+    "acc1",
+    "mean_average_precision",
+    "image_retrieval_recall@1",
+    "text_retrieval_recall@1",
+)
+"""What is ranked, in the order shown. A new experiment is ranked by giving its score one of these names."""
+
+OF_THE_MODEL = ("preprocessing", "shortcuts", "notes", "other_activation", "broken_images")
+"""Entries of the protocol that belong to a model or count what happened: they may differ between models that are compared."""
+
+ALPHA = 0.05
+ALL_SIGNS_UP_TO = 14
+SIGNS_DRAWN = 20_000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models on the same items: `a` has the higher score, `difference` is a minus b with its 95 % interval.
+
+    `a_only`, `b_only`: items that only one of the two has right (None for scores that are not right or wrong). `p` is
+    adjusted for all pairs of the ranking (Holm). `winner` is None for a tie.
+    """
+
+    a: ModelIdentity
+    b: ModelIdentity
+    difference: float
+    low: float
+    high: float
+    a_only: int | None
+    b_only: int | None
+    p: float
+    winner: ModelIdentity | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One model's score and how it stands against the others; `place` is one more than the models shown to be better."""
+
+    model: ModelIdentity
+    score: Metric
+    wins: int
+    ties: int
+    losses: int
+
+    @property
+    def place(self) -> int:
+        return self.losses + 1
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One metric of one experiment: standings best first, all pairs, and (model, reason) of what cannot be compared."""
+
+    experiment: str
+    dataset: str
+    metric: str
+    n: int
+    standings: tuple[Standing, ...]
+    pairs: tuple[Pair, ...]
+    not_comparable: tuple[tuple[ModelIdentity, str], ...] = ()
+
+
+def rankings(run: Run) -> tuple[Ranking, ...]:
+    """Return a ranking for each experiment and ranked metric that two models or more were measured on; () for one model."""
+    together: dict[tuple[str, str], list[Result]] = {}
+    for result in run.results:
+        together.setdefault((result.experiment, result.dataset.name), []).append(result)
+    found = (ranking(results, metric) for results in together.values() for metric in RANKED)
+    return tuple(entry for entry in found if entry is not None)
+
+
+def ranking(results: Sequence[Result], metric: str) -> Ranking | None:
+    """Return the ranking of results of one experiment by a metric; None where fewer than two have its outcomes.
+
+    Results on other items or under another protocol than most (the first ones, where no more agree) are not comparable.
+    """
+    having = [r for r in results if metric in r.metrics and r.items.outcomes.get(metric)]
+    if len(having) < 2:
+        return None
+    agreeing = [[other for other in having if not unlike(one, other, metric)] for one in having]
+    most = max(agreeing, key=lambda group: len(group))
+    kept = sorted(most, key=lambda r: (-r.metrics[metric].value, r.model.name))
+    left = [(r.model, unlike(kept[0], r, metric)) for r in having if all(r is not k for k in kept)]
+    pairs = tuple(_pairs(kept, metric))
+    standings = tuple(_standing(r, metric, pairs) for r in kept)
+    first = kept[0]
+    return Ranking(first.experiment, first.dataset.name, metric, first.metrics[metric].n, standings, pairs, tuple(left))
+
+
+def unlike(one: Result, other: Result, metric: str) -> str:
+    """Return in words why two results cannot be compared on a metric; "" when they can."""
+    ids = [list(r.items.ids_of(metric)) for r in (one, other)]
+    if one.dataset.fingerprint != other.dataset.fingerprint or ids[0] != ids[1]:
+        return f"measured on other items (n={one.metrics[metric].n} and n={other.metrics[metric].n})"
+    keys = sorted((one.protocol.keys() | other.protocol.keys()) - set(OF_THE_MODEL))
+    differing = [key for key in keys if one.protocol.get(key) != other.protocol.get(key)]
+    return f"measured under another protocol: {', '.join(differing)}" if differing else ""
+
+
+def images_of(result: Result, metric: str) -> list[str] | None:
+    """Return the image of each outcome where several captions of one image have outcomes; None where each stands alone.
+
+    A text's id is "<image id>#<place of the caption>" (see `experiments.retrieval`).
+    """
+    images = [text.rpartition("#")[0] for text in result.items.ids_of(metric)]
+    known = set(result.items.id_lists.get("image_ids", ()))
+    return images if known.issuperset(images) and len(set(images)) < len(images) else None
+
+
+def _standing(result: Result, metric: str, pairs: Sequence[Pair]) -> Standing:
+    mine = [p for p in pairs if result.model in (p.a, p.b)]
+    wins, ties = sum(p.winner == result.model for p in mine), sum(p.winner is None for p in mine)
+    return Standing(result.model, result.metrics[metric], wins, ties, len(mine) - wins - ties)
+
+
+def _pairs(kept: Sequence[Result], metric: str) -> Iterator[Pair]:
+    """Every pair, the better score first; the p-values of all pairs are adjusted together."""
+    rows = {r.model: np.asarray(r.items.outcomes[metric], dtype=np.float64) for r in kept}
+    images, couples = images_of(kept[0], metric), list(combinations(rows, 2))
+    compare = _flips if all(np.isin(row, (0.0, 1.0)).all() for row in rows.values()) else _means
+    compared = [compare(rows[a], rows[b], images) for a, b in couples]
+    adjusted = holm({str(k): found.p for k, found in enumerate(compared)})
+    for k, ((a, b), found) in enumerate(zip(couples, compared, strict=True)):
+        difference, p = float(np.mean(rows[a] - rows[b])), adjusted[str(k)]
+        winner = None if p > ALPHA else a if difference > 0 else b
+        yield Pair(a, b, difference, *found.interval, found.a_only, found.b_only, p, winner)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    p: float
+    interval: Interval
+    a_only: int | None = None
+    b_only: int | None = None
+
+
+def _flips(a: Float64s, b: Float64s, images: list[str] | None) -> _Compared:
+    """Right or wrong: exact McNemar and its interval."""
+    test = mcnemar(b, a, images)
+    return _Compared(test.p_differs, paired_difference_interval(b, a, clusters=images), test.gained, test.lost)
+
+
+def _means(a: Float64s, b: Float64s, images: list[str] | None) -> _Compared:
+    """Any other score: paired bootstrap for the interval. The p-value is a randomisation test's, since the bootstrap's
+    far tails, which many pairs need, call noise a difference on few items (2 % in place of .14 % at n = 12)."""
+    return _Compared(sign_flip_p(a - b), paired_bootstrap(b, a, 0.95, images) or (-1.0, 1.0))
+
+
+def sign_flip_p(differences: Float64s) -> float:
+    """Return the two-sided p-value of a mean difference: the share of random signs that give a mean as far from 0.
+
+    `differences`: (n,) float64. All signs are tried up to n = 14, else 20,000 drawn with a fixed seed.
+    Source: Fisher's randomisation test, as recommended for paired scores by Smucker, Allan & Carterette, CIKM 2007.
+    """
+    n = len(differences)
+    if n <= ALL_SIGNS_UP_TO:
+        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        more = 0
+    else:
+        signs = np.random.default_rng(0).choice(np.array([-1, 1], dtype=np.int8), size=(SIGNS_DRAWN, n))
+        more = 1
+    sums = np.abs(signs @ differences)
+    as_far = int(np.count_nonzero(sums >= abs(differences.sum()) * (1 - 1e-12)))
+    return (as_far + more) / (len(signs) + more)

@@ -1,0 +1,290 @@
+"""The medical experiments, and the contract of expected failure: what it passes, fails and leaves open."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fakes import custom, matching
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+
+import clipbench.judge.medical as contract
+from clipbench.data.packaged import packaged_dataset
+from clipbench.errors import DataError, DataUnavailableError
+from clipbench.experiments import experiment
+from clipbench.experiments.medical import PROMPT, load_medical, medical_retrieval, whole_groups
+from clipbench.judge.medical import Contract, Hits, contract_verdicts, contracts, decided, reach
+from clipbench.judge.unpaired import accuracy_difference_interval
+from clipbench.models.zoo import ModelSpec
+from clipbench.result import run_from_json
+from clipbench.session import Session, default_experiments
+from clipbench.settings import Settings
+
+MARGIN, CHANCE = 0.25, 0.125
+EIGHT = [f"item{k}" for k in range(8)]
+SPEC = ModelSpec("fake", "factory", "factory")
+
+
+def matrix(hits, name, model="fake", pretrained="factory"):
+    """A matching result whose first `hits` texts pick their own image and whose others pick a neighbour's."""
+    cosines = np.eye(8)
+    for row in range(hits, 8):
+        cosines[row, row], cosines[row, (row + 1) % 8] = 0.0, 1.0
+    result = matching(cosines, EIGHT, model, pretrained)
+    return replace(result, experiment=name, dataset=replace(result.dataset, name=name))
+
+
+def verdict(natural, *medical, **identity):
+    results = {
+        name: matrix(h, name, **identity) for name, h in zip(("medical", "medical_other"), medical, strict=False)
+    }
+    results |= {} if natural is None else {"natural": matrix(natural, "natural", **identity)}
+    return contract_verdicts(results["medical"], results)
+
+
+def words(natural, medical, n):
+    return [decided(Hits(natural, 8), Hits(k, n), MARGIN, CHANCE)[1].split(" at ")[0] for k in medical]
+
+
+@pytest.mark.parametrize(
+    ("natural", "n", "most_that_passes", "least_that_no_longer_fails"),
+    [(8, 8, 2, 9), (8, 16, 3, 16), (7, 8, 0, 9), (7, 16, 1, 15), (6, 8, 0, 8), (6, 16, 0, 14)],
+)
+def test_the_table_of_the_module_is_what_the_rule_gives(natural, n, most_that_passes, least_that_no_longer_fails):
+    assert words(natural, (most_that_passes, most_that_passes + 1), n) == ["fails as expected", "cannot tell"]
+    if least_that_no_longer_fails <= n:
+        around = (least_that_no_longer_fails - 1, least_that_no_longer_fails)
+        assert words(natural, around, n) == ["cannot tell", "no longer fails"]
+    else:
+        assert words(natural, (n,), n) == ["cannot tell"]
+
+
+def test_at_a_true_difference_of_the_margin_each_verdict_is_wrong_at_most_one_time_in_forty():
+    found = [[decided(Hits(a, 8), Hits(b, 8), MARGIN, CHANCE)[1] for b in range(9)] for a in range(9)]
+    for rate in np.linspace(MARGIN, 1, 16):
+        chance_of = stats.binom.pmf(range(9), 8, rate)[:, None] * stats.binom.pmf(range(9), 8, rate - MARGIN)
+        for word in ("fails as expected", "no longer fails"):
+            assert (chance_of * [[f == word for f in row] for row in found]).sum() <= 0.025, (rate, word)
+
+
+@pytest.mark.parametrize("natural", range(5))
+def test_a_collapse_of_natural_never_reads_as_medical_no_longer_failing(natural):
+    ordinary = words(natural, range(11), 16)
+    assert not any(word.startswith("no longer") for word in ordinary)
+    alerts = [word.startswith("natural itself fails") for word in ordinary]
+    assert alerts == sorted(alerts)  # from some number of hits on; at 0 of 8 whatever medical does
+    assert natural or all(alerts)
+
+
+def test_medical_that_is_shown_above_one_minus_the_margin_no_longer_fails_whatever_natural_does():
+    assert words(0, (16,), 16) == words(4, (16,), 16) == ["no longer fails"]
+
+
+def test_both_sets_are_pooled_and_the_reason_says_what_each_gave_and_what_would_have_decided():
+    (passed,) = verdict(8, 1, 2)
+    assert (passed.verdict, passed.kind, passed.metric) == ("pass", "floor", "text_to_image_top1")
+    assert "fails as expected: natural 8 of 8, medical 3 of 16 (medical 1 of 8, medical_other 2 of 8)" in passed.reason
+    assert verdict(8, 8, 8)[0].verdict == "fail"
+    (open_,) = verdict(8, 4, 4)
+    assert open_.verdict == "inconclusive"
+    assert open_.reason.startswith("cannot tell at n=16: ")
+    assert "against 8 of 8, of n=16 3 or fewer would pass and 16 would fail" in open_.reason
+
+
+def test_one_set_of_eight_cannot_tell_that_a_model_no_longer_fails():
+    (alone,) = verdict(8, 8)
+    assert alone.verdict == "inconclusive"
+    assert alone.reason.startswith("cannot tell at n=8: natural 8 of 8, medical 8 of 8; ")
+    assert "2 or fewer would pass and none would fail" in alone.reason
+
+
+def test_a_large_collection_decides_both_ways():
+    natural = Hits(8, 8)
+    assert decided(natural, Hits(300, 1000), MARGIN, CHANCE)[1] == "fails as expected"
+    assert decided(natural, Hits(850, 1000), MARGIN, CHANCE)[1] == "no longer fails"
+    assert reach(natural, 1000, MARGIN).endswith("of n=1000 379 or fewer would pass and 778 or more would fail")
+    around = [decided(natural, Hits(hits, 1000), MARGIN, CHANCE)[0] for hits in (379, 380, 777, 778)]
+    assert around == ["pass", "inconclusive", "inconclusive", "fail"]
+
+
+def test_without_natural_nothing_can_be_told():
+    (missing,) = verdict(None, 0, 0)
+    assert missing.verdict == "inconclusive"
+    assert "text_to_image_top1 of natural was not measured" in missing.reason
+
+
+def test_random_weights_and_exempt_models_have_no_contract_and_a_row_by_name_comes_first(monkeypatch):
+    assert verdict(8, 8, 8, pretrained="random:0") == ()
+    general = contracts()[0]
+    rows = (
+        general,
+        replace(general, models=["doctor"], exempt="made for medicine"),
+        replace(general, models=["strict"], margin=0.6),
+    )
+    monkeypatch.setattr(contract, "contracts", lambda: rows)
+    assert verdict(8, 8, 8, model="doctor") == ()
+    assert verdict(8, 1, 2, model="strict")[0].verdict == "inconclusive"
+    assert verdict(8, 1, 2, model="other")[0].verdict == "pass"
+
+
+def test_every_contract_speaks_of_experiments_that_exist_and_gives_its_source():
+    for row in contracts():
+        for name in (row.experiment, row.against, *row.pooled_with):
+            assert experiment(name).name == name
+        assert isinstance(row, Contract)
+        assert 0 < row.margin < 1
+        assert len(row.source) > 40
+
+
+@pytest.mark.parametrize("order", [("natural", "medical", "medical_other"), ("medical_other", "medical", "natural")])
+def test_the_order_in_which_experiments_are_measured_does_not_matter(order):
+    session = Session(Settings())
+    hits = {"natural": 8, "medical": 1, "medical_other": 2}
+    for name in order:
+        session.record(SPEC, matrix(hits[name], name))
+    (found,) = session.results[(SPEC.label, "medical")].verdicts
+    assert found.reason.startswith("fails as expected: natural 8 of 8, medical 3 of 16")
+
+
+def test_models_are_not_mixed_up():
+    session = Session(Settings())
+    session.record(replace(SPEC, name="other"), matrix(8, "natural", "other"))
+    session.record(SPEC, matrix(1, "medical"))
+    assert "was not measured for this model" in session.results[(SPEC.label, "medical")].verdicts[0].reason
+
+
+def test_with_few_items_on_one_side_only_the_interval_still_covers():
+    n_a, n_b = 8, 60
+    ends = np.array([[accuracy_difference_interval(a, n_a, b, n_b) for b in range(n_b + 1)] for a in range(n_a + 1)])
+    for rate_a in np.linspace(0.02, 0.98, 25):
+        for rate_b in np.linspace(0.02, 0.98, 25):
+            covers = (ends[..., 0] <= rate_a - rate_b) & (rate_a - rate_b <= ends[..., 1])
+            share = stats.binom.pmf(range(n_a + 1), n_a, rate_a) @ covers @ stats.binom.pmf(range(n_b + 1), n_b, rate_b)
+            assert share >= 0.95, (rate_a, rate_b)
+
+
+# The experiments.
+
+
+class Shades:
+    """Sees how bright a picture is and reads the number in its caption: right, except where it was told to be wrong."""
+
+    def __init__(self, wrong=()):
+        self.wrong = wrong
+
+    def encode_images(self, images):
+        return self._rows([round(np.asarray(image, dtype=np.float64).mean() / 5) for image in images])
+
+    def encode_texts(self, texts):
+        numbers = [int(re.search(r"shade (\d+)", text)[1]) for text in texts]
+        return self._rows([(n + 1) % 30 if n in self.wrong else n for n in numbers])
+
+    def _rows(self, numbers):
+        angle = 2 * np.pi * np.array(numbers)[:, None] / 31 + np.array([0, np.pi / 2])
+        return np.cos(angle)
+
+
+@pytest.fixture
+def roco(tmp_path):
+    """Twenty grey pictures in ROCO's layout."""
+    folder = tmp_path / "roco/train/radiology/images"
+    folder.mkdir(parents=True)
+    for k in range(20):
+        Image.new("L", (16, 16), 5 * k).save(folder / f"ROCO_{k:05}.jpg", quality=100)
+    lines = [f"ROCO_{k:05}\tA radiograph in shade {k}" for k in range(20)]
+    (folder.parent / "captions.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path / "roco"
+
+
+def retrieved(roco, encoder, **settings):
+    settings = Settings(roco=roco, **settings)
+    dataset = experiment("medical_retrieval").load(settings)
+    return medical_retrieval(custom(encoder), dataset, settings)
+
+
+def test_the_whole_split_is_retrieved_both_ways_and_in_groups_of_eight(roco):
+    result = retrieved(roco, Shades())
+    recalls = {f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)}
+    assert {name: m.value for name, m in result.metrics.items()} == dict.fromkeys([*recalls, "text_to_image_top1"], 1.0)
+    assert result.metrics["text_to_image_top1"].n == 16
+    assert result.protocol["notes"]["texts_in_no_group"] == 4
+    assert result.protocol["prompts"] == PROMPT
+    run_from_json({"schema": 1, "environment": {}, "results": [result.to_json()], "skipped": []})
+
+
+def test_recall_and_groups_are_what_counting_by_hand_gives(roco):
+    result = retrieved(roco, Shades(wrong=(3, 9)))
+    assert result.metrics["image_retrieval_recall@1"].value == 18 / 20
+    assert result.metrics["image_retrieval_recall@5"].value == 1
+    outcomes = dict(
+        zip(result.items.ids_of("text_to_image_top1"), result.items.outcomes["text_to_image_top1"], strict=True)
+    )
+    groups = np.array(list(outcomes)).reshape(-1, 8)
+    for wrong, neighbour in ((3, 4), (9, 10)):  # a wrong text misses where the picture it means is in its group
+        own = next((g for g in groups if f"ROCO_{wrong:05}#0" in g), ())
+        assert outcomes.get(f"ROCO_{wrong:05}#0", 1) == (f"ROCO_{neighbour:05}#0" not in own)
+
+
+def test_a_broken_image_is_named_and_counted_and_leaves_the_other_groups_as_they_were(roco):
+    whole = retrieved(roco, Shades(wrong=(5,)))
+    first = list(whole.items.ids_of("text_to_image_top1"))
+    broken = first[2].partition("#")[0]
+    (roco / f"train/radiology/images/{broken}.jpg").write_bytes(b"\xff\xd8\xff")
+    result = retrieved(roco, Shades(wrong=(5,)))
+    assert result.dataset.n == 19
+    assert result.protocol["notes"]["broken_images"] == 1
+    assert result.protocol["broken_images"] == [f"{broken}.jpg"]
+    assert list(result.items.ids_of("text_to_image_top1")) == first[8:]
+    assert result.items.outcomes["text_to_image_top1"] == whole.items.outcomes["text_to_image_top1"][8:]
+
+
+def test_under_eight_images_there_is_no_group_and_the_contract_cannot_tell(roco):
+    (roco / "train/radiology/captions.txt").write_text("ROCO_00001\tshade 1\nROCO_00002\tshade 2\n")
+    result = retrieved(roco, Shades())
+    assert "text_to_image_top1" not in result.metrics
+    found = contract_verdicts(result, {"medical_retrieval": result, "natural": matrix(8, "natural")})
+    assert [v.verdict for v in found] == ["inconclusive"]
+    (roco / "train/radiology/captions.txt").write_text("ROCO_00001\tshade 1\n")
+    with pytest.raises(DataError, match="1 image can be decoded"):
+        retrieved(roco, Shades())
+
+
+@given(st.integers(0, 60), st.integers(0, 3), st.sets(st.integers(0, 59), max_size=5))
+def test_groups_are_eights_of_different_images_and_lose_only_what_a_broken_one_is_in(n, seed, broken):
+    ids = [f"i{k}" for k in range(n)]
+    kept = [item for k, item in enumerate(ids) if k not in broken]
+    every = {frozenset(ids[row] for row in group) for group in whole_groups(ids, ids, seed)}
+    found = {frozenset(kept[row] for row in group) for group in whole_groups(ids, kept, seed)}
+    assert len(every) == n // 8
+    assert all(len(group) == 8 for group in every)
+    assert len(frozenset().union(*every)) == 8 * len(every)
+    assert found == {group for group in every if group <= set(kept)}
+
+
+def test_roco_takes_the_place_of_the_packaged_eight_only(roco):
+    with pytest.raises(DataUnavailableError, match=r"lacks 6 of the study's 8 images.*ROCO_00028"):
+        load_medical(Settings(roco=roco))
+    lines = [f"ROCO_{k:05}\tshade {i}" for i, k in enumerate((2, 17, 28, 33, 50, 56, 60, 135))]
+    (roco / "train/radiology/captions.txt").write_text("\n".join(lines))
+    for k in (2, 17, 28, 33, 50, 56, 60, 135):
+        Image.new("L", (16, 16), k).save(roco / f"train/radiology/images/ROCO_{k:05}.jpg")
+    study = load_medical(Settings(roco=roco))
+    assert study.items[0].id == "ROCO_00002"
+    assert study.protocol["prompts"] == packaged_dataset("natural").protocol["prompts"]
+    assert experiment("medical_other").load(Settings(roco=roco)).name == "medical_other"
+
+
+def test_retrieval_exists_only_with_roco(roco):
+    assert "medical_retrieval" not in default_experiments(Settings())
+    assert "medical_retrieval" in default_experiments(Settings(roco=roco))
+    with pytest.raises(DataUnavailableError, match="--roco ROOT"):
+        experiment("medical_retrieval").load(Settings())
+
+
+def test_a_folder_that_is_not_roco_says_which_file_is_missing(tmp_path):
+    for name in ("medical", "medical_retrieval"):
+        with pytest.raises(DataUnavailableError, match=r"lacks train/radiology/captions.txt; expected ROCO's layout"):
+            experiment(name).load(Settings(roco=tmp_path))

@@ -1,0 +1,298 @@
+"""The models confronted: wins, ties, what cannot be compared, the study's claim, and how it is shown."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fakes import matching
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+
+from clipbench.experiments.experiment import mean, rate
+from clipbench.judge.claim import (
+    BEATEN,
+    BEST,
+    imagenet_of,
+    items_needed,
+    published_imagenet,
+    settling_range,
+    study_claim,
+)
+from clipbench.judge.paired import drop_power
+from clipbench.judge.ranking import images_of, rankings, sign_flip_p
+from clipbench.judge.references import published_matrices
+from clipbench.report.document import to_html, to_markdown
+from clipbench.report.files import write_report
+from clipbench.report.ranking import ranking_blocks, ranking_lines
+from clipbench.report.ranking_figure import ranking_figure
+from clipbench.result import DatasetIdentity, Items, ModelIdentity, Result, Run
+
+STUDY = (BEST, *BEATEN)
+
+
+def scored(model, outcomes, metric="acc1", pretrained="openai", **protocol):
+    """A result with these outcomes, one an item."""
+    ids = tuple(f"i{k}" for k in range(len(outcomes)))
+    made = rate(outcomes) if metric == "acc1" else mean(outcomes, 0)
+    return Result(
+        "zero_shot:tests",
+        ModelIdentity(model, pretrained),
+        DatasetIdentity("tests", "f" * 64, len(ids)),
+        {"prompts": ["a {}"], "preprocessing": model} | protocol,
+        {metric: made},
+        Items(ids, {metric: list(outcomes)}),
+    )
+
+
+def run(*results):
+    return Run({"machine": {}, "software": {}}, results)
+
+
+def right(n, first_wrong=0, total=100):
+    """`n` of `total` right, the wrong ones from `first_wrong` on."""
+    row = np.ones(total, dtype=int)
+    row[(first_wrong + np.arange(total - n)) % total] = 0
+    return row.tolist()
+
+
+def only(*results):
+    (found,) = rankings(run(*results))
+    return found
+
+
+def test_a_clear_difference_is_a_win_and_a_loss_and_places_follow():
+    found = only(scored("b", right(60)), scored("a", right(90)), scored("c", right(60)))
+    assert [(s.model.name, s.place, s.wins, s.ties, s.losses) for s in found.standings] == [
+        ("a", 1, 2, 0, 0),
+        ("b", 2, 0, 1, 1),
+        ("c", 2, 0, 1, 1),
+    ]
+    first = found.pairs[0]
+    assert (first.a.name, first.b.name, first.a_only, first.b_only) == ("a", "b", 30, 0)
+    assert first.difference == pytest.approx(0.3)
+    assert 0 < first.low < 0.3 < first.high
+    assert first.p < 1e-6
+
+
+def test_one_or_two_of_eight_is_a_tie():
+    found = only(*(scored(m, right(n, total=8)) for m, n in (("a", 8), ("b", 7), ("c", 6))))
+    assert all(p.winner is None for p in found.pairs)
+    assert {s.place for s in found.standings} == {1}
+
+
+def test_the_published_matrices_of_three_models_tie_though_their_cosines_differ():
+    results = []
+    for matrix in published_matrices():
+        if matrix.model in ("RN50", "ViT-B/32", "ViT-L/14@336px") and matrix.decoded and not matrix.differing_columns:
+            cells = np.array([[matrix.cell(r, c)[0] for c in range(8)] for r in range(8)])
+            results.append(matching(cells, matrix.names, matrix.model))
+    assert len(results) == 3
+    cosines = [r.metrics["diagonal_mean"].value for r in results]
+    assert max(cosines) - min(cosines) > 0.04
+    found = rankings(run(*results))
+    assert {r.metric for r in found} == {"text_to_image_top1", "image_to_text_top1"}
+    assert all(p.winner is None and p.difference == 0 for r in found for p in r.pairs)
+
+
+@given(st.floats(0.1, 10), st.floats(-1, 1))
+def test_no_scale_or_offset_of_a_models_cosines_moves_a_ranking(scale, offset):
+    ids = [f"i{k}" for k in range(6)]
+    cosines = np.random.default_rng(3).normal(size=(6, 6)) + np.eye(6)
+    plain = rankings(run(matching(cosines, ids, "a"), matching(np.eye(6), ids, "b")))
+    moved = rankings(run(matching(scale * cosines + offset, ids, "a"), matching(np.eye(6), ids, "b")))
+    assert plain == moved
+
+
+def test_many_pairs_raise_the_bar():
+    sixth = right(94, first_wrong=0)  # six items lost, none gained: p = .031 alone
+    assert only(scored("a", right(100)), scored("b", sixth)).pairs[0].winner is not None
+    four = only(scored("a", right(100)), scored("b", sixth), *(scored(m, right(100)) for m in "cd"))
+    assert all(p.winner is None for p in four.pairs)
+
+
+def test_noise_alone_is_called_a_difference_at_most_one_time_in_twenty():
+    generator, wrong = np.random.default_rng(0), 0
+    for _ in range(300):
+        hard = generator.random(60)
+        rows = [(generator.random(60) < hard).astype(int).tolist() for _ in range(4)]
+        wrong += any(p.winner for p in only(*(scored(str(k), row) for k, row in enumerate(rows))).pairs)
+    assert wrong / 300 <= 0.05
+
+
+def test_scores_between_0_and_1_are_compared_by_signs_and_a_paired_bootstrap():
+    easy = np.random.default_rng(1).random(40) * 0.8
+    low, high = scored("low", easy.tolist(), "mean_average_precision"), easy + np.linspace(0, 0.1, 40)
+    found = only(low, scored("high", high.tolist(), "mean_average_precision"))
+    (pair,) = found.pairs
+    assert pair.winner is not None
+    assert pair.winner.name == "high"
+    assert 0 < pair.low < 0.05 < pair.high
+    assert pair.a_only is None
+    few = only(*(scored(m, [0.5 + d] * 5, "mean_average_precision") for m, d in (("a", 0.0), ("b", 0.1))))
+    assert few.pairs[0].winner is None  # five items cannot show anything, however much they agree
+
+
+@pytest.mark.parametrize("n", [3, 8, 12])
+def test_the_sign_flip_p_value_is_scipys_exact_one(n):
+    differences = np.random.default_rng(n).normal(0.5, 1, n)
+    exact = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip_p(differences) == pytest.approx(exact.pvalue)
+
+
+def test_many_items_draw_signs_and_never_give_zero():
+    assert sign_flip_p(np.ones(80)) == pytest.approx(1 / 20001)
+    assert sign_flip_p(np.zeros(80)) == 1
+
+
+def test_other_items_or_another_prompt_are_not_compared_and_say_so():
+    a, b, c = (scored(m, right(90)) for m in "abc")
+    prompt = replace(c, protocol={**c.protocol, "prompts": ["b {}"]})
+    found = only(a, prompt, b)
+    assert [s.model.name for s in found.standings] == ["a", "b"]
+    assert [(m.name, why) for m, why in found.not_comparable] == [("c", "measured under another protocol: prompts")]
+    items = replace(c, dataset=replace(c.dataset, fingerprint="e" * 64))
+    assert "other items" in only(a, b, items).not_comparable[0][1]
+    fewer = only(a, b, scored("c", right(9, total=10)))
+    assert fewer.not_comparable[0][1] == "measured on other items (n=100 and n=10)"
+    assert only(a, prompt).pairs == ()
+
+
+def test_preprocessing_and_counts_belong_to_a_model_and_hinder_no_comparison():
+    found = only(
+        scored("a", right(90), notes={"truncated_texts": 1}), scored("b", right(90), notes={"truncated_texts": 0})
+    )
+    assert len(found.standings) == 2
+
+
+def test_captions_of_one_image_are_one_witness():
+    def retrieval(model, hits):
+        ids = {"image_ids": [f"{k}" for k in range(12)], "text_ids": [f"{k}#{c}" for k in range(12) for c in range(5)]}
+        name = "image_retrieval_recall@1"
+        result = scored(model, hits)
+        items = Items(outcomes={name: hits}, id_lists=ids, axes={name: "text_ids"})
+        return replace(result, metrics={name: rate(hits)}, items=items)
+
+    a, b = retrieval("a", [1] * 60), retrieval("b", [0] * 10 + [1] * 50)  # two images lost with all their captions
+    assert images_of(a, "image_retrieval_recall@1")[:6] == ["0"] * 5 + ["1"]
+    assert only(a, b).pairs[0].winner is None
+    assert only(scored("a", [1] * 60), scored("b", [0] * 10 + [1] * 50)).pairs[0].winner is not None
+
+
+# The study's claim.
+
+
+def study(b16, rn50, l14, **identity):
+    rows = {m: right(n, total=1000) for m, n in zip(STUDY, (b16, rn50, l14), strict=True)}
+    return only(*(scored(m, row, **identity) for m, row in rows.items()))
+
+
+@pytest.mark.parametrize(
+    ("scores", "finding"),
+    [
+        ((900, 800, 700), "supported"),
+        ((900, 800, 900), "supported in part"),
+        ((900, 900, 900), "cannot tell"),
+        ((700, 600, 800), "contradicted"),
+    ],
+)
+def test_the_claim_is_held_against_the_data(scores, finding):
+    claim = study_claim(study(*scores))
+    assert claim is not None
+    assert claim.finding == finding
+
+
+def test_the_claim_is_about_openais_weights_and_all_three_models():
+    assert study_claim(study(900, 800, 700, pretrained="random:0")) is None
+    assert study_claim(only(scored(BEST, right(90)), scored("RN50", right(90)))) is None
+
+
+def test_a_tie_names_the_n_that_would_show_what_was_seen():
+    ranked = only(*(scored(m, right(n, total=8)) for m, n in zip(STUDY, (8, 7, 8), strict=True)))
+    sentences = study_claim(ranked).sentences
+    assert "ViT-B/16 and RN50 tie: +0.125 [-0.269, +0.527] at n=8; about 73 items would show that much." in sentences
+
+
+@pytest.mark.parametrize(("difference", "discordance"), [(0.125, 0.0), (0.085, 0.38), (-0.01, 0.2), (1.0, 0.0)])
+def test_the_items_needed_have_the_power_and_a_tenth_fewer_have_not(difference, discordance):
+    n = items_needed(difference, discordance)
+    assert drop_power(n, abs(difference), discordance, 0.025) >= 0.9
+    assert n == 6 or drop_power(int(0.9 * n), abs(difference), discordance, 0.025) < 0.9
+
+
+def test_no_difference_needs_no_number_and_a_tiny_one_gives_up():
+    with pytest.raises(ValueError, match="no n shows nothing"):
+        items_needed(0.0, 0.1)
+    assert items_needed(1e-6, 0.2) is None
+
+
+def test_the_published_yardstick_is_imagenets():
+    assert (published_imagenet()["ViT-B/16"], published_imagenet()["RN50"]) == (0.6834, 0.5982)
+    assert imagenet_of(ModelIdentity("RN50", "openai")) == 0.5982
+    assert imagenet_of(ModelIdentity("RN50", "random:0")) is None
+    least, most = settling_range(BEST, "RN50")
+    assert 80 < least < 150 < 500 < most < 900
+
+
+# How it is shown.
+
+
+def shown():
+    return run(*(scored(m, right(n)) for m, n in zip(STUDY, (90, 60, 89), strict=True)))
+
+
+def test_a_run_of_one_model_confronts_nothing():
+    assert ranking_blocks(run(scored("a", right(90)))) == []
+    assert list(ranking_lines(run(scored("a", right(90))))) == []
+
+
+def test_the_section_has_places_pairs_the_claim_and_why_no_cosine_ranks(tmp_path):
+    write_report(shown(), tmp_path, {}, {})
+    text = (tmp_path / "summary.md").read_text().replace("\\", "")
+    section = text[text.index("## The models confronted") :]
+    for words in (
+        "never by raw cosine",
+        "| acc1 | 1 | ViT-B/16 (openai) | 0.900",
+        "| 100 | 1 | 1 | 0 | 0.683 |",
+        "ViT-B/16 (openai) is better |",
+        "| tie |",
+        "beats RN50 and ViT-L/14, by acc1: supported in part.",
+        "about 690 where they err independently",
+    ):
+        assert words in section, words
+    assert "## Environment" not in section
+    assert (tmp_path / "figures/ranking-zero-shot-tests.png").stat().st_size > 5000
+
+
+def test_the_terminal_has_a_line_a_ranking():
+    lines = list(ranking_lines(shown()))
+    assert any("acc1, n=100: ViT-B/16 (openai) 0.900 (1-1-0)" in line for line in lines)
+    assert any(line.strip().endswith("supported in part") for line in lines)
+    tied = list(ranking_lines(run(*(scored(m, right(90)) for m in "ab"))))
+    assert "all tie" in tied[1]
+
+
+def test_random_weights_are_ranked_and_named():
+    text = to_markdown(ranking_blocks(run(scored("a", right(90)), scored("b", right(10), pretrained="random:0"))))
+    assert "b (random:0)" in text
+    assert "Models with random weights are ranked too" in text
+
+
+def test_many_ties_are_counted_and_not_listed():
+    text = to_markdown(ranking_blocks(run(*(scored(str(k), right(90)) for k in range(6)))))
+    assert "15 of 15 pairs are ties." in text
+
+
+def test_names_of_models_make_no_markup():
+    evil = run(scored("<b>x</b>|$y$", right(90)), scored("z", right(10)))
+    assert "<b>" not in to_html(ranking_blocks(evil), "t")
+
+
+@pytest.mark.parametrize("models", [2, 9])
+def test_the_figure_is_a_picture_that_grows_with_the_models(models):
+    (found,) = rankings(run(*(scored(f"m$odel {k}", right(90 - 5 * k)) for k in range(models))))
+    image = Image.open(io.BytesIO(ranking_figure("tests", [found])))
+    assert image.format == "PNG"
+    assert image.width > 700 + 90 * models
