@@ -45,21 +45,30 @@ def verdict(natural, *medical, **identity):
     return contract_verdicts(results["medical"], results)
 
 
-def words(natural, medical, n):
-    return [decided(Hits(natural, 8), Hits(k, n), MARGIN, CHANCE)[1].split(" at ")[0] for k in medical]
+def words(natural, medical, n, margin=MARGIN, alert=None):
+    return [decided(Hits(natural, 8), Hits(k, n), margin, CHANCE, alert)[1].split(" at ")[0] for k in medical]
 
 
 @pytest.mark.parametrize(
     ("natural", "n", "most_that_passes", "least_that_no_longer_fails"),
-    [(8, 8, 2, 9), (8, 16, 3, 16), (7, 8, 0, 9), (7, 16, 1, 15), (6, 8, 0, 8), (6, 16, 0, 14)],
+    [(8, 8, 3, 9), (8, 16, 7, 16), (7, 8, 1, 9), (7, 16, 4, 15), (6, 8, 0, 8), (6, 16, 3, 14)],
 )
 def test_the_table_of_the_module_is_what_the_rule_gives(natural, n, most_that_passes, least_that_no_longer_fails):
-    assert words(natural, (most_that_passes, most_that_passes + 1), n) == ["fails as expected", "cannot tell"]
-    if least_that_no_longer_fails <= n:
-        around = (least_that_no_longer_fails - 1, least_that_no_longer_fails)
-        assert words(natural, around, n) == ["cannot tell", "no longer fails"]
-    else:
-        assert words(natural, (n,), n) == ["cannot tell"]
+    row = contracts()[0]
+    found = words(natural, range(n + 1), n, row.margin, row.alert_below)
+    assert found.count("fails as expected") == most_that_passes + 1
+    assert found[: most_that_passes + 1] == ["fails as expected"] * (most_that_passes + 1)
+    assert found[least_that_no_longer_fails:] == ["no longer fails"] * max(0, n + 1 - least_that_no_longer_fails)
+    assert set(found[most_that_passes + 1 : least_that_no_longer_fails]) == {"cannot tell"}
+
+
+def test_a_true_difference_of_the_alert_is_alerted_on_and_one_of_the_margin_passes_at_most_one_time_in_forty():
+    row = contracts()[0]
+    found = [words(a, range(17), 16, row.margin, row.alert_below) for a in range(9)]
+    for word, difference in (("no longer fails", row.alert_below), ("fails as expected", row.margin)):
+        for rate in np.linspace(difference, 1, 16):
+            chance_of = stats.binom.pmf(range(9), 8, rate)[:, None] * stats.binom.pmf(range(17), 16, rate - difference)
+            assert (chance_of * [[f == word for f in line] for line in found]).sum() <= 0.025, (rate, word)
 
 
 def test_at_a_true_difference_of_the_margin_each_verdict_is_wrong_at_most_one_time_in_forty():
@@ -91,14 +100,14 @@ def test_both_sets_are_pooled_and_the_reason_says_what_each_gave_and_what_would_
     (open_,) = verdict(8, 4, 4)
     assert open_.verdict == "inconclusive"
     assert open_.reason.startswith("cannot tell at n=16: ")
-    assert "against 8 of 8, of n=16 3 or fewer would pass and 16 would fail" in open_.reason
+    assert "against 8 of 8, of n=16 7 or fewer would pass and 16 would fail" in open_.reason
 
 
 def test_one_set_of_eight_cannot_tell_that_a_model_no_longer_fails():
     (alone,) = verdict(8, 8)
     assert alone.verdict == "inconclusive"
     assert alone.reason.startswith("cannot tell at n=8: natural 8 of 8, medical 8 of 8; ")
-    assert "2 or fewer would pass and none would fail" in alone.reason
+    assert "3 or fewer would pass and none would fail" in alone.reason
 
 
 def test_a_large_collection_decides_both_ways():
@@ -135,7 +144,7 @@ def test_every_contract_speaks_of_experiments_that_exist_and_gives_its_source():
         for name in (row.experiment, row.against, *row.pooled_with):
             assert experiment(name).name == name
         assert isinstance(row, Contract)
-        assert 0 < row.margin < 1
+        assert 0 < row.margin <= row.alert_below < 1
         assert len(row.source) > 40
 
 

@@ -5,20 +5,21 @@ changed pipeline), and when natural ones no longer are. Rates are of `text_to_im
 matrices of a contract are pooled. The verdict comes from the exact 95 % interval of natural minus medical:
 
 - its lower end is above the margin: pass, "fails as expected";
-- its upper end is below the margin, and natural works (shown above chance plus the margin, so that there is something to
-  fail against) or medical is shown above 1 minus the margin: fail, "no longer fails";
-- its upper end is below the margin but natural is not shown to work, or natural is shown to be below chance plus the
+- its upper end is below the alert, and natural works (shown above chance plus the margin, so that there is something to
+  fail against) or medical is shown above 1 minus the alert: fail, "no longer fails";
+- its upper end is below the alert but natural is not shown to work, or natural is shown to be below chance plus the
   margin: fail, "natural itself fails", which must not read as medical images being matched any better;
 - else inconclusive, "cannot tell at n=...", with what could have been told.
 
-So each verdict but the last is wrong in at most 2.5 % of repetitions. With margin .25:
+A model whose true difference is the margin or less passes in at most 2.5 % of repetitions, one whose true difference is the
+alert or more is alerted on in at most 2.5 %; between margin and alert is the zone of indifference, where enough data pass.
+With margin .125 and alert .25:
 
     natural   medical of 8                  medical of 16 (both sets)
-    8 of 8    0-2 pass, 3-8 cannot tell     0-3 pass, 4-15 cannot tell, 16 no longer fails
-    7 of 8    0 pass, 1-8 cannot tell       0-1 pass, 2-14 cannot tell, 15-16 no longer fails
-    6 of 8    0 pass, 1-7 cannot tell,      0 pass, 1-13 cannot tell, 14-16 no longer fails
+    8 of 8    0-3 pass, 4-8 cannot tell     0-7 pass, 8-15 cannot tell, 16 no longer fails
+    7 of 8    0-1 pass, 2-8 cannot tell     0-4 pass, 5-14 cannot tell, 15-16 no longer fails
+    6 of 8    0 pass, 1-7 cannot tell,      0-3 pass, 4-13 cannot tell, 14-16 no longer fails
               8 no longer fails
-
 Outcomes of one matrix share its images, so they are not quite independent; they compete for them, which makes the number of
 hits vary less than the independent outcomes that the interval supposes (ratio of variances .4 to 1.02 over simulated
 matrices with and without images that attract every text), so the interval errs on the wide side.
@@ -47,6 +48,7 @@ class Contract:
     models: Sequence[str]
     margin: float
     chance: float
+    alert_below: float
     source: str
     exempt: str = ""
 
@@ -95,36 +97,40 @@ def contract_verdicts(result: Result, beside: Mapping[str, Result]) -> tuple[Ver
         missing = f"{contract.metric} of {contract.against if natural is None else contract.experiment}"
         return (_verdict(contract, "inconclusive", f"cannot tell: {missing} was not measured for this model"),)
     medical = Hits(sum(p.hits for p in parts.values()), sum(p.n for p in parts.values()))
-    word, finding = decided(natural, medical, contract.margin, contract.chance)
+    word, finding = decided(natural, medical, contract.margin, contract.chance, contract.alert_below)
     low, high = _interval(natural, medical)
     detail = f" ({', '.join(f'{name} {part}' for name, part in parts.items())})" if len(parts) > 1 else ""
     reason = (
         f"{finding}: {contract.against} {natural}, medical {medical}{detail}; {contract.against} minus medical is "
-        f"{natural.hits / natural.n - medical.hits / medical.n:+.3f} [{low:+.3f}, {high:+.3f}], the margin {contract.margin}"
+        f"{natural.hits / natural.n - medical.hits / medical.n:+.3f} [{low:+.3f}, {high:+.3f}], the margin {contract.margin}, the alert below {contract.alert_below}"
     )
     if word == "inconclusive":
-        reason += f"; {reach(natural, medical.n, contract.margin)}"
+        reason += f"; {reach(natural, medical.n, contract.margin, contract.alert_below)}"
     return (_verdict(contract, word, reason),)
 
 
-def decided(natural: Hits, medical: Hits, margin: float, chance: float) -> tuple[VerdictWord, str]:
-    """Return the verdict and its words, by the rule of this module."""
+def decided(
+    natural: Hits, medical: Hits, margin: float, chance: float, alert_below: float | None = None
+) -> tuple[VerdictWord, str]:
+    """Return the verdict and its words, by the rule of this module; `alert_below` is the margin where none is given."""
+    alert = margin if alert_below is None else alert_below
     low, high = _interval(natural, medical)
     natural_low, natural_high = wilson_interval(natural.hits, natural.n)
     if low > margin:
         return "pass", "fails as expected"
-    if high < margin and (natural_low > chance + margin or wilson_interval(medical.hits, medical.n)[0] > 1 - margin):
+    if high < alert and (natural_low > chance + margin or wilson_interval(medical.hits, medical.n)[0] > 1 - alert):
         return "fail", "no longer fails"
-    if high < margin or natural_high < chance + margin:
+    if high < alert or natural_high < chance + margin:
         return "fail", "natural itself fails, which does not say that medical images are matched any better"
     return "inconclusive", f"cannot tell at n={medical.n}"
 
 
 @cache
-def reach(natural: Hits, n: int, margin: float) -> str:
+def reach(natural: Hits, n: int, margin: float, alert_below: float | None = None) -> str:
     """Return in words which numbers of hits in n medical outcomes would have decided, natural being what it is."""
+    alert = margin if alert_below is None else alert_below
     passing = bisect_left(range(n + 1), True, key=lambda hits: _interval(natural, Hits(hits, n))[0] <= margin)
-    failing = bisect_left(range(n + 1), True, key=lambda hits: _interval(natural, Hits(hits, n))[1] < margin)
+    failing = bisect_left(range(n + 1), True, key=lambda hits: _interval(natural, Hits(hits, n))[1] < alert)
     would_pass = f"{passing - 1} or fewer" if passing else "none"
     would_fail = "none" if failing > n else f"{failing} or more" if failing < n else str(failing)
     return f"against {natural}, of n={n} {would_pass} would pass and {would_fail} would fail"
