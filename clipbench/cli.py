@@ -1,15 +1,21 @@
 """The command line. Each command imports what it needs when it runs: `clipbench --help` costs nothing."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipbench.ab_command import add_ab, run_ab, split_passed
+from clipbench.compare_command import add_compare
 from clipbench.errors import ClipbenchError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 2 usage or unreadable input (one line on standard error)."""
+    """Run a command and return its exit code: 0 done, 2 usage or unreadable input (one line on standard error).
+
+    `compare` and `ab` also return 1 when head fails and 3 when it cannot be told.
+    """
     parser = argparse.ArgumentParser(
         prog="clipbench",
         description="Benchmark and regression suite for CLIP models. The measuring itself is `pytest benchmarks`.",
@@ -20,9 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="write the summary and figures of a run file again")
     report.add_argument("run", type=Path, help="a run's JSON file")
     report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
-    options = parser.parse_args(arguments)
+    add_compare(commands)
+    add_ab(commands)
+    own, passed = split_passed(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(own)
+    options.passed = passed
     try:
-        return {"models": _models, "report": _report}[options.command](options)
+        commands_by_name = {"models": _models, "report": _report, "compare": _compare, "power": _power, "ab": _ab}
+        return commands_by_name[options.command](options)
     except (ClipbenchError, OSError) as error:
         print(f"clipbench: error: {error}", file=sys.stderr)
         return 2
@@ -67,3 +78,28 @@ def _report(options: argparse.Namespace) -> int:
     write_report(run, options.output, datasets, {name: e.shown for name, e in experiments.items()})
     print(f"wrote {options.output / 'summary.md'}, summary.html and figures/")
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from clipbench.compare_command import run_compare
+
+    code, output, summary = run_compare(options)
+    sys.stdout.write(output)
+    step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary and step_summary:
+        with Path(step_summary).open("a", encoding="utf-8") as file:
+            file.write(summary)
+    return code
+
+
+def _power(options: argparse.Namespace) -> int:
+    from clipbench.compare_command import power_text
+
+    sys.stdout.write(power_text(options.tolerance, options.alpha))
+    return 0
+
+
+def _ab(options: argparse.Namespace) -> int:
+    code, output = run_ab(options, options.passed, lambda line: print(f"clipbench ab: {line}", file=sys.stderr))
+    sys.stdout.write(output)
+    return code

@@ -113,7 +113,7 @@ def sampling_n(result: Result, metric: str) -> float:
 
 def _speaking_of(result: Result) -> Iterator[tuple[PublishedTable, Mapping[str, float]]]:
     """The tables about this experiment (and labelled folder), these weights and this model, with the model's values."""
-    name, weights = result.experiment.partition(":")[0], weights_of(result.model)
+    name, weights = result.experiment, weights_of(result.model)
     for table in published_tables():
         right_data = table.dataset in ("", result.dataset.name)
         if (table.experiment, table.weights) == (name, weights) and right_data and result.model.name in table.values:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 # An underscore inside a word (a metric's name) is plain text in GitHub's Markdown; every other special character is escaped.
 _MARKDOWN = re.compile(r"([\\`*{}\[\]<>#|~!&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+_AUTOLINK = re.compile(r"(?<!\w)@(?=\w)|:(?=//)|\bwww(?=\.)", re.IGNORECASE)
+_WORD_JOINER = "\u2060"  # invisible, and no letter: breaks what GitHub would link of itself
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
 table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}
@@ -54,7 +56,15 @@ class Picture:
     caption: str
 
 
-Block = Heading | Paragraph | Code | Table | Picture
+@dataclass(frozen=True)
+class Details:
+    """Blocks folded under one line, which opens them."""
+
+    title: str
+    blocks: "Sequence[Block]"
+
+
+Block = Heading | Paragraph | Code | Table | Picture | Details
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -75,7 +85,9 @@ def to_html(blocks: Sequence[Block], title: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    """Text that stays text: no markup, and no address or @name that GitHub makes a link or a notification of."""
+    plain = _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return _AUTOLINK.sub(lambda found: f"{found[0]}{_WORD_JOINER}", plain)
 
 
 def _markdown(block: Block) -> str:
@@ -88,6 +100,8 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"    {line}" for line in text.splitlines())
         case Picture(path, caption):
             return f"![{_escaped(caption)}](<{path}>)"
+        case Details(title, blocks):
+            return f"<details>\n<summary>{html.escape(title)}</summary>\n\n{to_markdown(blocks)}\n</details>"
         case Table(header, rows):
             lines = [header, ["---"] * len(header), *rows]
             return "\n".join(
@@ -106,6 +120,9 @@ def _html(block: Block) -> str:
         case Picture(path, caption):
             safe = html.escape(path)
             return f'<figure><img src="{safe}" alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        case Details(title, blocks):
+            body = "".join(_html(inner) for inner in blocks)
+            return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
         case Table(header, rows):
             head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
             lines = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)

@@ -19,7 +19,8 @@ def figures_of(result: Result, dataset: Dataset | None) -> list[tuple[str, bytes
     as top-5 bars. Pictures and captions come from `dataset` when it is the one that was measured; without it ids stand in.
     """
     label, ids, arrays = model_label(result.model), result.items.ids, result.arrays
-    name = figure_name(result.experiment, label)
+    of = f"{result.experiment}-{result.dataset.name}" if result.experiment == "zero_shot" else result.experiment
+    name = figure_name(of, label)
     names = [str(c) for c in result.protocol.get("classes", ())]
     if "similarity" in arrays and len(ids) == len(arrays["similarity"]):
         title = f"{result.experiment}: {label}, cosine of texts (rows) and images (columns)"

@@ -36,7 +36,7 @@ def matrix_figure(
     from matplotlib.figure import Figure
 
     n = len(ids)
-    figure = Figure(figsize=(4.5 + 1.15 * n, 1.6 + 1.05 * n), dpi=100, layout="constrained")
+    figure = Figure(figsize=(3.6 + 1.0 * n, 1.8 + 1.05 * n), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(cosines, cmap="viridis", vmin=float(cosines.min()), vmax=float(cosines.max()))
     middle = (float(cosines.min()) + float(cosines.max())) / 2
@@ -47,7 +47,7 @@ def matrix_figure(
             colour = "black" if cosines[row, column] > middle else "white"
             axes.text(column, row, f"{cosines[row, column]:.2f}", ha="center", va="center", size=13, color=colour)
         axes.add_patch(_frame(best, row, "#2ecc40" if own else "#ff4136"))
-    labels = ["\n".join(textwrap.wrap(plain_text(captions.get(i, i)), 30)[:4]) for i in ids]
+    labels = ["\n".join(textwrap.wrap(plain_text(captions.get(i, i)), 30, max_lines=4, placeholder=" ...")) for i in ids]
     axes.set_yticks(range(n), labels, fontsize=11)
     _thumbnails(axes, ids, pictures)
     axes.set_xlim(-0.5, n - 0.5)

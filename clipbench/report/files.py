@@ -25,11 +25,12 @@ def write_report(
 
     Raises: OSError when the folder cannot be written.
     """
-    figures: dict[tuple[str, str], list[str]] = {}
+    figures: dict[tuple[str, str, str], list[str]] = {}
     for result in run.results:
         for name, content in figures_of(result, datasets.get(result.dataset.name)):
             write_whole(folder / "figures" / name, content)
-            figures.setdefault((result.experiment, model_label(result.model)), []).append(f"figures/{name}")
+            key = (result.experiment, result.dataset.name, model_label(result.model))
+            figures.setdefault(key, []).append(f"figures/{name}")
     for title, found in by_experiment(run):
         write_whole(folder / "figures" / ranking_file(title), ranking_figure(title, found))
     blocks = [*summary_blocks(run, figures, shown, problems), *ranking_blocks(run)]

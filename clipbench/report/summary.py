@@ -68,13 +68,13 @@ def verdict_line(run: Run, problems: Sequence[str] = ()) -> str:
 
 def summary_blocks(
     run: Run,
-    figures: Mapping[tuple[str, str], Sequence[str]],
+    figures: Mapping[tuple[str, str, str], Sequence[str]],
     shown: Mapping[str, Sequence[str]],
     problems: Sequence[str] = (),
 ) -> list[Block]:
     """Return the summary of a run.
 
-    `figures`: (experiment, model label) -> paths relative to the summary. `shown`: experiment -> the metrics the table
+    `figures`: (experiment, data set, model label) -> paths relative to the summary. `shown`: experiment -> the metrics the table
     leads with. `problems`: tests that failed, a line each.
     """
     blocks: list[Block] = [Heading("clipbench summary", 1), Paragraph(verdict_line(run, problems))]
@@ -105,7 +105,7 @@ def _results(run: Run, shown: Mapping[str, Sequence[str]]) -> Iterator[Block]:
     models = {model_label(r.model) for r in run.results}
     rows = []
     for r in run.results:
-        names = [n for n in shown.get(r.experiment.partition(":")[0], tuple(r.metrics)) if n in r.metrics]
+        names = [n for n in shown.get(r.experiment, tuple(r.metrics)) if n in r.metrics]
         values = ", ".join(f"{n} {value_text(n, r.metrics[n])}" for n in names) or "nothing could be measured"
         items = f"{r.dataset.name} (n={r.dataset.n})" if r.dataset.n else "-"
         reasons = "; ".join(v.reason for v in r.verdicts if v.verdict != "pass")
@@ -161,11 +161,11 @@ def _confusions(run: Run) -> Iterator[Block]:
         yield Table(("model", "experiment", "is", "was taken for", "how often"), rows)
 
 
-def _figure_blocks(run: Run, figures: Mapping[tuple[str, str], Sequence[str]]) -> Iterator[Block]:
+def _figure_blocks(run: Run, figures: Mapping[tuple[str, str, str], Sequence[str]]) -> Iterator[Block]:
     if figures:
         yield Heading("Figures")
     for r in run.results:
-        for path in figures.get((r.experiment, model_label(r.model)), ()):
+        for path in figures.get((r.experiment, r.dataset.name, model_label(r.model)), ()):
             yield Picture(path, f"{r.experiment} of {model_label(r.model)} on {r.dataset.name}")
 
 

@@ -15,7 +15,7 @@ def terminal_lines(run: Run, shown: Mapping[str, Sequence[str]], problems: Seque
         yield f"  {verdict.verdict}: {result.experiment} of {model_label(result.model)}: {verdict.reason}"
     width = max((len(model_label(r.model)) for r in run.results), default=0)
     for result in run.results:
-        names = [n for n in shown.get(result.experiment.partition(":")[0], ()) if n in result.metrics]
+        names = [n for n in shown.get(result.experiment, ()) if n in result.metrics]
         values = ", ".join(f"{n} {value_text(n, result.metrics[n])}" for n in names)
         yield f"  {model_label(result.model):{width}}  {result.experiment:12} {worst_verdict(result.verdicts):13} {values}"
     for skip in run.skipped:

@@ -1,0 +1,90 @@
+"""How often the gate is right, by simulation through `compare` itself: its errors and its power, one seed each."""
+
+import numpy as np
+import pytest
+from paired_runs import RULES, compared, several
+
+from clipbench.judge.power import failed_drop, gate_power, power_table
+from clipbench.judge.tolerances import with_options
+
+RUNS = 200
+ALPHA = RULES.alpha
+ERROR = 3 * np.sqrt(ALPHA * (1 - ALPHA) / RUNS)
+
+
+def verdicts(n, drop, discordance, tolerance=0.01, metrics=("acc1",), runs=RUNS):
+    """The verdicts of `runs` comparisons of items that flip independently, `drop` more often for the worse."""
+    rules, rng = with_options(RULES, [str(tolerance)], None, []), np.random.default_rng(7)
+    found = []
+    for _ in range(runs):
+        before, after = {}, {}
+        for metric in metrics:
+            kind = rng.choice(3, size=n, p=[1 - discordance - drop, discordance / 2 + drop, discordance / 2])
+            right = rng.random(n) < 0.6
+            before[metric] = np.where(kind == 0, right, kind == 1).astype(int).tolist()
+            after[metric] = np.where(kind == 0, right, kind == 2).astype(int).tolist()
+        found.append(compared([several(before)], [several(after)], rules).verdict)
+    return {word: found.count(word) / runs for word in ("pass", "fail", "inconclusive")}
+
+
+def test_the_drop_of_the_power_table_is_failed_nine_times_in_ten_at_5000_items():
+    shares = verdicts(5000, failed_drop(5000, 0.05, 0.01), 0.05)
+    assert shares["fail"] == pytest.approx(0.9, abs=3 * np.sqrt(0.9 * 0.1 / RUNS))
+    assert verdicts(5000, 0.02, 0.05, runs=60)["fail"] >= 0.98
+
+
+def test_without_a_drop_the_gate_passes_and_never_fails_at_5000_items():
+    shares = verdicts(5000, 0.0, 0.02, runs=100)
+    assert shares["fail"] == 0
+    assert shares["pass"] >= 0.98
+
+
+def test_without_a_drop_and_without_a_tolerance_it_fails_no_more_than_alpha():
+    assert verdicts(1000, 0.0, 0.1, tolerance=0.0)["fail"] <= ALPHA + ERROR
+
+
+def test_six_metrics_together_without_a_drop_fail_no_more_than_alpha():
+    names = [f"acc{k}" for k in range(6)]
+    tolerances = [f"{name}=0" for name in names]
+    rules, rng = with_options(RULES, tolerances, None, names), np.random.default_rng(3)
+    failed, runs = 0, 80
+    for _ in range(runs):
+        before = {name: (rng.random(600) < 0.5).astype(int).tolist() for name in names}
+        after = {name: np.where(rng.random(600) < 0.1, 1 - np.array(v), v).tolist() for name, v in before.items()}
+        failed += compared([several(before)], [several(after)], rules).verdict == "fail"
+    assert failed / runs <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / runs)
+
+
+def test_a_drop_of_exactly_the_tolerance_passes_no_more_than_alpha():
+    assert verdicts(2000, 0.02, 0.05, tolerance=0.02)["pass"] <= ALPHA + ERROR
+
+
+def test_at_500_items_that_flip_much_the_gate_says_that_it_cannot_tell():
+    shares = verdicts(500, 0.0, 0.10, runs=60)
+    assert shares["inconclusive"] >= 0.9
+    assert shares["fail"] <= ALPHA + 0.05
+
+
+def test_the_calculated_power_is_that_of_the_simulation():
+    shares = verdicts(500, 0.03, 0.05)
+    assert shares["fail"] == pytest.approx(gate_power(500, 0.03, 0.05, 0.01), abs=0.1)
+
+
+def test_the_power_table_has_a_row_for_each_size_and_larger_sets_see_more():
+    rows = power_table(0.01)
+    assert {row.n for row in rows} == {100, 500, 5000, 25000}
+    clean = [row for row in rows if row.discordance == 0]
+    assert [round(row.shown, 4) for row in clean] == [0.0784, 0.0159, 0.0016, 0.0003]
+    for tight, loose in zip(rows, rows[4:], strict=False):
+        assert loose.failed < tight.failed
+    assert all(row.failed >= row.shown - 1e-9 and row.failed > 0.01 for row in rows)
+
+
+def test_four_items_show_nothing_at_all():
+    assert failed_drop(4, 0.0, 0.0) is None
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"drop": -0.1}, {"discordance": 0.9, "drop": 0.2}])
+def test_power_of_what_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="expected n >= 1"):
+        gate_power(**({"n": 10, "drop": 0.1, "discordance": 0.1, "tolerance": 0.01} | wrong))

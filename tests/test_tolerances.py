@@ -1,0 +1,109 @@
+"""The rules of a comparison: read from data, refused by name when they are wrong, changed by options."""
+
+import pytest
+
+from clipbench.errors import DataError, UsageError
+from clipbench.judge.tolerances import fewest, read_rules, with_options
+from clipbench.paths import fixtures
+
+BUDGET = '[[budget]]\nprecision = "fp32"\ncosine = 0.0001\nflips = 0.0\nsource = "s"\n'
+METRIC = '[[metric]]\nexperiment = "e"\nmetrics = ["m"]\ntolerance = 0.01\nminimum_n = 10\nsource = "s"\n'
+
+
+def written(tmp_path, text):
+    path = tmp_path / "rules.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_packaged_rules_can_be_read_and_every_row_has_a_source():
+    rules = read_rules()
+    rows = (*rules.metrics, *rules.speed, *rules.budgets, *rules.must_pass)
+    assert all(row.source for row in rows)
+    assert 0 < rules.alpha < 0.5
+
+
+@pytest.mark.parametrize("metric", ["image_retrieval_recall@1", "text_retrieval_recall@10"])
+def test_retrieval_is_declared(metric):
+    assert read_rules().declared("coco_retrieval", metric).tolerance == 0.01
+
+
+def test_a_row_covers_the_parts_of_its_experiment_and_no_other():
+    rules = read_rules()
+    assert rules.declared("zero_shot:imagenet1k", "acc1")
+    assert rules.declared("zero_shot", "acc1")
+    assert rules.declared("zero_shots", "acc1") is None
+    assert rules.declared("natural", "text_to_image_top1") is None
+
+
+def test_the_smallest_set_of_a_metric_asked_for_by_name_is_one_that_can_answer():
+    rules = with_options(read_rules(), ["mine=0.03"], None, ["mine"])
+    assert rules.declared("e", "mine").minimum_n == fewest(0.03, 0.05) == 99
+    assert fewest(0.31, 0.05) == 9
+    assert fewest(0.0, 0.05) == 1
+
+
+def test_two_precisions_are_held_to_the_finer_one_and_an_unknown_one_to_the_finest():
+    rules = read_rules()
+    assert rules.budget("bf16", "fp32").precision == "fp32"
+    assert rules.budget("bf16", "bf16").precision == "bf16"
+    assert rules.budget("int4", "bf16").precision == "fp32"
+
+
+def test_an_option_changes_a_copy_and_the_last_one_holds():
+    rules = read_rules()
+    changed = with_options(rules, ["acc1=0.2", "acc1=0.3", "0.1"], 0.01, ["acc1"])
+    assert (changed.declared("coco_crops", "acc1").tolerance, changed.alpha) == (0.3, 0.01)
+    assert changed.declared("coco_crops", "acc5").tolerance == 0.1
+    assert rules.declared("coco_crops", "acc1").tolerance == 0.01
+
+
+@pytest.mark.parametrize("text", ["x", "acc1=x", "=0.1", "acc1=", "1.5", "-0.1", "nan", "acc1=inf"])
+def test_a_tolerance_that_is_no_fraction_is_refused(text):
+    with pytest.raises(UsageError, match="expected METRIC=VALUE or VALUE"):
+        with_options(read_rules(), [text], None, ["acc1"])
+
+
+def test_a_tolerance_of_an_unknown_metric_names_the_closest():
+    with pytest.raises(UsageError, match="did you mean acc1"):
+        with_options(read_rules(), ["acc_1=0.1"], None, [])
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 1, -1])
+def test_an_alpha_out_of_range_is_refused(alpha):
+    with pytest.raises(UsageError, match="--alpha"):
+        with_options(read_rules(), [], alpha, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[", "cannot be read"),
+        (METRIC, "no \\[\\[budget\\]\\]"),
+        (BUDGET + "[[metrics]]\n", "unknown key 'metrics'; did you mean metric"),
+        (BUDGET + METRIC.replace("minimum_n", "minimum"), "unknown key 'minimum'; did you mean minimum_n"),
+        (BUDGET + METRIC.replace('source = "s"\n', ""), "number 1 lacks source"),
+        (BUDGET + METRIC.replace('source = "s"', 'source = ""'), "lacks source"),
+        (BUDGET + METRIC.replace("0.01", "1.5"), "tolerance of m is 1.5"),
+        (BUDGET.replace("0.0001", '"x"'), "cosine of fp32 is 'x'"),
+        ("[statistics]\nalpha = 0.7\n" + BUDGET, "alpha is 0.7"),
+    ],
+)
+def test_rules_that_are_wrong_are_refused_by_name(tmp_path, text, words):
+    with pytest.raises((DataError, UsageError), match=words):
+        read_rules(written(tmp_path, text))
+
+
+def test_rules_of_ones_own_are_read(tmp_path):
+    assert read_rules(written(tmp_path, BUDGET + METRIC)).declared("e", "m").minimum_n == 10
+
+
+def test_rules_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.toml cannot be read"):
+        read_rules(tmp_path / "gone.toml")
+
+
+def test_the_items_that_must_pass_are_items_of_the_packaged_set():
+    natural = (fixtures() / "natural.toml").read_text()
+    (row,) = read_rules().must_pass
+    assert all(f'id = "{item}"' in natural for item in row.items)
