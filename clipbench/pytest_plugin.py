@@ -39,6 +39,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of the run's files (default: results)",
     )
+    add("--baseline", type=Path, metavar="RUN.json", help="judge the session against this stored run")
+    add(
+        "--anchor",
+        type=Path,
+        metavar="RUN.json",
+        help="judge the cumulative change against the run of a frozen release",
+    )
+    add(
+        "--update-baseline",
+        action="store_true",
+        help="write this session's run to --baseline, with --reason, if it passed",
+    )
+    add("--reason", metavar="TEXT", help="why the baseline is updated; kept in it")
+    add("--save-embeddings", action="store_true",
+        help="save the rows of retrieval experiments in DIR/embeddings, for `clipbench compare --index`")  # fmt: skip
     add("--offline", action="store_true", help="open no internet connection (HF_HUB_OFFLINE=1 means the same)")
     add("--require-all", action="store_true", help="skips and inconclusive verdicts fail: what CI uses")
 
@@ -60,6 +75,11 @@ def _request(config: pytest.Config) -> Request:
         coco_crop=option.coco_crop,
         roco=option.roco and Path(config.invocation_params.dir, option.roco),
         zero_shot=tuple(option.zero_shot or ()),
+        baseline=option.baseline and Path(config.invocation_params.dir, option.baseline),
+        anchor=option.anchor and Path(config.invocation_params.dir, option.anchor),
+        update_baseline=option.update_baseline,
+        reason=option.reason,
+        save_embeddings=option.save_embeddings,
         folder=Path(config.invocation_params.dir),
     )
 

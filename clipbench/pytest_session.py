@@ -3,112 +3,25 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import pytest
 
-from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
+from clipbench.errors import ClipbenchError, UsageError
 from clipbench.models.resolve import resolve
-from clipbench.models.zoo import ModelSpec, zoo
-from clipbench.result import Metric, Result, Run, dump_json, write_whole
+from clipbench.models.zoo import zoo
+from clipbench.pytest_baseline import check_request, judge, update
+from clipbench.pytest_subject import Subject
+from clipbench.result import Result, Run, Verdict, dump_json, write_whole
 from clipbench.settings import Request, T
 
 if TYPE_CHECKING:
+    from clipbench.embeddings_file import SavedRows
     from clipbench.session import Session
 
 SUGGESTED = "ViT-B/16"
-
-
-class Subject:
-    """One model under test: measures experiments and asserts their verdicts."""
-
-    def __init__(self, spec: ModelSpec, session: "Session", require_all: bool) -> None:
-        self.spec = spec
-        self._session = session
-        self._require_all = require_all
-
-    def measure(self, experiment: str) -> Result:
-        """Return the experiment's result, measured once a session. Skips where weights or data cannot be had."""
-        return self._guarded(experiment, lambda: self._session.measure(self.spec, experiment))
-
-    def require(self, experiment: str, *metrics: str, kind: str | None = None) -> Result:
-        """Assert that no verdict of these metrics (all, when none is named) and this kind fails; return the result.
-
-        Skips where nothing is claimed of this model. Under --require-all an inconclusive verdict and random weights fail.
-        """
-        from clipbench.session import RANDOM_REASON
-
-        result = self.measure(experiment)
-        verdicts = [v for v in result.verdicts if v.metric in (metrics or (v.metric,)) and v.kind == (kind or v.kind)]
-        failing = [v for v in verdicts if v.verdict == "fail" or (self._require_all and v.verdict == "inconclusive")]
-        if failing:
-            lines = [f"{v.verdict}: {v.reason}\n    {v.kind} reference: {v.reference}" for v in failing]
-            pytest.fail(f"{experiment} of {self.spec.label}\n  " + "\n  ".join(lines), pytrace=False)
-        if not verdicts and result.model.is_random:
-            self.skip(experiment, RANDOM_REASON)
-        if not verdicts:
-            what = ", ".join(metrics) or experiment
-            pytest.skip(
-                f"no {kind or 'reference'} is stated for {what} of {self.spec.label} in {result.model.precision}: shown only"
-            )
-        return result
-
-    def skip(self, experiment: str, reason: str) -> None:
-        """Skip the test and note why in the run; under --require-all, fail."""
-        self._session.skip(self.spec, experiment, reason)
-        if self._require_all:
-            pytest.fail(f"{experiment} of {self.spec.label}: {reason} (--require-all)", pytrace=False)
-        pytest.skip(reason)
-
-    def time(self, metric: str, benchmark: Any) -> Metric:
-        """Return images_per_second or texts_per_second, timed by pytest-benchmark; skips where timing is switched off."""
-        from clipbench.experiments import speed
-
-        measure = {"images_per_second": speed.images_per_second, "texts_per_second": speed.texts_per_second}[metric]
-
-        def timer(call: Callable[[], object], rounds: int) -> Sequence[float]:
-            benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
-            return benchmark.stats.stats.data if benchmark.stats else []
-
-        return self._speed(lambda encoder, work: measure(encoder, work, timer), metric)
-
-    def latency_and_memory(self) -> Metric:
-        """Return latency_p50; latency and peak memory are recorded with the speed result."""
-        from clipbench.experiments import speed
-
-        return self._speed(
-            lambda encoder, work: speed.peak_memory(encoder, work) | speed.latency(encoder, work), "latency_p50"
-        )
-
-    def _speed(self, measure: Callable[[Any, Any], dict[str, Metric]], metric: str) -> Metric:
-        from clipbench.experiments import speed
-
-        def run() -> Result:
-            dataset, settings = self._session.dataset("speed"), self._session.settings
-            encoder = self._session.encoder(self.spec)
-            metrics = measure(encoder, speed.workload(dataset, settings))
-            return self._session.record(self.spec, speed.speed_result(encoder, dataset, settings, metrics))
-
-        result = self._guarded("speed", run)
-        if metric not in result.metrics:
-            self.skip("speed", f"{metric} was not timed: pytest-benchmark is switched off (--benchmark-disable)")
-        return result.metrics[metric]
-
-    def _guarded(self, experiment: str, measure: Callable[[], Result]) -> Result:
-        from clipbench.session import NotLoadedError
-
-        try:
-            return measure()
-        except ClipbenchError as error:
-            problem = error
-        if isinstance(problem, WeightsUnavailableError | DataUnavailableError):
-            self.skip(experiment, str(problem))
-        self._session.skip(self.spec, experiment, str(problem))
-        if isinstance(problem, NotLoadedError):
-            pytest.skip(str(problem))
-        pytest.fail(str(problem), pytrace=False)
 
 
 class BenchmarkSession:
@@ -122,9 +35,13 @@ class BenchmarkSession:
         self.request = request
         self.collect_only: bool = config.option.collectonly
         self.specs = {spec.name: spec for spec in resolve(request.models, request.pretrained, request.activation)}
+        check_request(request)
         if request.results.exists() and not request.results.is_dir():
             raise UsageError(f"--results {request.results} is a file; give a folder")
         self.zero_shot = tuple(_named_folder(text, request.folder) for text in request.zero_shot)
+        names = [name for name, _ in self.zero_shot]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise UsageError(f"--zero-shot {twice}=... is given twice; each folder needs a name of its own")
         for option, root in (
             ("--coco", request.coco),
             ("--roco", request.roco),
@@ -136,7 +53,10 @@ class BenchmarkSession:
         self._problems: list[str] = []
         self._ran: set[str] = set()
         self._benchmarks: set[str] = set()
+        self._item: pytest.Item | None = None
         self._write_error = ""
+        self._judged: Run | None = None
+        self._lines: list[str] = []
         self._terminal = None if self.collect_only else _own_terminal()
         self.benchmark_json: Path | None = getattr(config.option, "benchmark_json", None)
         if self.benchmark_json is not None:
@@ -167,6 +87,7 @@ class BenchmarkSession:
                 coco_crop=request.coco_crop,
                 roco=request.roco,
                 zero_shot=self.zero_shot,
+                **({"keep_rows": self.save_rows} if request.save_embeddings else {}),
             )
         )
 
@@ -179,11 +100,32 @@ class BenchmarkSession:
 
     def subject(self, name: str) -> Subject:
         """Return the model under test of that name."""
-        return Subject(self.specs[name], self.session, self.request.require_all)
+        return Subject(self.specs[name], self.session, self.request.require_all, self._note)
+
+    def _note(self, result: Result, verdict: Verdict) -> None:
+        """Make a verdict a property of the test that asserts it: pytest's own --junitxml writes it."""
+        if self._item is not None:
+            name = f"clipbench:{result.experiment}:{verdict.metric}:{verdict.kind}"
+            self._item.user_properties.append((name, f"{verdict.verdict}: {verdict.reason}"))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Remember which test is running."""
+        self._item = item
 
     def free(self) -> None:
         """Free the loaded model, if any."""
         self.session.free()
+
+    def save_rows(self, rows: "SavedRows") -> None:
+        """Write an experiment's rows beside the run (--save-embeddings); a full disk fails the session, not the measurement."""
+        from clipbench.embeddings_file import write_rows
+
+        try:
+            write_rows(self.request.results, rows)
+        except OSError as error:
+            what = f"the rows of {rows.experiment} could not be saved"
+            self._write_error = f"{what}: {error}; free space or drop --save-embeddings"
 
     def progress(self, iterable: Iterable[T], total: int, what: str) -> Iterable[T]:
         """Show a bar on a terminal for work of many steps; in a pipe, nothing."""
@@ -238,23 +180,37 @@ class BenchmarkSession:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the run's files after every session that ran a benchmark, however it ended."""
+        """Judge the run against baseline and anchor and write its files, after every session that ran a benchmark."""
         if not self._ran or self._session is None:
             return
         try:
-            self._write(self._session.run())
+            self._finish(self._session.run(), session)
         except OSError as error:
             self._write_error = f"the run's files could not be written: {error}; free space or choose another --results"
-            if session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        except ClipbenchError as error:
+            self._write_error = str(error)
+        if self._write_error and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _write(self, run: Run) -> None:
+    def _finish(self, run: Run, session: pytest.Session) -> None:
+        timings = _finite(self._benchmark_json())
+        outcome = judge(self.request, run, timings | {"clipbench": run.to_json()})
+        self._judged, self._lines = outcome.run, outcome.lines
+        missed = outcome.failed + (outcome.undecided if self.request.require_all else [])
+        self._problems += [f"{reference} does not hold" for reference in missed]
+        if missed and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        document = timings | {"clipbench": outcome.run.to_json()}
+        content = dump_json(document)
+        for path in filter(None, (self.request.results / "run.json", self.benchmark_json)):
+            write_whole(Path(self.config.invocation_params.dir, path), content)
+        self._report(outcome.run)
+        self._lines += update(self.request, document, session.exitstatus == pytest.ExitCode.OK)
+
+    def _report(self, run: Run) -> None:
         from clipbench.experiments import all_experiments
         from clipbench.report.files import write_report
 
-        content = dump_json(_finite(self._benchmark_json()) | {"clipbench": run.to_json()})
-        for path in filter(None, (self.request.results / "run.json", self.benchmark_json)):
-            write_whole(Path(self.config.invocation_params.dir, path), content)
         shown = {name: e.shown for name, e in all_experiments().items()}
         write_report(run, self.request.results, self.session.datasets(), shown, self._problems)
 
@@ -283,7 +239,8 @@ class BenchmarkSession:
 
         terminalreporter.section("clipbench")
         shown = {name: e.shown for name, e in all_experiments().items()}
-        for line in terminal_lines(self._session.run(), shown, self._problems):
+        run = self._judged or self._session.run()
+        for line in (*terminal_lines(run, shown, self._problems), *self._lines):
             terminalreporter.write_line(line)
         if self._write_error:
             terminalreporter.write_line(f"ERROR: {self._write_error}", red=True)

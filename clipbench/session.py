@@ -9,17 +9,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clipbench.data.dataset import Dataset
+from clipbench.embed.probe import probed
 from clipbench.environment import describe_environment
 from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
 from clipbench.experiments import all_experiments, experiment
+from clipbench.judge.medical import contracts
 from clipbench.judge.verdict import judged
 from clipbench.models.encoder import Encoder
 from clipbench.models.load import load_encoder, wrap_encoder
 from clipbench.models.resolve import resolve
 from clipbench.models.weights import go_offline
 from clipbench.models.zoo import ModelSpec
-from clipbench.result import Result, Run, Skip
+from clipbench.result import JsonObject, Result, Run, Skip
 from clipbench.settings import PRECISIONS, Settings
+
+PROBED = "natural"
+"""The experiment whose items, eight packaged pictures and captions, the probe is taken on: no model is loaded for it alone."""
 
 RANDOM_REASON = "random weights: measured and recorded, not held to floors or published values"
 
@@ -35,11 +40,13 @@ class Session:
     settings: Settings
     results: dict[tuple[str, str], Result] = field(default_factory=dict)
     skipped: dict[tuple[str, str, str], Skip] = field(default_factory=dict)
+    probes: dict[str, JsonObject] = field(default_factory=dict)
     _spec: ModelSpec | None = None
     _encoder: Encoder | None = None
     _failed: dict[ModelSpec, ClipbenchError] = field(default_factory=dict)
     _errors: dict[tuple[str, str], ClipbenchError] = field(default_factory=dict)
     _datasets: dict[str, Dataset] = field(default_factory=dict)
+    _unloadable: dict[str, ClipbenchError] = field(default_factory=dict)
 
     def encoder(self, spec: ModelSpec) -> Encoder:
         """Return the spec's encoder, loading it when it is not the one at hand; the one before is freed first.
@@ -60,6 +67,11 @@ class Session:
             del self._failed[spec]
         return self._encoder
 
+    def adopt(self, spec: ModelSpec, encoder: Encoder) -> None:
+        """Take an encoder that was made elsewhere as the one that the spec names."""
+        self.free()
+        self._spec, self._encoder = spec, encoder
+
     def free(self) -> None:
         """Free the loaded encoder's memory."""
         if self._encoder is not None:
@@ -72,9 +84,19 @@ class Session:
 
         Raises: DataUnavailableError when they are not installed or not where they were said to be.
         """
+        if name in self._unloadable:
+            raise self._unloadable[name]
         if name not in self._datasets:
-            self._datasets[name] = experiment(name).load(self.settings)
+            try:
+                self._datasets[name] = experiment(name).load(self.settings)
+            except ClipbenchError as error:
+                self._unloadable[name] = error
+                raise
         return self._datasets[name]
+
+    def replace_dataset(self, name: str, dataset: Dataset) -> None:
+        """Give an experiment these items in place of its own."""
+        self._datasets[name] = dataset
 
     def datasets(self) -> dict[str, Dataset]:
         """Return the data sets loaded so far, by their own name."""
@@ -92,19 +114,30 @@ class Session:
             dataset = self.dataset(name)
             encoder = self.encoder(spec)
             try:
-                self.record(spec, experiment(name).measure(encoder, dataset, self.settings))
+                result = experiment(name).measure(encoder, dataset, self.settings)
+                if name == PROBED:
+                    result, self.probes[spec.label] = probed(encoder, dataset, self.settings, result)
+                self.record(spec, result, name)
             except ClipbenchError as error:
                 self._errors[key] = error
                 raise
         return self.results[key]
 
-    def record(self, spec: ModelSpec, result: Result) -> Result:
-        """Judge a result and keep it; metrics of the same model and experiment recorded before are kept beside it."""
-        key = (spec.label, result.experiment)
+    def record(self, spec: ModelSpec, result: Result, name: str = "") -> Result:
+        """Judge a result and keep it; metrics of the same model and experiment recorded before are kept beside it.
+
+        `name` is what the result was asked for by, where that is not its experiment (zero_shot:NAME).
+
+        Contracts between two experiments are judged anew with every result of theirs, so that their order does not matter.
+        """
+        key = (spec.label, name or result.experiment)
         if key in self.results:
             result = replace(result, metrics={**self.results[key].metrics, **result.metrics})
         result.to_json()  # a number that is no number is refused here, before it can be compared with anything
-        self.results[key] = replace(result, verdicts=judged(result))
+        self.results[key] = result
+        mine = {name: found for (label, name), found in self.results.items() if label == spec.label}
+        for again in {key[1], *(c.experiment for c in contracts() if c.experiment in mine)}:
+            self.results[(spec.label, again)] = replace(mine[again], verdicts=judged(mine[again], mine))
         if result.model.is_random and result.experiment not in ("model_card", "speed"):
             self.skip(spec, result.experiment, RANDOM_REASON)
         return self.results[key]
@@ -115,9 +148,13 @@ class Session:
         self.skipped[(entry.experiment, entry.model, entry.reason)] = entry
 
     def run(self) -> Run:
-        """Return everything measured so far with its environment."""
+        """Return everything measured so far with its environment: model after model, experiments in a summary's order."""
         environment = describe_environment(self.settings.device)
-        return Run(environment, tuple(self.results.values()), tuple(self.skipped.values()))
+        place = {label: k for k, label in enumerate(dict.fromkeys(label for label, _ in self.results))}
+        order = {e.name: e.order for e in all_experiments().values()}
+        results = sorted(self.results.items(), key=lambda entry: (place[entry[0][0]], order[entry[1].experiment]))
+        skipped, probes = tuple(self.skipped.values()), tuple(self.probes.values())
+        return Run(environment, tuple(result for _, result in results), skipped, probes)
 
 
 def make_settings(
@@ -182,7 +219,7 @@ def evaluate(
             )
         encoder = wrap_encoder(model, session.settings)
         specs = (ModelSpec(encoder.identity.name, "factory", "factory"),)
-        session._spec, session._encoder = specs[0], encoder
+        session.adopt(specs[0], encoder)
     for spec in specs:
         for name in names:
             try:

@@ -1,9 +1,12 @@
 """What a session was asked to do: options read once, frozen, and handed down. Imports nothing of the package."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from clipbench.embeddings_file import SavedRows
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
@@ -22,12 +25,16 @@ def no_progress(iterable: Iterable[T], total: int, what: str) -> Iterable[T]:
     return iterable
 
 
+def keep_nothing(rows: "SavedRows") -> None:
+    """Let the rows of an experiment go once it is scored."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to measure. `device` is resolved ("cpu", "cuda", "cuda:1", "mps"), never "auto"; `batch_size` is in items.
 
     `coco`, `roco` and `zero_shot` (pairs of name and folder) are full data sets; without them the packaged ones are used, or
-    the experiment does not exist.
+    the experiment does not exist. `keep_rows` is handed the rows of every retrieval experiment.
     """
 
     device: str = "cpu"
@@ -41,6 +48,7 @@ class Settings:
     roco: Path | None = None
     zero_shot: tuple[tuple[str, Path], ...] = ()
     progress: Progress = no_progress
+    keep_rows: Callable[["SavedRows"], None] = keep_nothing
 
 
 @dataclass(frozen=True)
@@ -61,4 +69,9 @@ class Request:
     coco_crop: CocoCrop = "square"
     roco: Path | None = None
     zero_shot: Sequence[str] = ()
+    baseline: Path | None = None
+    anchor: Path | None = None
+    update_baseline: bool = False
+    reason: str | None = None
+    save_embeddings: bool = False
     folder: Path = Path()

@@ -1,13 +1,20 @@
 """Shared fixtures: tiny real models under open_clip names of their own, and a cache that tests own."""
 
+import importlib
 import json
 import os
+import sys
 
 import pytest
 from fakes import TINY_RESNET, TINY_VIT
+from running import ENCODERS, NATURAL
 
 # Before anything imports the hub's client: a unit test that would reach for a network fails at once, by name.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Loaded before the first pytest run inside a test: such a run forgets what it loads itself, and torch cannot be loaded twice.
+for module in ("models.open_clip", "pytest_session", "report.files", "report.figures", "report.terminal", "session"):
+    importlib.import_module(f"clipbench.{module}")
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +28,18 @@ def tiny_models(tmp_path_factory):
         (folder / f"{name}-quickgelu.json").write_text(json.dumps({**configuration, "quick_gelu": True}))
     open_clip.add_model_config(folder)
     return ("tiny-vit", "tiny-rn")
+
+
+@pytest.fixture
+def run(pytester, monkeypatch):
+    """Run pytest on benchmark files in an empty folder with the encoders above importable; return (result, folder)."""
+    pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
+    pytester.makepyfile(known_encoders=ENCODERS)
+    pytester.syspathinsert()
+
+    def call(*arguments, model="known_encoders:Oracle", files=NATURAL, **more):
+        models = [a for m in ([model] if isinstance(model, str) else model) for a in ("--model", m)]
+        return pytester.runpytest_inprocess(files, *models, "--device", "cpu", "-p", "no:cacheprovider", *arguments, **more)
+
+    yield call
+    sys.modules.pop("known_encoders", None)

@@ -1,6 +1,5 @@
 """The plugin, run through pytest on the real benchmark files with encoders whose answers are known."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -8,62 +7,11 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from running import ENCODERS, NATURAL
 
 from clipbench.judge.references import Floor
 from clipbench.paths import benchmarks
 from clipbench.run_file import read_run, run_schema
-
-# Loaded before the first run inside a run: such a run forgets what it loads itself, and torch cannot be loaded twice.
-for module in ("models.open_clip", "pytest_session", "report.files", "report.figures", "report.terminal", "session"):
-    importlib.import_module(f"clipbench.{module}")
-
-NATURAL = str(benchmarks() / "test_natural.py")
-ENCODERS = '''
-"""Encoders that know the eight natural pictures by heart."""
-import numpy as np
-from clipbench.data.packaged import packaged_dataset
-
-class Oracle:
-    swap = False
-    def __init__(self):
-        self.items = packaged_dataset("natural").items
-        self.sizes = [item.image.open().tobytes()[:3000] for item in self.items]
-    def encode_images(self, images):
-        rows = np.eye(8)[[self.sizes.index(i.tobytes()[:3000]) for i in images]]
-        return rows[:, [1, 0, 2, 3, 4, 5, 6, 7]] if self.swap else rows
-    def encode_texts(self, texts):
-        return np.eye(8)[[next(k for k, i in enumerate(self.items) if i.captions[0] in t) for t in texts]]
-
-class Swapped(Oracle):
-    swap = True
-
-class Nan(Oracle):
-    def encode_texts(self, texts):
-        return np.full((len(texts), 8), np.nan)
-
-class Interrupted(Oracle):
-    def encode_images(self, images):
-        raise KeyboardInterrupt
-
-def broken():
-    raise RuntimeError("this factory cannot build its encoder")
-'''
-
-
-@pytest.fixture
-def run(pytester, monkeypatch):
-    """Run pytest on benchmark files in an empty folder with the encoders above importable; return (result, folder)."""
-    pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
-    pytester.makepyfile(known_encoders=ENCODERS)
-    pytester.syspathinsert()
-
-    def call(*arguments, model="known_encoders:Oracle", files=NATURAL, **more):
-        models = [a for m in ([model] if isinstance(model, str) else model) for a in ("--model", m)]
-        return pytester.runpytest_inprocess(files, *models, "--device", "cpu", "-p", "no:cacheprovider", *arguments, **more)
-
-    yield call
-    sys.modules.pop("known_encoders", None)
-
 
 @pytest.fixture
 def floor(monkeypatch):

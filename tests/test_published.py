@@ -53,7 +53,7 @@ def zero_shot(value=0.6332, n=50000, name="imagenet1k", prompts=80):
     protocol = {"prompts": ["{}"] * prompts, "preprocessing": PREPROCESSING}
     identity = DatasetIdentity(name, "0", n)
     metrics = {"acc1": Metric(value, n)}
-    return Result(f"zero_shot:{name}", ModelIdentity("ViT-B/32", "openai"), identity, protocol, metrics)
+    return Result("zero_shot", ModelIdentity("ViT-B/32", "openai"), identity, protocol, metrics)
 
 
 def words(result):

@@ -38,7 +38,7 @@ def scored(model, outcomes, metric="acc1", pretrained="openai", **protocol):
     ids = tuple(f"i{k}" for k in range(len(outcomes)))
     made = rate(outcomes) if metric == "acc1" else mean(outcomes, 0)
     return Result(
-        "zero_shot:tests",
+        "zero_shot",
         ModelIdentity(model, pretrained),
         DatasetIdentity("tests", "f" * 64, len(ids)),
         {"prompts": ["a {}"], "preprocessing": model} | protocol,
@@ -263,7 +263,7 @@ def test_the_section_has_places_pairs_the_claim_and_why_no_cosine_ranks(tmp_path
     ):
         assert words in section, words
     assert "## Environment" not in section
-    assert (tmp_path / "figures/ranking-zero-shot-tests.png").stat().st_size > 5000
+    assert (tmp_path / "figures/ranking-zero-shot-on-tests.png").stat().st_size > 5000
 
 
 def test_the_terminal_has_a_line_a_ranking():

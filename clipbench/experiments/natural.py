@@ -8,7 +8,7 @@ from dataclasses import replace
 from clipbench.data.dataset import Dataset
 from clipbench.data.packaged import packaged_dataset
 from clipbench.experiments.experiment import Experiment
-from clipbench.experiments.matching import SHOWN, cosine_matrix, matching_result
+from clipbench.experiments.matching import SHOWN, cosine_matrix, matched_rows, matching_result
 from clipbench.models.encoder import Encoder
 from clipbench.result import Result
 from clipbench.settings import Settings
@@ -22,10 +22,13 @@ def load_natural(settings: Settings) -> Dataset:
 def natural(encoder: Encoder, dataset: Dataset, settings: Settings) -> Result:
     """Return the matching result; for weights from a path also the matrix with the other activation.
 
+    The arrays image_rows and text_rows are for the probe: a session puts them there and takes them off the result.
     A checkpoint does not say which activation it was trained with, and loading it with the wrong one costs points without an
     error (open_clip issues 771 and 1109). Judging compares the two matrices.
     """
-    result = matching_result("natural", encoder, dataset, settings)
+    rows = matched_rows(encoder, dataset, settings)
+    result = matching_result("natural", encoder, dataset, settings, rows)
+    result = replace(result, arrays={**result.arrays, "image_rows": rows[0], "text_rows": rows[1]})
     swapped = encoder.other_activation()
     if swapped is None:
         return result

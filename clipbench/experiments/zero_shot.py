@@ -1,6 +1,6 @@
 """Zero-shot classification of any folder of class folders (`--zero-shot NAME=ROOT`); ImageNet-1k and CIFAR ship as rows.
 
-One result a folder: the experiment `zero_shot:NAME` on the data set NAME.
+One result a folder, on the data set NAME; `zero_shot:NAME` asks for it.
 Source: openai/CLIP data/prompts.md and notebooks/Prompt_Engineering_for_ImageNet.ipynb.
 """
 
@@ -42,7 +42,7 @@ def load_unnamed(settings: Settings) -> Dataset:
 def zero_shot(encoder: Encoder, dataset: Dataset, settings: Settings) -> Result:
     """Return acc1, acc5 and mean_per_class_recall of the folder's images (see `classification_result`)."""
     templates = json.loads(dataset.protocol["prompts"])
-    return classification_result(f"zero_shot:{dataset.name}", encoder, dataset, templates, settings)
+    return classification_result("zero_shot", encoder, dataset, templates, settings)
 
 
 ZERO_SHOT = Experiment(

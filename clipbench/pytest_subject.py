@@ -1,0 +1,115 @@
+"""The fixture `subject`: one model under test, whose experiments are measured and whose verdicts are asserted."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from clipbench.errors import ClipbenchError, DataUnavailableError, WeightsUnavailableError
+from clipbench.models.zoo import ModelSpec
+from clipbench.result import Metric, Result, Verdict
+
+if TYPE_CHECKING:
+    from clipbench.session import Session
+
+
+class Subject:
+    """One model under test: measures experiments and asserts their verdicts."""
+
+    def __init__(
+        self, spec: ModelSpec, session: "Session", require_all: bool, note: Callable[[Result, Verdict], None]
+    ) -> None:
+        self.spec = spec
+        self._note = note
+        self._session = session
+        self._require_all = require_all
+
+    def measure(self, experiment: str) -> Result:
+        """Return the experiment's result, measured once a session. Skips where weights or data cannot be had."""
+        return self._guarded(experiment, lambda: self._session.measure(self.spec, experiment))
+
+    def require(self, experiment: str, *metrics: str, kind: str | None = None) -> Result:
+        """Assert that no verdict of these metrics (all, when none is named) and this kind fails; return the result.
+
+        Skips where nothing is claimed of this model. Under --require-all an inconclusive verdict, random weights and broken images fail.
+        """
+        from clipbench.session import RANDOM_REASON
+
+        result = self.measure(experiment)
+        broken = result.protocol.get("notes", {}).get("broken_images", 0)
+        if broken and self._require_all:
+            names = ", ".join(str(name) for name in result.protocol.get("broken_images", ()))
+            what = f"{broken} broken image(s): {names} (--require-all)"
+            pytest.fail(f"{experiment} of {self.spec.label}: {what}", pytrace=False)
+        verdicts = [v for v in result.verdicts if v.metric in (metrics or (v.metric,)) and v.kind == (kind or v.kind)]
+        for verdict in verdicts:
+            self._note(result, verdict)
+        failing = [v for v in verdicts if v.verdict == "fail" or (self._require_all and v.verdict == "inconclusive")]
+        if failing:
+            lines = [f"{v.verdict}: {v.reason}\n    {v.kind} reference: {v.reference}" for v in failing]
+            pytest.fail(f"{experiment} of {self.spec.label}\n  " + "\n  ".join(lines), pytrace=False)
+        if not verdicts and result.model.is_random:
+            self.skip(experiment, RANDOM_REASON)
+        if not verdicts:
+            what = ", ".join(metrics) or experiment
+            pytest.skip(
+                f"no {kind or 'reference'} is stated for {what} of {self.spec.label} in {result.model.precision}: shown only"
+            )
+        return result
+
+    def skip(self, experiment: str, reason: str) -> None:
+        """Skip the test and note why in the run; under --require-all, fail."""
+        self._session.skip(self.spec, experiment, reason)
+        if self._require_all:
+            pytest.fail(f"{experiment} of {self.spec.label}: {reason} (--require-all)", pytrace=False)
+        pytest.skip(reason)
+
+    def time(self, metric: str, benchmark: Any) -> Metric:
+        """Return images_per_second or texts_per_second, timed by pytest-benchmark; skips where timing is switched off."""
+        from clipbench.experiments import speed
+
+        measure = {"images_per_second": speed.images_per_second, "texts_per_second": speed.texts_per_second}[metric]
+
+        def timer(call: Callable[[], object], rounds: int) -> Sequence[float]:
+            benchmark.pedantic(
+                call, rounds=rounds
+            )  # warmed up before: the number of rounds comes from running the call
+            return benchmark.stats.stats.data if benchmark.stats else []
+
+        return self._speed(lambda encoder, work: measure(encoder, work, timer), metric)
+
+    def latency_and_memory(self) -> Metric:
+        """Return latency_p50; latency and peak memory are recorded with the speed result."""
+        from clipbench.experiments import speed
+
+        return self._speed(
+            lambda encoder, work: speed.peak_memory(encoder, work) | speed.latency(encoder, work), "latency_p50"
+        )
+
+    def _speed(self, measure: Callable[[Any, Any], dict[str, Metric]], metric: str) -> Metric:
+        from clipbench.experiments import speed
+
+        def run() -> Result:
+            dataset, settings = self._session.dataset("speed"), self._session.settings
+            encoder = self._session.encoder(self.spec)
+            metrics = measure(encoder, speed.workload(dataset, settings))
+            return self._session.record(self.spec, speed.speed_result(encoder, dataset, settings, metrics))
+
+        result = self._guarded("speed", run)
+        if metric not in result.metrics:
+            self.skip("speed", f"{metric} was not timed: pytest-benchmark is switched off (--benchmark-disable)")
+        return result.metrics[metric]
+
+    def _guarded(self, experiment: str, measure: Callable[[], Result]) -> Result:
+        from clipbench.session import NotLoadedError
+
+        try:
+            return measure()
+        except ClipbenchError as error:
+            problem = error
+        if isinstance(problem, WeightsUnavailableError | DataUnavailableError):
+            self.skip(experiment, str(problem))
+        self._session.skip(self.spec, experiment, str(problem))
+        if isinstance(problem, NotLoadedError):
+            pytest.skip(str(problem))
+        pytest.fail(str(problem), pytrace=False)
