@@ -72,7 +72,7 @@ def test_a_model_that_knows_natural_pictures_alone_fails_as_expected(run, pytest
     run("NaturalOnly", "--require-all").assert_outcomes(passed=1, deselected=1)
     results = json.loads((pytester.path / "results/run.json").read_text())["clipbench"]["results"]
     assert [r["experiment"] for r in results] == ["natural", "medical", "medical_other"]
-    (verdict,) = results[2]["verdicts"]
+    (verdict,) = results[1]["verdicts"]
     assert verdict["verdict"] == "pass"
     assert verdict["reason"].startswith("fails as expected: natural 8 of 8, medical 0 of 16")
 
