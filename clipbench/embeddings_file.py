@@ -198,6 +198,6 @@ def _check_saved(path: Path, saved: SavedRows) -> None:
 def _why(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "it is not there"
-    if "pickle" in str(error):
+    if "pickle" in str(error) or "Python objects" in str(error):
         return "it is pickled or no numpy file (a pickle runs code when it is read, so it is refused)"
     return str(error) or type(error).__name__

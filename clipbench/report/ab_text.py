@@ -78,5 +78,9 @@ def _undecided(report: AbReport) -> Iterator[str]:
     for ratio in report.metrics:
         if ratio.verdict == "inconclusive":
             needed = rounds_needed(ratio, report.tolerance)
-            way = f"about {needed} rounds would tell (--rounds {needed})" if needed else "it lies on the tolerance"
+            way = (
+                f"about {needed} rounds would tell (--rounds {needed})"
+                if needed
+                else "it lies close to the tolerance: more --rounds, or another --tolerance"
+            )
             yield f"cannot tell {ratio.metric}: {way}"

@@ -1,0 +1,205 @@
+"""Files of rows: written whole, read back as they were, and refused in one line where they are not what they should be."""
+
+import json
+import pickle
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipbench.embeddings_file import (
+    EmbeddingsFileError,
+    SavedRows,
+    file_name,
+    read_index,
+    read_queries,
+    read_rows,
+    saved_beside,
+    write_rows,
+)
+from clipbench.paths import benchmarks
+from clipbench.result import DatasetIdentity, ModelIdentity
+
+
+@pytest.fixture
+def saved():
+    return SavedRows(
+        "coco_retrieval",
+        ModelIdentity("ViT-B/16", "openai", "a" * 64),
+        DatasetIdentity("coco_karpathy", "b" * 64, 2),
+        np.eye(2, 3, dtype=np.float32),
+        np.eye(3, dtype=np.float32),
+        ("1.jpg", "ü 2"),
+        ("1#0", "1#1", "2#0"),
+        np.array([0, 0, 1]),
+    )
+
+
+def test_rows_come_back_as_they_were_written(tmp_path, saved):
+    path = write_rows(tmp_path, saved)
+    found = read_rows(path)
+    assert path == tmp_path / "embeddings" / "ViT-B-16-openai-fp32-coco-retrieval-coco-karpathy-bbbbbbbb.npz"
+    assert saved_beside(tmp_path / "run.json") == [path]
+    for name in ("experiment", "model", "dataset", "image_ids", "text_ids"):
+        assert getattr(found, name) == getattr(saved, name)
+    for name in ("image_rows", "text_rows", "text_image"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(saved, name))
+
+
+def test_models_weights_precisions_and_items_have_files_of_their_own(saved):
+    others = [
+        replace(saved, model=replace(saved.model, pretrained="/some/where/tuned.pt")),
+        replace(saved, model=replace(saved.model, precision="bf16")),
+        replace(saved, experiment="medical_retrieval"),
+        replace(saved, dataset=replace(saved.dataset, fingerprint="c" * 64)),
+    ]
+    assert len({file_name(s) for s in [saved, *others]}) == 5
+    assert "/" not in file_name(others[0])
+
+
+def damaged(path, **arrays):
+    with np.load(path) as file:
+        content = {name: file[name] for name in file.files}
+    np.savez(path, **{k: v for k, v in {**content, **arrays}.items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"text_rows": None}, "cannot be read: 'text_rows is not a file in the archive'"),
+        ({"text_image": np.array([0, 0, 2])}, "do not fit each other"),
+        ({"text_image": np.array([0, 0, 0])}, "do not fit each other"),
+        ({"image_rows": np.eye(2, 4)}, "do not fit each other"),
+        ({"image_ids": np.array(["a"])}, "do not fit each other"),
+        ({"image_ids": np.array(["a", "a"])}, "an image id stands twice"),
+        ({"text_rows": np.full((3, 3), np.nan)}, "text rows: row 0 is not finite"),
+        ({"image_rows": 2 * np.eye(2, 3)}, "image rows: row 0 has length 2"),
+        ({"about": np.array(json.dumps({"schema": 2}))}, "has schema 2, this clipbench reads 1"),
+        ({"about": np.array("{")}, "cannot be read"),
+        ({"image_ids": np.array([{}, {}], dtype=object)}, "pickled"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, saved, arrays, words):
+    path = write_rows(tmp_path, saved)
+    damaged(path, **arrays)
+    with pytest.raises(EmbeddingsFileError, match=r"pytest benchmarks --save-embeddings|unit rows") as error:
+        read_rows(path)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 3, 400])
+def test_a_file_cut_short_is_refused(tmp_path, saved, size):
+    path = write_rows(tmp_path, saved)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(EmbeddingsFileError, match="cannot be read"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_an_index_of_unit_rows_is_read_in_its_own_type(tmp_path, dtype):
+    path = tmp_path / "rows.npy"
+    np.save(path, np.eye(3, 700).astype(dtype))
+    assert read_index(path).dtype == dtype
+
+
+class Touches:
+    """Pickled so that reading it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_pickled_index_is_refused_and_not_run(tmp_path):
+    for name, write in (
+        ("array.npy", lambda p: np.save(p, np.array([Touches(tmp_path / "ran")], dtype=object), allow_pickle=True)),
+        ("plain.npy", lambda p: p.write_bytes(pickle.dumps(Touches(tmp_path / "ran")))),
+    ):
+        write(tmp_path / name)
+        with pytest.raises(EmbeddingsFileError, match="it is pickled or no numpy file"):
+            read_index(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (np.eye(3)[0], r"\(3,\) float64; expected \(rows, dim\)"),
+        (np.eye(3, dtype=np.int8), "int8; expected"),
+        (np.empty((0, 3)), r"\(0, 3\)"),
+        (np.array([[1.0, 0.0], [np.nan, 0.0]]), "row 1 is not finite"),
+        (np.array([[1.0, 0.0], [0.0, 0.0]]), "row 1 has length 0"),
+        (np.array([[1.0, 0.0], [1.0, 0.2]]), r"row 1 has length 1.02; .*divide each row by its length"),
+    ],
+)
+def test_an_index_that_is_none_is_refused_naming_the_first_row(tmp_path, rows, words):
+    path = tmp_path / "rows.npy"
+    np.save(path, rows)
+    with pytest.raises(EmbeddingsFileError, match=words):
+        read_index(path)
+
+
+def test_an_archive_is_no_index(tmp_path):
+    np.savez(tmp_path / "rows.npz", a=np.eye(2))
+    with pytest.raises(EmbeddingsFileError, match="an archive of several arrays"):
+        read_index(tmp_path / "rows.npz")
+
+
+def test_queries_are_lines_without_the_blank_ones(tmp_path):
+    (tmp_path / "texts.txt").write_bytes("\ufeffa dog\r\n\n  ein Küken \na dog\n".encode())
+    assert read_queries(tmp_path / "texts.txt") == ("a dog", "ein Küken", "a dog")
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\n", b"\xff\xfe\x00"])
+def test_a_file_without_queries_or_in_another_encoding_is_refused(tmp_path, content):
+    (tmp_path / "texts.txt").write_bytes(content)
+    with pytest.raises(EmbeddingsFileError, match=r"expected (UTF-8 text, )?one"):
+        read_queries(tmp_path / "texts.txt")
+
+
+ENCODER = """
+import numpy as np
+class Any:
+    def encode_images(self, images):
+        return np.stack([np.asarray(i.resize((4, 4)), dtype=float).ravel()[:40] + 1 for i in images])
+    def encode_texts(self, texts):
+        return np.stack([np.random.default_rng(len(t)).standard_normal(40) for t in texts])
+"""
+
+
+@pytest.fixture
+def session(pytester):
+    """Run the retrieval benchmark with a fake encoder and the arguments given."""
+    pytest.importorskip("skimage", reason="the packaged COCO images are scikit-image's")
+    pytester.makepyfile(saved_encoder=ENCODER)
+    pytester.syspathinsert()
+    arguments = (str(benchmarks() / "test_coco_retrieval.py"), "--model", "saved_encoder:Any", "--device", "cpu")
+    yield lambda *more: pytester.runpytest_inprocess(*arguments, "-p", "no:cacheprovider", *more)
+    sys.modules.pop("saved_encoder", None)
+
+
+def test_save_embeddings_leaves_the_rows_beside_the_run_and_nothing_is_left_without_it(session, pytester):
+    session()
+    assert not (pytester.path / "results" / "embeddings").exists()
+    session("--save-embeddings")
+    (path,) = saved_beside(pytester.path / "results" / "run.json")
+    entry = json.loads((pytester.path / "results" / "run.json").read_text())
+    (result,) = (r for r in entry["clipbench"]["results"] if r["experiment"] == "coco_retrieval")
+    found = read_rows(path)
+    assert list(found.text_ids) == result["items"]["text_ids"]
+    assert found.dataset.fingerprint == result["dataset"]["fingerprint"]
+
+
+def test_rows_that_cannot_be_saved_fail_the_session_and_keep_the_result(session, pytester, monkeypatch):
+    def full(folder, rows):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clipbench.embeddings_file.write_rows", full)
+    result = session("--save-embeddings")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["ERROR: the rows of coco_retrieval could not be saved*No space left on device*"])
+    assert json.loads((pytester.path / "results" / "run.json").read_text())["clipbench"]["results"]
