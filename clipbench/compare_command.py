@@ -110,7 +110,9 @@ def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Ru
 
     if options.index is None:
         if options.queries:
-            raise UsageError("--queries goes with --index OLD.npy [NEW.npy]; without an index there is nothing to search")
+            raise UsageError(
+                "--queries goes with --index OLD.npy [NEW.npy]; without an index there is nothing to search"
+            )
         return comparison
     index = reindex_answers((options.base, base), (options.head, head), options.index, options.queries)
     return replace(comparison, findings=pressing_first([*comparison.findings, *index_findings(index)]), index=index)

@@ -4,9 +4,6 @@
 plain call, the one that production makes; no shortcut may stand in for it.
 """
 
-import base64
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,11 +11,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from clipbench.data.dataset import Dataset
-from clipbench.errors import EncoderError
+from clipbench.embed.sample import sample
 from clipbench.models.encoder import Encoder, Rows
 from clipbench.result import JsonObject, Result
 from clipbench.settings import Settings
@@ -26,14 +22,11 @@ from clipbench.settings import Settings
 PROBE_VERSION = 1
 MAX_PROBE_BYTES = 256 * 1024
 ITEMS = 8
-POSITIONS = 256
 WHOLE_TOKENS, WHOLE_ROW = 1024, 2048
 """Texts up to so many tokens and rows up to so large a dim are kept whole; what is longer is sampled, to stay in 256 KiB."""
 
 ROWS = ("image_rows", "text_rows")
-_GOLDEN = 0.6180339887498949
 _ACTIVATION = re.compile(r"LU|Sigmoid|Tanh|Swish|Mish|Activation")
-_STORED = {"u": "<u1", "i": "<i4", "f": "<f4"}
 
 Pair = tuple[Rows, Rows]
 
@@ -42,9 +35,9 @@ def probe_of(encoder: Encoder, dataset: Dataset, settings: Settings, rows: Pair 
     """Return the probe of an encoder on the first eight items of a data set: JSON of at most 256 KiB, the same every time.
 
     Each of its `stages` is a list of samples, one an item: decoded_pixels (height, width, 3) and preprocessed_tensor of
-    an image, tokens (context_length,) of a text, image_rows and text_rows (dim,), similarities (images,) of a text. A
-    sample is {dtype, shape, sha256 of all bytes, values: base64, little-endian}, whole or at `positions`. What an encoder
-    does not show is absent: preprocessed_tensor, tokens, and `activations` (how many modules of each kind the model has).
+    an image, tokens (context_length,) of a text, image_rows and text_rows (dim,), similarities (images,) of a text; see
+    `embed.sample`. What an encoder does not show is absent: preprocessed_tensor, tokens, and `activations` (how many
+    modules of each kind the live model has).
     `rows` are (images, dim) and (texts, dim) of the same items where the plain call was made already.
 
     Raises: DataUnavailableError or DataError when a picture cannot be opened; EncoderError for rows or pixels that are
@@ -84,41 +77,6 @@ def probed(encoder: Encoder, dataset: Dataset, settings: Settings, result: Resul
     shared = (rows[0], rows[1]) if len(rows) == len(ROWS) and not result.protocol["shortcuts"] else None
     rest = {name: array for name, array in result.arrays.items() if name not in ROWS}
     return replace(result, arrays=rest), probe_of(encoder, dataset, settings, shared)
-
-
-def sample(array: npt.NDArray[Any], whole: int = POSITIONS) -> JsonObject:
-    """Return {dtype, shape, sha256, values} of an array: whole up to `whole` elements, else at that many `positions`.
-
-    Integers are kept as uint8 or int32, other numbers as float32. Raises: EncoderError for NaN or infinity.
-    """
-    stored = np.ascontiguousarray(array, dtype=np.dtype(_STORED[array.dtype.kind]))
-    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-        raise EncoderError("a preprocessed picture holds NaN or infinity; check the encoder's preprocessing")
-    values = stored.ravel()[positions(stored.size, whole)]
-    return {
-        "dtype": str(stored.dtype),
-        "shape": list(stored.shape),
-        "sha256": array_sha256(stored),
-        "values": base64.b64encode(values.tobytes()).decode(),
-    }
-
-
-def array_sha256(stored: npt.NDArray[Any]) -> str:
-    """Return the SHA-256 (hex) over one line of JSON, [dtype, shape], and the bytes of an array of little-endian numbers."""
-    line = json.dumps([str(stored.dtype), list(stored.shape)], separators=(",", ":")) + "\n"
-    return hashlib.sha256(line.encode() + stored.tobytes()).hexdigest()
-
-
-def positions(size: int, count: int = POSITIONS) -> npt.NDArray[np.int64]:
-    """Return (min(size, count),) int64: which elements of a flat array are kept, all of them when they are few.
-
-    Spread evenly and without a period, so that no row, column or colour channel is left out.
-    Source: the Kronecker sequence of the golden ratio, k * .618... mod 1.
-    """
-    if size <= count:
-        return np.arange(size, dtype=np.int64)
-    place: npt.NDArray[np.int64] = np.floor((np.arange(count) * _GOLDEN % 1.0) * size).astype(np.int64)
-    return place
 
 
 def _inputs(encoder: Encoder, images: Sequence[Image.Image], texts: Sequence[str]) -> JsonObject:

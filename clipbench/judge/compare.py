@@ -24,6 +24,7 @@ from clipbench.judge.finding import Comparison, Finding, ItemChange, about, pres
 from clipbench.judge.in_general import Question, answers, questions, with_pairing
 from clipbench.judge.item_changes import item_changes
 from clipbench.judge.matching_results import Pair, match_results
+from clipbench.judge.probe_compare import compare_probes
 from clipbench.judge.same_items import Agreement, agreement
 from clipbench.judge.speed import EXPERIMENT as SPEED
 from clipbench.judge.speed import speed_findings
@@ -71,7 +72,9 @@ def compare_runs(
             judged = frozenset(f.metric for f in findings if f.kind in ("in general", "identical") and _is_of(f, pair))
             findings += _on_these_items(pair, rules, judged, answered)
     changes = [change for pair in matched.pairs for change in _changes(pair, rules)]
-    return Comparison(pressing_first(findings), tuple(changes), differences(base, head, matched), rules.alpha)
+    stages = tuple(compare_probes(base.probes, head.probes, rules))
+    told = differences(base, head, matched)
+    return Comparison(pressing_first(findings), tuple(changes), told, rules.alpha, stages=stages)
 
 
 def _on_these_items(pair: Pair, rules: Rules, judged: frozenset[str], answered: set[str]) -> list[Finding]:

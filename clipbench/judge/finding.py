@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from clipbench.judge.probe_compare import ProbeFinding
 from clipbench.judge.reindex import Reindex
 from clipbench.result import Result, VerdictWord
 
@@ -93,13 +94,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything `compare` has to say, most pressing findings first; `index` answers `--index`, where that was asked."""
+    """Everything `compare` has to say, most pressing findings first; `index` answers `--index`, where that was asked.
+
+    `stages` says of each model which stage of the probe moved: it explains the verdict and has no part in it.
+    """
 
     findings: tuple[Finding, ...]
     items: tuple[ItemChange, ...] = ()
     differences: tuple[Difference, ...] = ()
     alpha: float = 0.05
     index: tuple[Reindex, ...] = ()
+    stages: tuple[ProbeFinding, ...] = ()
 
     @property
     def verdict(self) -> VerdictWord:

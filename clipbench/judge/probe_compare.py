@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipbench.judge.probe_samples import DamagedProbeError, Sample, samples_of_both
+from clipbench.embed.sample import Sample
+from clipbench.judge.probe_samples import DamagedProbeError, samples_of_both
 from clipbench.judge.probe_stages import (
     TENSOR_BUDGET,
     Answer,
@@ -87,15 +88,16 @@ def first_moved(findings: Sequence[ProbeFinding]) -> dict[str, ProbeFinding]:
 def sentence(findings: Sequence[ProbeFinding], model: str) -> str:
     """Return what the findings say of a model: "preprocessing changed (mean abs 0.012); decoding, weights did not; ..."."""
     own = [f for f in findings if f.model == model]
-    causes = [f for f in own if f.stage not in OUTCOMES]
-    moved, same = [f for f in own if f.moved], [f for f in causes if f.state == "same"]
+    causes, outcomes = ([f for f in own if (f.stage in OUTCOMES) is outcome] for outcome in (False, True))
     unknown = [f for f in own if f.state == "cannot tell"]
-    parts = [f"{STAGES[f.stage]} changed ({f.details})" for f in moved]
-    if not moved:
-        parts = ["no stage moved" if not unknown else "no stage is known to have moved" if same else "cannot tell"]
-    if moved and same:
-        parts.append(f"{', '.join(STAGES[f.stage] for f in same)} did not")
-    parts += [f"{STAGES[f.stage]}: {f.details}" for f in own if f.stage in OUTCOMES and f.state == "same"]
+    parts = [f"{STAGES[f.stage]} changed ({f.details})" for f in causes if f.moved]
+    same = ", ".join(STAGES[f.stage] for f in causes if f.state == "same")
+    if not any(f.moved for f in own):
+        parts.append("no stage moved" if not unknown else "no stage is known to have moved" if same else "cannot tell")
+    elif same:
+        parts.append(f"{same} did not")
+    parts += [f"{STAGES[f.stage]} changed ({f.details})" for f in outcomes if f.moved]
+    parts += [f"{STAGES[f.stage]}: {f.details}" for f in outcomes if f.state == "same"]
     parts += [f"{STAGES.get(f.stage, f.stage)}: cannot tell ({f.details})" for f in unknown]
     return "; ".join(parts)
 

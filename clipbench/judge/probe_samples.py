@@ -1,33 +1,19 @@
-"""The samples of a stored probe, read back and checked: what does not add up is damaged, and says where."""
+"""The stages of a stored probe, read back and checked: what does not add up is damaged, and says where."""
 
-import base64
-import binascii
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from clipbench.embed.probe import POSITIONS, array_sha256
+from clipbench.embed.sample import Sample, read_sample
 from clipbench.errors import ClipbenchError
 from clipbench.result import JsonObject
 
 PIXELS = ("decoded_pixels", "preprocessed_tensor")
-_DTYPES = {"uint8": "<u1", "int32": "<i4", "float32": "<f4"}
+"""Stages whose items may have several shapes; the others are rows of one length."""
 
 
 class DamagedProbeError(ClipbenchError):
     """A stage that a probe lacks, or that cannot be read or compared: it is said, and nothing is concluded from it."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An array's hash and shape, and its `values` (float64), whole or at the positions that `embed.probe` takes."""
-
-    shape: tuple[int, ...]
-    sha256: str
-    values: npt.NDArray[np.float64]
 
 
 def samples_of_both(base: JsonObject, head: JsonObject, stage: str) -> tuple[list[Sample], list[Sample]]:
@@ -46,16 +32,10 @@ def samples_of_both(base: JsonObject, head: JsonObject, stage: str) -> tuple[lis
     return before, after
 
 
-def _items(probe: JsonObject) -> tuple[Any, Any]:
-    dataset = probe.get("dataset")
-    return probe.get("images"), dataset.get("fingerprint") if isinstance(dataset, dict) else None
-
-
 def samples_of(probe: JsonObject, stage: str, which: str) -> list[Sample]:
     """Return the samples of a stage, one an item; `which` (base or head) is for messages.
 
-    Raises: DamagedProbeError when the stage is absent, or a sample lacks a key, is no base64, holds NaN, or has another number of
-    values than its shape and dtype allow.
+    Raises: DamagedProbeError when the stage is absent or empty, a sample is damaged, or rows have several lengths.
     """
     stages = probe.get("stages")
     entries = stages.get(stage) if isinstance(stages, dict) else None
@@ -64,27 +44,14 @@ def samples_of(probe: JsonObject, stage: str, which: str) -> list[Sample]:
     if not isinstance(entries, list) or not entries:
         raise DamagedProbeError(f"the probe of {which} is damaged: no samples")
     try:
-        samples = [_sample(entry) for entry in entries]
-        if stage not in PIXELS and {(len(s.shape), s.shape) for s in samples} != {(1, samples[0].shape)}:
-            raise ValueError("rows of several shapes")
-        return samples
-    except (AttributeError, KeyError, TypeError, ValueError, binascii.Error) as error:
-        raise DamagedProbeError(f"the probe of {which} is damaged: {error or type(error).__name__}") from error
+        samples = [read_sample(entry) for entry in entries]
+    except ValueError as error:
+        raise DamagedProbeError(f"the probe of {which} is damaged: {error}") from error
+    if stage not in PIXELS and {(len(s.shape), s.shape) for s in samples} != {(1, samples[0].shape)}:
+        raise DamagedProbeError(f"the probe of {which} is damaged: rows of several shapes")
+    return samples
 
 
-def _sample(entry: Any) -> Sample:
-    dtype = np.dtype(_DTYPES[entry["dtype"]])
-    shape = tuple(int(size) for size in entry["shape"])
-    stored = np.frombuffer(base64.b64decode(entry["values"], validate=True), dtype=dtype)
-    size = math.prod(shape)
-    if not min(size, POSITIONS) <= stored.size <= size or not size:
-        raise ValueError(f"{stored.size} values for shape {shape}")
-    values = stored.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("a value is NaN or infinite")
-    sha256 = entry["sha256"]
-    if not isinstance(sha256, str) or len(sha256) != 64:
-        raise ValueError("a hash is no SHA-256")
-    if stored.size == size and array_sha256(stored.reshape(shape)) != sha256:
-        raise ValueError("a sample does not have its hash")
-    return Sample(shape, sha256, values)
+def _items(probe: JsonObject) -> tuple[Any, Any]:
+    dataset = probe.get("dataset")
+    return probe.get("images"), dataset.get("fingerprint") if isinstance(dataset, dict) else None

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from clipbench.judge.probe_samples import DamagedProbeError, Sample
+from clipbench.embed.sample import Sample
+from clipbench.judge.probe_samples import DamagedProbeError
 from clipbench.judge.tolerances import Budget
 
 State = Literal["same", "moved", "cannot tell"]

@@ -15,6 +15,7 @@ from clipbench.report.compare_words import (
     plain,
     pressing,
     reason_of,
+    stage_rows,
     top_text,
     where,
 )
@@ -41,6 +42,8 @@ def comparison_blocks(comparison: Comparison, command: str) -> list[Block]:
     told = pressing(comparison)
     blocks += _findings(told[:OPEN_FINDINGS], len(told) - OPEN_FINDINGS)
     blocks += _differences(comparison)
+    if stages := stage_rows(comparison):
+        blocks += [Heading("First stage that moved", 3), Table(("model", "what the probe says"), stages)]
     if comparison.items:
         blocks += _items("Which items", items_at_a_glance(comparison, OPEN_ITEMS))
     blocks += index_blocks(comparison.index)

@@ -16,6 +16,7 @@ from clipbench.report.compare_words import (
     plain,
     pressing,
     reason_of,
+    stage_rows,
     top_text,
     where,
 )
@@ -34,17 +35,19 @@ def to_text(comparison: Comparison, command: str) -> str:
     ]
     lines += ["", "what changed"]
     lines += list(_differences(comparison)) or ["  nothing but the outcomes, if at all"]
+    if rows := stage_rows(comparison):
+        lines += ["", "first stage that moved", *(f"  {model}: {words}" for model, words in rows)]
     if comparison.items:
         lines += ["", "which items", *_items(comparison)]
-    if rows := metric_rows(comparison):
-        lines += ["", *_table([METRICS_HEADER, *rows])]
+    if metrics := metric_rows(comparison):
+        lines += ["", *_table([METRICS_HEADER, *metrics])]
     if comparison.index:
         lines += ["", *(plain(line) for line in index_lines(comparison.index))][:-1]
     return "\n".join([*lines, "", f"reproduce: {plain(command)}"]) + "\n"
 
 
 def to_json(comparison: Comparison, command: str) -> str:
-    """Return the comparison as JSON with sorted keys: verdict, exit_code, headline, findings, items, differences, command;
+    """Return the comparison as JSON with sorted keys: verdict, exit_code, headline, findings, items, differences, stages, command;
     and index where `--index` was given.
     """
     return dump_json(
@@ -56,6 +59,7 @@ def to_json(comparison: Comparison, command: str) -> str:
             "findings": [dataclasses.asdict(f) for f in comparison.findings],
             "items": [dataclasses.asdict(change) for change in comparison.items],
             "differences": [dataclasses.asdict(d) | {"changed": d.is_change} for d in comparison.differences],
+            "stages": [dataclasses.asdict(f) for f in comparison.stages],
             "command": command,
         }
         | ({"index": [dataclasses.asdict(answer) for answer in comparison.index]} if comparison.index else {})
@@ -70,6 +74,13 @@ def to_github(comparison: Comparison) -> str:
     level = {"fail": "error", "inconclusive": "warning", "pass": "notice"}[comparison.verdict]
     lines = [f"::{level} title=clipbench::{_message(headline(comparison))}"]
     lines += [_annotation(f) for f in pressing(comparison)]
+    moved = {plain(f.model) for f in comparison.stages if f.moved}
+    title = "clipbench, first stage that moved"
+    lines += [
+        f"::notice title={_property(title)}::{_message(f'{m}: {words}')}"
+        for m, words in stage_rows(comparison)
+        if m in moved
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from clipbench.judge.finding import Comparison, Finding, ItemChange
+from clipbench.judge.probe_compare import sentence
 from clipbench.report.summary import value_text
 from clipbench.result import Metric
 
@@ -114,6 +115,12 @@ def margin_text(change: ItemChange) -> str:
 def top_text(top: Sequence[tuple[str, float]]) -> str:
     """Return the five best candidates with their cosines in one line, "-" where none are known."""
     return plain(", ".join(f"{name} {value:.3f}" for name, value in top)) or "-"
+
+
+def stage_rows(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return (model, which stage moved first, by how much, and which did not) for each model that has a probe."""
+    models = dict.fromkeys(f.model for f in comparison.stages)
+    return [(plain(model), plain(sentence(comparison.stages, model))) for model in models]
 
 
 def _value(finding: Finding, value: float | None) -> str:

@@ -1,0 +1,295 @@
+"""Two probes compared: the first stage that moved is named, rounding is not a move, and damage is never "the same"."""
+
+import base64
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fakes import ColourEncoder, colour_dataset, custom, matching
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from clipbench.embed.probe import probe_of
+from clipbench.embed.sample import read_sample, sample
+from clipbench.judge.compare import compare_runs
+from clipbench.judge.probe_compare import STAGES, compare_probes, first_moved, sentence
+from clipbench.judge.probe_stages import other_winners, rank_flips, rows_moved
+from clipbench.judge.tolerances import read_rules
+from clipbench.models.zoo import ModelSpec
+from clipbench.report.compare_markdown import to_pull_request
+from clipbench.report.compare_text import to_github, to_json, to_text
+from clipbench.result import Run
+from clipbench.settings import Settings
+
+BUDGET = read_rules().budget("fp32")
+INPUTS = ("decoded_pixels", "preprocessed_tensor", "tokens")
+SAMPLED = (*INPUTS, "image_rows", "text_rows", "similarities")
+
+
+@pytest.fixture(scope="module")
+def probe(tiny_models, tmp_path_factory):
+    from clipbench.models.open_clip import load_open_clip
+
+    encoder = load_open_clip(ModelSpec("tiny-vit", "random", "random:0", "tiny-vit", "gelu"), "cpu", "fp32", True)
+    dataset = colour_dataset(tmp_path_factory.mktemp("colours"))
+    return probe_of(encoder, dataset, Settings())
+
+
+def values_of(entry):
+    dtype = np.dtype(entry["dtype"]).newbyteorder("<")
+    return np.frombuffer(base64.b64decode(entry["values"]), dtype=dtype)
+
+
+def shifted(probe, stage, by, sampled=False):
+    """The probe with every value of the first sample of a stage moved: whole samples get their new hash."""
+    head = copy.deepcopy(probe)
+    entry = head["stages"][stage][0]
+    moved = values_of(entry) + np.asarray(by, dtype=values_of(entry).dtype)
+    if moved.size == np.prod(entry["shape"]):
+        entry |= sample(moved, whole=moved.size)
+    else:
+        entry |= {"values": base64.b64encode(moved.tobytes()).decode(), "sha256": "f" * 64}
+    return head
+
+
+def states(base, head):
+    return {f.stage: f.state for f in compare_probes([base], [head])}
+
+
+def test_a_probe_against_itself_moved_nowhere_and_every_stage_is_said(probe):
+    findings = compare_probes([probe], [copy.deepcopy(probe)])
+    assert [f.stage for f in findings] == list(STAGES)
+    assert {f.state for f in findings} == {"same"}
+    assert first_moved(findings) == {}
+    assert sentence(findings, "tiny-vit").startswith(
+        "no stage moved; image rows: cosine to base min 1.00000, mean 1.00000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "by"),
+    [("decoded_pixels", 1), ("preprocessed_tensor", 0.012), ("tokens", 1), ("image_rows", 0.01), ("text_rows", 0.01)],
+)
+def test_a_stage_that_moved_is_named_and_no_other(probe, stage, by):
+    findings = compare_probes([probe], [shifted(probe, stage, by)])
+    assert [f.stage for f in findings if f.moved] == [stage]
+    assert first_moved(findings)["tiny-vit"].stage == stage
+    assert {f.state for f in findings} == {"same", "moved"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("texts", {"texts": ["a photo of red"] * 4}),
+        ("weights", {"model": {"weights_sha256": "0" * 64}}),
+        ("precision", {"model": {"precision": "bf16"}}),
+        ("activation", {"activations": {"QuickGELU": 4}}),
+    ],
+)
+def test_what_is_stated_moves_too(probe, stage, change):
+    head = copy.deepcopy(probe)
+    for key, value in change.items():
+        head[key] = {**head[key], **value} if key == "model" else value
+    assert [f.stage for f in compare_probes([probe], [head]) if f.moved] == [stage]
+
+
+def test_the_sentence_says_what_moved_by_how_much_and_what_did_not(probe):
+    findings = compare_probes([probe], [shifted(probe, "preprocessed_tensor", 0.012)])
+    words = sentence(findings, "tiny-vit")
+    assert words.startswith(
+        "preprocessing changed (mean abs 0.012, max 0.012, 1 of 4 pictures); decoding, prompts, tokens, weights"
+    )
+    assert "activation did not" in words
+
+
+def test_the_first_stage_that_moved_comes_before_its_consequences(probe):
+    head = shifted(shifted(probe, "image_rows", 0.01), "preprocessed_tensor", 0.5)
+    findings = compare_probes([probe], [head])
+    assert [f.stage for f in findings if f.moved] == ["preprocessed_tensor", "image_rows"]
+    assert first_moved(findings)["tiny-vit"].numbers["mean_abs"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("stage", "by"), [("preprocessed_tensor", 2e-6), ("image_rows", 1e-6), ("similarities", 2e-5)])
+def test_rounding_within_the_budget_is_no_move(probe, stage, by):
+    assert states(probe, shifted(probe, stage, by))[stage] == "same"
+    assert states(probe, shifted(probe, stage, 200 * by))[stage] == "moved"
+
+
+def test_the_budget_is_that_of_the_coarser_precision_only_when_both_have_it(probe):
+    coarse, moved = (copy.deepcopy(p) for p in (probe, shifted(probe, "similarities", 0.002)))
+    moved["model"]["precision"] = "bf16"
+    assert states(probe, moved)["similarities"] == "moved"
+    coarse["model"]["precision"] = "bf16"
+    assert states(coarse, moved)["similarities"] == "same"
+
+
+def test_another_hash_with_equal_samples_is_a_change_elsewhere_not_the_same(probe):
+    head = copy.deepcopy(probe)
+    head["stages"]["preprocessed_tensor"][0]["sha256"] = "f" * 64
+    finding = next(f for f in compare_probes([probe], [head]) if f.stage == "preprocessed_tensor")
+    assert finding.moved
+    assert "not at the sampled positions" in finding.details
+
+
+def test_another_resolution_or_context_or_dim_is_a_move(probe):
+    head = copy.deepcopy(probe)
+    head["stages"]["preprocessed_tensor"] = [sample(np.zeros((3, 64, 64), np.float32)) for _ in range(4)]
+    head["stages"]["tokens"] = [sample(np.ones(32, np.int64)) for _ in range(4)]
+    head["stages"]["image_rows"] = [sample(np.ones(64)) for _ in range(4)]
+    found = {f.stage: f.details for f in compare_probes([probe], [head]) if f.moved}
+    assert found["preprocessed_tensor"] == "shape (3, 32, 32) -> (3, 64, 64)"
+    assert "context length 77 -> 32" in found["tokens"]
+    assert found["image_rows"] == "dim 32 -> 64"
+
+
+def _without(entry, key):
+    entry.pop(key)
+
+
+DAMAGE = {
+    "a key is missing": lambda stages, s: _without(stages[s][0], "sha256"),
+    "no base64": lambda stages, s: stages[s][0].update(values="@@@"),
+    "cut short": lambda stages, s: stages[s][0].update(values=stages[s][0]["values"][:8]),
+    "no values": lambda stages, s: stages[s][0].update(values=""),
+    "values are no text": lambda stages, s: stages[s][0].update(values=3),
+    "another dtype": lambda stages, s: stages[s][0].update(dtype="float64"),
+    "a shape of texts": lambda stages, s: stages[s][0].update(shape=["a"]),
+    "an empty shape": lambda stages, s: stages[s][0].update(shape=[0]),
+    "an item less": lambda stages, s: stages[s].pop(),
+    "no item": lambda stages, s: stages[s].clear(),
+    "no list": lambda stages, s: stages.update({s: "same"}),
+    "a sample that is none": lambda stages, s: stages[s].__setitem__(0, None),
+    "no stage": lambda stages, s: stages.pop(s),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("stage", SAMPLED)
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_damaged_or_missing_stage_cannot_be_told_and_spoils_no_other(probe, stage, damage, side):
+    broken = copy.deepcopy(probe)
+    DAMAGE[damage](broken["stages"], stage)
+    found = states(*((broken, probe) if side == "base" else (probe, broken)))
+    assert found[stage] == "cannot tell"
+    assert {s for name, s in found.items() if name != stage} == {"same"}
+
+
+def test_nan_and_values_that_are_not_those_of_their_hash_are_damage(probe):
+    wrong = copy.deepcopy(probe)
+    row = values_of(wrong["stages"]["image_rows"][0]).copy()
+    row[0] = np.nan
+    wrong["stages"]["image_rows"][0]["values"] = base64.b64encode(row.tobytes()).decode()
+    wrong["stages"]["text_rows"][0]["values"] = wrong["stages"]["text_rows"][1]["values"]
+    entry = wrong["stages"]["preprocessed_tensor"][0]
+    entry["values"] = base64.b64encode((values_of(entry) + 1).tobytes()).decode()
+    found = states(probe, wrong)
+    assert {found[s] for s in ("image_rows", "text_rows", "preprocessed_tensor")} == {"cannot tell"}
+
+
+@pytest.mark.parametrize("key", ["stages", "texts", "activations", "dataset", "images"])
+def test_a_probe_without_a_part_says_so(probe, key):
+    broken = copy.deepcopy(probe)
+    broken[key] = None
+    findings = compare_probes([probe], [broken])
+    assert "cannot tell" in {f.state for f in findings}
+    assert "moved" not in {f.state for f in findings}
+    assert "cannot tell" in sentence(findings, "tiny-vit")
+
+
+@pytest.mark.parametrize("head", [[], [{}], ["text"], [{"model": None}]])
+def test_a_missing_probe_cannot_be_told(probe, head):
+    findings = compare_probes([probe], head)
+    assert {f.state for f in findings} == {"cannot tell"}
+    assert sentence(findings, "tiny-vit").startswith("cannot tell")
+
+
+def test_two_probes_of_one_model_or_of_other_versions_or_items_cannot_be_told(probe):
+    assert {f.state for f in compare_probes([probe, probe], [probe])} == {"cannot tell"}
+    assert {f.state for f in compare_probes([probe], [{**probe, "version": 2}])} == {"cannot tell"}
+    other = {**probe, "dataset": {**probe["dataset"], "fingerprint": "f" * 64}}
+    found = states(probe, other)
+    assert {found[s] for s in SAMPLED} == {"cannot tell"}
+    assert found["weights"] == "same"
+
+
+def test_an_encoder_that_is_not_ours_is_compared_by_its_rows_alone(tmp_path):
+    dataset = colour_dataset(tmp_path)
+
+    class Swapped(ColourEncoder):
+        def encode_images(self, images):
+            return super().encode_images([Image.merge("RGB", image.split()[::-1]) for image in images])
+
+    base, head = (probe_of(custom(e), dataset, Settings()) for e in (ColourEncoder(), Swapped()))
+    findings = compare_probes([base], [head])
+    assert first_moved(findings)["fake"].stage == "image_rows"
+    assert {f.stage for f in findings if f.state == "cannot tell"} == {
+        "preprocessed_tensor",
+        "tokens",
+        "weights",
+        "activation",
+    }
+    assert "preprocessing: cannot tell" in sentence(findings, "fake")
+
+
+def test_rank_flips_by_hand():
+    base = np.array([[0.9, 0.5, 0.1], [0.2, 0.8, 0.3], [0.1, 0.2, 0.7]])
+    head = base.copy()
+    assert rank_flips(base, head, 0.0) == (0, 18)
+    head[0] = [0.4, 0.5, 0.1]  # the text's first two swap; column 0 keeps its order
+    assert rank_flips(base, head, 0.0) == (1, 18)
+    assert rank_flips(base, head, 0.5) == (0, 18)
+    assert other_winners(base, head, 0.0) == 1
+    assert other_winners(base, head, 0.5) == 0
+
+
+@given(arrays(np.float64, (4, 4), elements=st.floats(-1, 1)), arrays(np.float64, (4, 4), elements=st.floats(-1, 1)))
+def test_rank_flips_agree_with_counting_and_do_not_depend_on_the_direction(base, head):
+    def order(a, b):
+        return int(a > b) - int(a < b)
+
+    slow = sum(
+        order(m[r, i], m[r, j]) != order(n[r, i], n[r, j])
+        for m, n in ((base, head), (base.T, head.T))
+        for r in range(4)
+        for i in range(4)
+        for j in range(i)
+        if not (m[r, i] == m[r, j] and n[r, i] == n[r, j])
+    )
+    assert rank_flips(base, head, 0.0)[0] == rank_flips(base.T, head.T, 0.0)[0] == slow
+
+
+def test_rows_too_long_to_keep_whole_are_compared_at_their_positions():
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(4, 5000))
+    base = [sample(row, 2048) for row in rows]
+    for scale, state in ((1e-7, "same"), (1e-2, "moved")):
+        head = [sample(row + scale * generator.normal(size=5000), 2048) for row in rows]
+        assert rows_moved([read_sample(s) for s in base], [read_sample(s) for s in head], BUDGET)[0] == state
+
+
+def test_every_format_of_a_comparison_names_the_first_stage_and_the_verdict_does_not_hang_on_it(probe):
+    results = (replace(matching(np.eye(4), ["a", "b", "c", "d"], "tiny-vit"), experiment="medical"),)
+    environment = {"machine": {}, "software": {}}
+    base = Run(environment, results, probes=(probe,))
+    for head_probe, word in (
+        (probe, "no stage moved"),
+        (shifted(probe, "preprocessed_tensor", 0.012), "preprocessing changed"),
+    ):
+        comparison = compare_runs(base, Run(environment, results, probes=(head_probe,)), read_rules())
+        assert comparison.exit_code == 0
+        assert f"first stage that moved\n  tiny-vit: {word}" in to_text(comparison, "command")
+        assert f"| tiny-vit | {word}" in to_pull_request(comparison, "command")
+        assert (f"tiny-vit: {word}" in to_github(comparison)) is (word != "no stage moved")
+        stages = json.loads(to_json(comparison, "command"))["stages"]
+        assert [s["stage"] for s in stages if s["state"] == "moved"] == [f.stage for f in comparison.stages if f.moved]
+
+
+def test_runs_without_probes_say_nothing_of_stages(probe):
+    results = (replace(matching(np.eye(4), ["a", "b", "c", "d"], "tiny-vit"), experiment="medical"),)
+    base = Run({"machine": {}, "software": {}}, results)
+    assert "first stage" not in to_text(compare_runs(base, base, read_rules()), "command")
+    assert "cannot tell" in to_text(compare_runs(base, replace(base, probes=(probe,)), read_rules()), "command")
