@@ -106,7 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if (
         hasattr(config, "workerinput")
         or getattr(config.option, "numprocesses", None)
-        or getattr(config.option, "tx", None)
+        or getattr(config.option, "dist", "no") != "no"
     ):
         raise pytest.UsageError(
             "clipbench's benchmarks cannot run under xdist (-n, --dist): processes that share the cores or the GPU spoil every "

@@ -12,7 +12,7 @@ import pytest
 from clipbench.errors import ClipbenchError, UsageError
 from clipbench.models.resolve import resolve
 from clipbench.models.zoo import zoo
-from clipbench.pytest_baseline import check_request, judge, update
+from clipbench.pytest_baseline import Outcome, check_request, judge, update
 from clipbench.pytest_subject import Subject
 from clipbench.result import Result, Run, Verdict, dump_json, write_whole
 from clipbench.settings import Request, T
@@ -38,6 +38,7 @@ class BenchmarkSession:
         check_request(request)
         if request.results.exists() and not request.results.is_dir():
             raise UsageError(f"--results {request.results} is a file; give a folder")
+        _check_targets(config, request)
         self.zero_shot = tuple(_named_folder(text, request.folder) for text in request.zero_shot)
         names = [name for name, _ in self.zero_shot]
         if twice := next((name for name in names if names.count(name) > 1), ""):
@@ -52,17 +53,14 @@ class BenchmarkSession:
         self._session: Session | None = None
         self._problems: list[str] = []
         self._ran: set[str] = set()
-        self._benchmarks: set[str] = set()
+        self._benchmarks: dict[str, str] = {}
+        self._only_planned = bool(config.option.setuponly or config.option.setupplan)
         self._item: pytest.Item | None = None
         self._write_error = ""
         self._judged: Run | None = None
         self._lines: list[str] = []
         self._terminal = None if self.collect_only else _own_terminal()
-        self.benchmark_json: Path | None = getattr(config.option, "benchmark_json", None)
-        if self.benchmark_json is not None:
-            config.option.benchmark_json = (
-                None  # pytest-benchmark writes nothing when no timed test ran: this plugin writes it
-            )
+        self.benchmark_json: Path | None = config.option.benchmark_json
         if not self.collect_only:
             self._session = self._make_session()
 
@@ -159,18 +157,20 @@ class BenchmarkSession:
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
-        self._benchmarks = {item.nodeid for item in items if "subject" in getattr(item, "fixturenames", ())}
+        found = [i for i in items if isinstance(i, pytest.Function) and "subject" in i.fixturenames]
+        self._benchmarks = {i.nodeid: str(i.callspec.params["subject"]) for i in found if not self._only_planned}
+        if self._benchmarks:  # pytest-benchmark writes nothing when no timed test ran: this plugin writes the file
+            self.config._benchmarksession.json = None  # type: ignore[attr-defined]  # pytest-benchmark's handle on the config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember which benchmarks ran and which failed."""
         if report.nodeid not in self._benchmarks:
             return
-        self._ran.add(report.nodeid)
+        if report.when == "call" or not report.passed:
+            self._ran.add(report.nodeid)
         if report.failed:
-            message = str(report.longrepr).strip().splitlines() or [""]
-            self._problems.append(
-                f"{report.nodeid.rsplit('/', 1)[-1]}: {message[-1] if report.longreprtext.count('Traceback') else message[0]}"
-            )
+            message = report.longreprtext.strip().splitlines() or [""]
+            self._problems.append(f"{report.nodeid.partition('::')[2]}: {message[0 if len(message) < 8 else -1]}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
@@ -183,18 +183,25 @@ class BenchmarkSession:
         """Judge the run against baseline and anchor and write its files, after every session that ran a benchmark."""
         if not self._ran or self._session is None:
             return
+        for name, spec in self.specs.items():
+            left = [n for n, of in self._benchmarks.items() if of == name and n not in self._ran]
+            if left:
+                self._session.skip(spec, "-", f"the session ended before {len(left)} of its benchmarks ran")
+        self._problems += [f"{label} could not be loaded" for label in self._session.failed_to_load()]
         try:
             self._finish(self._session.run(), session)
-        except OSError as error:
-            self._write_error = f"the run's files could not be written: {error}; free space or choose another --results"
-        except ClipbenchError as error:
+        except (OSError, ClipbenchError) as error:
             self._write_error = str(error)
-        if self._write_error and session.exitstatus == pytest.ExitCode.OK:
+        if (self._write_error or self._session.failed_to_load()) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _finish(self, run: Run, session: pytest.Session) -> None:
         timings = _finite(self._benchmark_json())
-        outcome = judge(self.request, run, timings | {"clipbench": run.to_json()})
+        outcome = Outcome(run)
+        try:
+            outcome = judge(self.request, run, timings | {"clipbench": run.to_json()})
+        except ClipbenchError as error:  # the run itself is written all the same
+            self._write_error = str(error)
         self._judged, self._lines = outcome.run, outcome.lines
         missed = outcome.failed + (outcome.undecided if self.request.require_all else [])
         self._problems += [f"{reference} does not hold" for reference in missed]
@@ -202,9 +209,19 @@ class BenchmarkSession:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         document = timings | {"clipbench": outcome.run.to_json()}
         content = dump_json(document)
+        errors = []
         for path in filter(None, (self.request.results / "run.json", self.benchmark_json)):
-            write_whole(Path(self.config.invocation_params.dir, path), content)
-        self._report(outcome.run)
+            try:
+                write_whole(Path(self.request.folder, path), content)
+            except OSError as error:
+                errors.append(str(error))
+        try:
+            self._report(outcome.run)
+        except OSError as error:
+            errors.append(str(error))
+        if errors:
+            what = "; ".join(errors)
+            self._write_error = f"the run's files could not be written: {what}; free space or choose another --results"
         self._lines += update(self.request, document, session.exitstatus == pytest.ExitCode.OK)
 
     def _report(self, run: Run) -> None:
@@ -257,6 +274,23 @@ class BenchmarkSession:
             size = zoo()[SUGGESTED].download_bytes / 1e6
             yield f"lite is a smoke model, not CLIP. Next, a real CLIP (downloads {size:,.0f} MB once):"
             yield f"    pytest benchmarks --model {SUGGESTED}"
+
+
+def _check_targets(config: pytest.Config, request: Request) -> None:
+    """Raises: UsageError, before anything is measured, for what could only fail or lie at the end."""
+    if not config.pluginmanager.has_plugin("benchmark") or not hasattr(config.option, "benchmark_json"):
+        raise UsageError("clipbench's benchmarks need pytest-benchmark; drop -p no:benchmark, or install it")
+    if request.require_all and (config.option.benchmark_skip or config.option.benchmark_only):
+        raise UsageError(
+            "--require-all does not go with --benchmark-skip or --benchmark-only, which leave benchmarks out"
+        )
+    target = config.option.benchmark_json
+    if target is not None and Path(request.folder, target).is_dir():
+        raise UsageError(f"--benchmark-json {target} is a folder; give a file")
+    for path in filter(None, (request.results, target and Path(request.folder, target).parent)):
+        parent = next(p for p in (path, *path.parents) if p.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise UsageError(f"{path} cannot be written: {parent} is no folder that can be written to; choose another")
 
 
 def _named_folder(text: str, folder: Path) -> tuple[str, Path]:

@@ -15,6 +15,7 @@ from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, W
 from clipbench.experiments import all_experiments, experiment
 from clipbench.judge.medical import contracts
 from clipbench.judge.verdict import judged
+from clipbench.models.device import release
 from clipbench.models.encoder import Encoder
 from clipbench.models.load import load_encoder, wrap_encoder
 from clipbench.models.resolve import resolve
@@ -78,6 +79,7 @@ class Session:
             self._encoder.close()
         self._encoder = self._spec = None
         gc.collect()
+        release(self.settings.device)
 
     def dataset(self, name: str) -> Dataset:
         """Return the items that an experiment asks for, loaded once a session.
@@ -113,6 +115,9 @@ class Session:
         if key not in self.results:
             dataset = self.dataset(name)
             encoder = self.encoder(spec)
+            # Whatever ends the measuring, it is not tried again for the experiment's other tests, and is in the run.
+            self._errors[key] = NotLoadedError(f"{name} of {spec.label} failed; its first test says why")
+            self.skip(spec, name, str(self._errors[key]))
             try:
                 result = experiment(name).measure(encoder, dataset, self.settings)
                 if name == PROBED:
@@ -120,7 +125,10 @@ class Session:
                 self.record(spec, result, name)
             except ClipbenchError as error:
                 self._errors[key] = error
+                self.unskip(spec, name)
                 raise
+            self.unskip(spec, name)
+            del self._errors[key]
         return self.results[key]
 
     def record(self, spec: ModelSpec, result: Result, name: str = "") -> Result:
@@ -146,6 +154,15 @@ class Session:
         """Note that something was not measured, or not held to its references, and why."""
         entry = Skip(name, spec.label, reason)
         self.skipped[(entry.experiment, entry.model, entry.reason)] = entry
+
+    def unskip(self, spec: ModelSpec, name: str) -> None:
+        """Take back what was noted before measuring."""
+        reason = f"{name} of {spec.label} failed; its first test says why"
+        self.skipped.pop((name, spec.label, reason), None)
+
+    def failed_to_load(self) -> list[str]:
+        """Return the models that are there but could not be loaded: never a pass, whatever became of their tests."""
+        return [spec.label for spec, error in self._failed.items() if not isinstance(error, WeightsUnavailableError)]
 
     def run(self) -> Run:
         """Return everything measured so far with its environment: model after model, experiments in a summary's order."""
@@ -202,11 +219,15 @@ def evaluate(
 
     `model` is a name, a list of names, or an object with encode_images and encode_texts. `settings` are device ("auto"),
     precision ("fp32"), batch_size, workers, offline, seed. What cannot be had is noted in `Run.skipped`; nothing is asserted:
-    read `Result.verdicts`.
+    read `Result.verdicts`. A model that fails beside others that were measured is noted there, too.
 
-    Raises: UnknownModelError, UsageError, CheckpointError, DataError.
+    Raises: UnknownModelError, UsageError; CheckpointError, DataError, EncoderError when nothing could be measured.
     """
     session = Session(make_settings(**settings))
+    if isinstance(experiments, str):
+        experiments = [experiments]
+    if isinstance(model, Sequence) and not model:
+        raise UsageError("no model was given; `clipbench models` lists the names")
     names = default_experiments(session.settings) if experiments is None else list(experiments)
     for name in names:
         experiment(name)  # an unknown name is refused before anything is loaded
@@ -220,11 +241,16 @@ def evaluate(
         encoder = wrap_encoder(model, session.settings)
         specs = (ModelSpec(encoder.identity.name, "factory", "factory"),)
         session.adopt(specs[0], encoder)
+    failures: list[ClipbenchError] = []
     for spec in specs:
         for name in names:
             try:
                 session.measure(spec, name)
-            except (WeightsUnavailableError, DataUnavailableError) as error:
+            except ClipbenchError as error:
                 session.skip(spec, name, str(error))
+                if not isinstance(error, WeightsUnavailableError | DataUnavailableError):
+                    failures.append(error)
     session.free()
+    if failures and not session.results:
+        raise failures[0]
     return session.run()

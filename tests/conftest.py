@@ -39,7 +39,9 @@ def run(pytester, monkeypatch):
 
     def call(*arguments, model="known_encoders:Oracle", files=NATURAL, **more):
         models = [a for m in ([model] if isinstance(model, str) else model) for a in ("--model", m)]
-        return pytester.runpytest_inprocess(files, *models, "--device", "cpu", "-p", "no:cacheprovider", *arguments, **more)
+        return pytester.runpytest_inprocess(
+            files, *models, "--device", "cpu", "-p", "no:cacheprovider", *arguments, **more
+        )
 
     yield call
     sys.modules.pop("known_encoders", None)

@@ -59,14 +59,18 @@ def contrasts(model, pixels, tokens):
 
 
 def activation_verdict(path, activation, items):
-    encoder = load_open_clip(ModelSpec("tiny-vit", "path", str(path), "tiny-vit", activation), "cpu", "fp32", offline=True)
+    encoder = load_open_clip(
+        ModelSpec("tiny-vit", "path", str(path), "tiny-vit", activation), "cpu", "fp32", offline=True
+    )
     result = experiment("natural").measure(encoder, items, Settings())
     assert np.abs(result.arrays["similarity"] - result.arrays["similarity_other_activation"]).max() > 0.01
     (verdict,) = [v for v in judged(result) if v.metric == "activation"]
     return verdict
 
 
-def test_a_checkpoint_loaded_with_the_wrong_activation_fails_and_the_message_names_the_right_one(checkpoint, natural_items):
+def test_a_checkpoint_loaded_with_the_wrong_activation_fails_and_the_message_names_the_right_one(
+    checkpoint, natural_items
+):
     trained, path = checkpoint
     wrong = "quickgelu" if trained == "gelu" else "gelu"
     verdict = activation_verdict(path, wrong, natural_items)

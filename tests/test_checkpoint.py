@@ -49,7 +49,10 @@ def coca(seed: int) -> CoCa:
     decoder = {"context_length": 76, "vocab_size": 256, "width": 64, "heads": 2, "layers": 2}
     pooled = {**vision(), "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
     text = {**TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True}
-    return CoCa(32, decoder, text, pooled)
+    model = CoCa(32, decoder, text, pooled)
+    for parameter in model.parameters():  # open_clip leaves some of them uninitialised
+        torch.nn.init.uniform_(parameter)
+    return model
 
 
 def in_memory(tensors: Tensors) -> Checkpoint:

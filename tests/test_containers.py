@@ -1,5 +1,6 @@
 """Files that are no checkpoint, broken ones and hostile ones: each ends in one error that names it, none runs."""
 
+import itertools
 import io
 import os
 import pickle
@@ -72,6 +73,7 @@ def test_the_container_is_told_by_content_and_not_by_suffix(tmp_path: Path, lega
         (tar, "is no checkpoint|refused|corrupt"),
         (compressed, "is compressed"),
     ],
+    ids=map(str, itertools.count()),
 )
 def test_what_is_no_checkpoint_is_named_as_what_it_is(
     tmp_path: Path, make: Callable[[Path], Path], message: str

@@ -33,7 +33,18 @@ def outcome(tmp_path_factory):
     folder = tmp_path_factory.mktemp("main_job")
     (folder / "sitecustomize.py").write_text(NO_NETWORK)
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "pytest", str(benchmarks()), "-k", "card or own", "--device", "cpu", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(benchmarks()),
+        "-k",
+        "card or own",
+        "--device",
+        "cpu",
+        "-p",
+        "no:cacheprovider",
+    ]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300), folder
 
 

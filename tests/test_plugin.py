@@ -13,6 +13,7 @@ from clipbench.judge.references import Floor
 from clipbench.paths import benchmarks
 from clipbench.run_file import read_run, run_schema
 
+
 @pytest.fixture
 def floor(monkeypatch):
     """Hold every encoder of the tests to a perfect diagonal."""
@@ -60,7 +61,41 @@ def test_each_model_loads_once_and_a_failing_one_keeps_the_others_results(run, f
 def test_a_model_that_cannot_load_fails_once_and_its_other_tests_skip_naming_that(run):
     result = run(model=["known_encoders:broken", "known_encoders:Oracle"])
     result.assert_outcomes(failed=1, skipped=7)
-    result.stdout.fnmatch_lines(["*this factory cannot build its encoder*"])
+    result.stdout.fnmatch_lines(["*the factory failed: RuntimeError: this factory cannot build its encoder*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_a_model_that_cannot_load_fails_the_session_even_where_its_failing_test_is_forgotten(run, pytester):
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            if report.failed:  # what a plugin that reruns failing tests does with the first attempt
+                report.outcome = "skipped"
+                report.longrepr = (__file__, 1, "rerun")
+            return report
+        """
+    )
+    pytester.makepyfile(test_own="def test_own(): pass")
+    result = run(model="known_encoders:broken", files=NATURAL)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_an_encoder_that_raises_is_measured_once_and_noted_in_the_run(run, pytester):
+    result = run(model=["known_encoders:Raising", "known_encoders:Oracle"])
+    result.assert_outcomes(failed=1, skipped=7)
+    result.stdout.fnmatch_lines(["*ArithmeticError: no row today*"])
+    skipped = run_json(pytester)["clipbench"]["skipped"]
+    assert any("natural of known_encoders:Raising failed" in s["reason"] for s in skipped)
+
+
+@pytest.mark.parametrize("option", ["--setup-plan", "--setup-only"])
+def test_a_plan_measures_nothing_and_leaves_the_last_run_alone(run, pytester, option):
+    run(option)
+    assert not (pytester.path / "results").exists()
 
 
 def test_an_interrupt_keeps_what_was_measured(run, pytester):
@@ -68,7 +103,8 @@ def test_an_interrupt_keeps_what_was_measured(run, pytester):
     assert result.ret == pytest.ExitCode.INTERRUPTED
     names = [r["model"]["name"] for r in run_json(pytester)["clipbench"]["results"]]
     assert names == ["known_encoders:Oracle"]
-    assert (pytester.path / "results" / "summary.md").exists()
+    assert "ended before" in (pytester.path / "results" / "summary.md").read_text()
+    result.stdout.no_fnmatch_line("PASS:*")
 
 
 def test_benchmark_json_is_written_with_its_parents_though_nothing_was_timed(run, pytester):
@@ -127,11 +163,20 @@ def test_sessions_without_benchmarks_leave_no_files(pytester):
         (["--results", "known_encoders.py"], "is a file; give a folder"),
         (["--model", "no_such_module:make"], "cannot import 'no_such_module'"),
         (["-n", "2"], "cannot run under xdist"),
+        (["--dist", "load"], "cannot run under xdist"),
+        (["--model", "broken_module:make"], "cannot import 'broken_module': ZeroDivisionError"),
+        (["--model", "RN50", "--pretrained", "~nosuchuser/x.pt"], "cannot be a path"),
+        (["--model", "RN50", "--pretrained", "./" + "b" * 300], "cannot be a path"),
+        (["--model", "RN50", "--pretrained", ""], "empty value"),
+        (["--results", "known_encoders.py/sub"], "is no folder that can be written to"),
+        (["--benchmark-json", "."], "is a folder; give a file"),
+        (["-p", "no:benchmark"], "need pytest-benchmark"),
+        (["--require-all", "--benchmark-skip"], "does not go with --benchmark-skip"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
 )
 def test_what_cannot_be_meant_is_a_usage_error_before_anything_runs(pytester, arguments, words):
-    pytester.makepyfile(known_encoders=ENCODERS)
+    pytester.makepyfile(known_encoders=ENCODERS, broken_module="1 / 0")
     result = pytester.runpytest_inprocess(NATURAL, "-p", "no:cacheprovider", *arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert words in result.stderr.str() + result.stdout.str()

@@ -50,9 +50,8 @@ def a_run(*words, skipped=()):
 @given(st.text())
 def test_no_text_becomes_a_tag_in_html(text):
     page = to_html([Heading(text), Paragraph(text), Table(("h",), [(text,)]), Picture("figures/x.png", text)], text)
-    assert set(Tags(page).tags) <= {
-        "html", "head", "meta", "title", "style", "body", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "figure", "img", "figcaption"
-    }  # fmt: skip
+    ours = "html head meta title style body h2 p table thead tbody tr th td figure img figcaption"
+    assert set(Tags(page).tags) <= set(ours.split())
 
 
 def test_untrusted_text_makes_no_tag_link_image_heading_or_column_in_markdown():

@@ -291,27 +291,33 @@ def test_offset_size_and_stride_are_honoured_up_to_the_storages_end(
 
 
 @pytest.mark.parametrize(
-    ("offset", "size", "stride", "numel"),
+    ("offset", "size", "stride", "numel", "message"),
     [
-        (0, (13,), (1,), 12),
-        (12, (), (), 12),
-        (1, (4, 3), (3, 1), 12),
-        (0, (2,), (12,), 12),
-        (-1, (2,), (1,), 12),
-        (0, (-2,), (1,), 12),
-        (4, (2,), (-1,), 12),
-        (0, (2, 2), (1,), 12),
-        (0, (1 << 62, 1 << 62), (0, 0), 12),
-        (0, (1 << 40,), (0,), 12),
-        (0, (1 << 30,), (1,), 1 << 30),
-        (0, (12,), (1,), 11),
-        (0, (4,), (1,), -1),
+        (0, (13,), (1,), 12, "reach beyond its storage of 12"),
+        (12, (), (), 12, "reach beyond"),
+        (1, (4, 3), (3, 1), 12, "reach beyond"),
+        (0, (2,), (12,), 12, "reach beyond"),
+        (-1, (2,), (1,), 12, "not those of a tensor"),
+        (0, (-2,), (1,), 12, "not those of a tensor"),
+        (4, (2,), (-1,), 12, "not those of a tensor"),
+        (0, (2, 2), (1,), 12, "not those of a tensor"),
+        (0, (True,), (1,), 12, "not those of a tensor"),
+        (0, (1 << 62, 1 << 62), (0, 0), 12, "truncated or corrupt"),
+        (0, (1 << 40,), (0,), 12, "repeats a few elements"),
+        (0, (1 << 30,), (1,), 1 << 30, "has 48 bytes, expected 4294967296"),
+        (0, (11,), (1,), 11, "has 48 bytes, expected 44"),
+        (0, (4,), (1,), -1, "which is no storage"),
     ],
 )
 def test_a_view_beyond_its_storage_is_refused(
-    one_storage: Callable[..., Path], offset: int, size: tuple[int, ...], stride: tuple[int, ...], numel: int
+    one_storage: Callable[..., Path],
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    numel: int,
+    message: str,
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"one\.pt"):
+    with pytest.raises(CheckpointError, match=rf"one\.pt.*{message}"):
         read_checkpoint(one_storage(tensor_pickle(offset, size, stride, numel)))
 
 
@@ -335,13 +341,25 @@ def test_a_missing_storage_is_refused(archive: Path, tmp_path: Path) -> None:
         b"\x80\x02c__torch__\nM\n)\x81.",  # no state at all
         b"\x80\x02X\x02\x00\x00\x00hiQ.",  # no storage
         b"\x80\x02c__torch__\nM",  # cut short
-        b"\x80\x02c__torch__\nM\n)\x81r\xff\xff\xff\x7f}b.",  # remembered under 2 ** 31: a table of 32 GB
-        b"\x80\x05\x96\x00\x00\x00\x00\x08\x00\x00\x00.",  # 32 GB of bytes that are not there
         b"",
     ],
 )
 def test_a_tree_that_is_no_tree_of_modules_is_refused(one_storage: Callable[..., Path], content: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"one\.pt"):
+        read_checkpoint(one_storage(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02c__torch__\nM\n)\x81r\xff\xff\xff\x7f}b.", "remembers objects at place 2147483647"),  # a 32 GB table
+        (b"\x80\x05\x96\x00\x00\x00\x00\x08\x00\x00\x00" + b"." * 20, "but only 20 remain"),  # of 32 GB of bytes
+    ],
+)
+def test_a_pickle_that_asks_for_memory_is_refused_before_it_gets_it(
+    one_storage: Callable[..., Path], content: bytes, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
         read_checkpoint(one_storage(content))
 
 

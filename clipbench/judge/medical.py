@@ -102,7 +102,8 @@ def contract_verdicts(result: Result, beside: Mapping[str, Result]) -> tuple[Ver
     detail = f" ({', '.join(f'{name} {part}' for name, part in parts.items())})" if len(parts) > 1 else ""
     reason = (
         f"{finding}: {contract.against} {natural}, medical {medical}{detail}; {contract.against} minus medical is "
-        f"{natural.hits / natural.n - medical.hits / medical.n:+.3f} [{low:+.3f}, {high:+.3f}], the margin {contract.margin}, the alert below {contract.alert_below}"
+        f"{natural.hits / natural.n - medical.hits / medical.n:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"the margin {contract.margin}, the alert below {contract.alert_below}"
     )
     if word == "inconclusive":
         reason += f"; {reach(natural, medical.n, contract.margin, contract.alert_below)}"

@@ -9,7 +9,7 @@ from clipbench.judge.medical import contract_verdicts
 from clipbench.judge.published import published_verdicts
 from clipbench.judge.references import PublishedMatrix, floors, published_matrices, weights_of
 from clipbench.models.zoo import cards
-from clipbench.result import FloatArray, Result, Verdict
+from clipbench.result import FloatArray, Result, Verdict, VerdictWord
 
 ACTIVATION_ALPHA = 0.01
 ACTIVATION_GAIN = 0.005
@@ -106,7 +106,8 @@ def _matrix_verdict(result: Result, matrix: PublishedMatrix) -> Verdict:
     examples = "; ".join(words for _, words in sorted(off, reverse=True)[:SHOWN_CELLS])
     reason = f"{cells - len(off)} of {cells} published cells within tolerance, largest difference {worst:.4f}"
     reason += f"; worst: {examples}" if off else ""
-    return Verdict("similarity", matrix.source, "published", f"{cells} cells", "fail" if off else "pass", reason)
+    word: VerdictWord = "inconclusive" if not cells else "fail" if off else "pass"
+    return Verdict("similarity", matrix.source, "published", f"{cells} cells", word, reason)
 
 
 def _activation_verdicts(result: Result) -> Iterator[Verdict]:
@@ -123,7 +124,9 @@ def _activation_verdicts(result: Result) -> Iterator[Verdict]:
     p = float(wilcoxon(gain, alternative="greater", method="exact").pvalue) if np.any(gain) else 1.0
     better = p < ACTIVATION_ALPHA and float(gain.mean()) >= ACTIVATION_GAIN
     ours, other = result.model.activation, str(result.protocol["other_activation"])
-    reason = f"mean contrast changes by {gain.mean():+.4f} with {other} in place of {ours} (p = {p:.3g}, n = {len(gain)})"
+    reason = (
+        f"mean contrast changes by {gain.mean():+.4f} with {other} in place of {ours} (p = {p:.3g}, n = {len(gain)})"
+    )
     if better:
         reason += f": these weights were most likely trained with {other}; run again with --activation {other}"
     yield Verdict(

@@ -138,7 +138,7 @@ def load_into(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> Non
     Raises: CheckpointError when a value is NaN or infinite, or when names, shapes or kinds of number are not the
     model's.
     """
-    state = _without_derived(model, checkpoint.tensors)
+    state = without_derived(model, checkpoint.tensors)
     for name, tensor in state.items():
         if not _is_finite(tensor):
             raise CheckpointError(
@@ -158,7 +158,7 @@ def load_into(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> Non
         raise _misfit(path, state, expected) from error
 
 
-def _without_derived(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def without_derived(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Without buffers that the model computes itself and does not save, but a scripted archive does (the causal mask).
 
     Only where they are equal. The mask holds -inf, so this comes before the look for broken values.

@@ -5,18 +5,22 @@ This is how torch.compile, int8, ONNX, transformers or a remote service come in:
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
 
-from clipbench.errors import UnknownModelError
+from clipbench.errors import CheckpointError, UnknownModelError
 from clipbench.models.device import synchronized
 from clipbench.models.encoder import Rows, unit_rows
 from clipbench.result import ModelIdentity
+
+_SHA256 = re.compile(r"([0-9a-f]{64})?")
 
 
 def find_factory(name: str) -> Callable[[], Any]:
@@ -29,9 +33,10 @@ def find_factory(name: str) -> Callable[[], Any]:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # somebody else's module may raise anything
+        what = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UnknownModelError(
-            f"--model {name}: cannot import {module_name!r}: {error}; is it installed or in this folder?"
+            f"--model {name}: cannot import {module_name!r}: {what}; is it installed or in this folder?"
         ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
@@ -39,6 +44,20 @@ def find_factory(name: str) -> Callable[[], Any]:
             f"--model {name}: {module_name} has no callable {attribute!r}; a factory returns the encoder"
         )
     return factory  # type: ignore[no-any-return]  # a plugin point: its result is checked in CustomEncoder
+
+
+def made_by(name: str) -> Any:
+    """Return what the factory returns.
+
+    Raises: UnknownModelError when it has no such factory; CheckpointError when the factory raises, with its last line.
+    """
+    factory = find_factory(name)
+    try:
+        return factory()
+    except Exception as error:  # somebody else's factory may raise anything
+        raise CheckpointError(
+            f"--model {name}: the factory failed: {type(error).__name__}: {error}; call it by hand to see where"
+        ) from error
 
 
 class CustomEncoder:
@@ -58,6 +77,15 @@ class CustomEncoder:
         stated = {"pretrained": "factory", "device": device, "precision": precision} | dict(
             getattr(wrapped, "identity", {})
         )
+        unknown = stated.keys() - {f.name for f in fields(ModelIdentity)} | {"name"} & stated.keys()
+        if unknown or stated.get("activation", "") not in ("", "gelu", "quickgelu"):
+            known = ", ".join(f.name for f in fields(ModelIdentity) if f.name != "name")
+            raise UnknownModelError(
+                f"{name}: identity = {stated}; expected some of {known}, activation gelu or quickgelu"
+            )
+        for key in ("weights_sha256", "file_sha256"):
+            if not _SHA256.fullmatch(str(stated.get(key, ""))):
+                raise UnknownModelError(f"{name}: identity has {key} = {stated[key]!r}; expected 64 hexadecimal digits")
         self.identity = ModelIdentity(name=name, **stated)
         self.preprocessing = str(getattr(wrapped, "preprocessing", "the encoder's own"))
         self.card: Mapping[str, int] = MappingProxyType(dict(getattr(wrapped, "card", {})))

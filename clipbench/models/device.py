@@ -1,5 +1,6 @@
 """Devices: the only place that knows CUDA from CPU. Imports torch when called."""
 
+import ctypes
 import platform
 import re
 import resource
@@ -68,7 +69,11 @@ def synchronized(output: T, device: str) -> T:
 
 
 def release(device: str) -> None:
-    """Give the allocator's unused memory back, after a model was freed."""
+    """Give the allocator's unused memory back, after a model was freed, so that the next one's peak is its own."""
+    if device == "cpu":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        if trim is not None:
+            trim(0)
     if device.startswith("cuda"):
         import torch
 
@@ -123,6 +128,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         described["accelerator"] = torch.cuda.get_device_name(device)
         described["driver"] = _nvidia_driver()
         described["cuda"] = str(torch.version.cuda or "")
+        described["tf32"] = f"matmul {torch.backends.cuda.matmul.allow_tf32}, cudnn {torch.backends.cudnn.allow_tf32}"
     elif device == "mps":
         described["accelerator"] = f"Apple GPU of {_processor()}"
     return described

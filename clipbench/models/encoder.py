@@ -61,7 +61,10 @@ def unit_rows(raw: Any, n: int, what: str) -> Rows:
     """
     if hasattr(raw, "detach"):
         raw = raw.detach().float().cpu().numpy()
-    rows = np.asarray(raw, dtype=np.float64)
+    try:
+        rows = np.asarray(raw, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"{what} returned {type(raw).__name__}, which is no array of numbers: {error}") from error
     if rows.ndim != 2 or rows.shape[0] != n:
         raise EncoderError(f"{what} returned shape {rows.shape} for {n} inputs; expected ({n}, dim): one row an input")
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import nn
 
 from clipbench.errors import CheckpointError, WeightsUnavailableError
-from clipbench.models.checkpoint import Checkpoint, load_into, read_checkpoint, weights_sha256
-from clipbench.models.device import release, synchronized
+from clipbench.models.checkpoint import Checkpoint, load_into, read_checkpoint, weights_sha256, without_derived
+from clipbench.models.device import synchronized
 from clipbench.models.encoder import Rows, unit_rows
 from clipbench.models.resolve import checkpoint_config
 from clipbench.models.weights import fetch_tag
@@ -112,12 +112,14 @@ class OpenClipEncoder:
         if not (self._activation_in_doubt and self.identity.activation):
             return None
         other = "gelu" if self.identity.activation == "quickgelu" else "quickgelu"
+        found = QuickGELU if other == "gelu" else nn.GELU
+        if not any(type(child) is found for child in self.model.modules()):
+            return None
         return _swapped_activation(self.model, other)
 
     def close(self) -> None:
-        """Free the model's memory on its device."""
+        """Let go of the model; the session gives its memory back."""
         self.model = nn.Identity()
-        release(self.identity.device)
 
 
 @contextmanager
@@ -141,18 +143,21 @@ def load_open_clip(spec: ModelSpec, device: str, precision: Precision, offline: 
     """
     forced: dict[str, Any] = {}
     checkpoint: Checkpoint | None = None
+    path = Path()
     if spec.source == "tag":
         tag = open_clip.get_pretrained_cfg(spec.architecture, spec.pretrained)
         forced = {key: tag[key] for key in _PREPROCESS_KEYS if key in tag}
-        checkpoint = read_checkpoint(fetch_tag(spec.name, spec.pretrained, tag, offline))
+        path = fetch_tag(spec.name, spec.pretrained, tag, offline)
+        checkpoint = read_checkpoint(path)
     elif spec.source == "path":
         beside = checkpoint_config(Path(spec.pretrained))
         forced = dict(beside.get("preprocess_cfg", {})) if beside else {}
-        checkpoint = read_checkpoint(Path(spec.pretrained))
+        path = Path(spec.pretrained)
+        checkpoint = read_checkpoint(path)
     if checkpoint is not None:
         model = _create(spec, precision, device, forced, offline)
-        load_into(model, checkpoint, Path(spec.pretrained))
-        tensors = checkpoint.tensors
+        load_into(model, checkpoint, path)
+        tensors = without_derived(model, checkpoint.tensors)
     else:
         model, tensors = _random(spec, precision, device, offline)
     identity = ModelIdentity(
@@ -239,7 +244,7 @@ def _hub_errors(spec: ModelSpec, offline: bool) -> Iterator[None]:
     """Some architectures fetch a text tower's configuration or tokenizer from a hub: say so when it cannot be had."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ImportError) as error:
         state = "offline" if offline else "not reachable"
         raise WeightsUnavailableError(
             f"{spec.label}: its text tower or tokenizer comes from a model hub, which is {state}: {error}; "

@@ -69,14 +69,16 @@ def _resolve_one(name: str, pretrained: str | None, activation: str | None) -> M
         pretrained=pretrained or "",
         architecture=bare if zoo_row else architecture,
     )
+    if pretrained == "":
+        raise UsageError("--pretrained got an empty value; give a tag, a checkpoint file, or random[:SEED]")
     if pretrained is None:
         return _with_tag(replace(spec, pretrained="openai" if zoo_row else _only_tag(architecture)), activation)
     if _RANDOM.fullmatch(pretrained):
         spec = replace(spec, source="random", pretrained=pretrained if ":" in pretrained else "random:0")
         return _with_activation(spec, activation, *_flavour_of_random(spec.architecture, bool(zoo_row)))
     if _looks_like_path(pretrained):
-        return _with_path(spec, name, Path(pretrained).expanduser(), activation)
-    return _with_tag(spec, activation)
+        return _with_path(spec, name, _path(pretrained), activation)
+    return _not_against_its_name(_with_tag(spec, activation), name)
 
 
 def _architecture(name: str) -> str:
@@ -93,7 +95,17 @@ def _architecture(name: str) -> str:
 
 
 def _looks_like_path(pretrained: str) -> bool:
-    return "/" in pretrained or "\\" in pretrained or "." in pretrained or Path(pretrained).exists()
+    """A tag is one bare word; a file in the current folder is given as ./NAME."""
+    return "/" in pretrained or "\\" in pretrained or "." in pretrained
+
+
+def _path(pretrained: str) -> Path:
+    try:
+        path = Path(pretrained).expanduser()
+        path.exists()
+    except (RuntimeError, OSError) as error:
+        raise UsageError(f"--pretrained {pretrained[:80]} cannot be a path: {error}") from error
+    return path
 
 
 def _with_path(spec: ModelSpec, given: str, path: Path, activation: str | None) -> ModelSpec:
@@ -113,7 +125,8 @@ def _with_path(spec: ModelSpec, given: str, path: Path, activation: str | None) 
         return _with_activation(spec, activation, "", "")
     if beside:
         found = "quickgelu" if beside["model_cfg"].get("quick_gelu") else "gelu"
-        return replace(spec, activation=found if two else "", why="open_clip_config.json beside the checkpoint")
+        spec = replace(spec, activation=found if two else "", why="open_clip_config.json beside the checkpoint")
+        return _not_against_its_name(spec, given)
     if given.endswith(QUICKGELU_SUFFIX):
         return replace(spec, activation="quickgelu", why=f"the name {given}")
     if given in zoo():
@@ -125,6 +138,17 @@ def _with_path(spec: ModelSpec, given: str, path: Path, activation: str | None) 
             f"fine-tunes, dfn2b, metaclip) or --activation gelu (laion, datacomp)"
         )
     return _with_activation(spec, None, *_flavour_of_random(spec.architecture, False))
+
+
+def _not_against_its_name(spec: ModelSpec, given: str) -> ModelSpec:
+    """The spec, unless its name says QuickGELU and what is known of its weights says GELU. Raises: UsageError."""
+    openai_only = given in zoo() and given not in open_clip_configs()  # RN50 is both spellings: it says nothing
+    if spec.activation == "gelu" and (given.endswith(QUICKGELU_SUFFIX) or (openai_only and spec.source == "path")):
+        raise UsageError(
+            f"--model {given} means QuickGELU, but {spec.why} says that {spec.pretrained} was trained with GELU; use the name "
+            f"{spec.architecture.removesuffix(QUICKGELU_SUFFIX)}, or say which with --activation"
+        )
+    return spec
 
 
 def _with_tag(spec: ModelSpec, activation: str | None) -> ModelSpec:
@@ -208,4 +232,15 @@ def checkpoint_config(path: Path) -> dict[str, Any] | None:
         raise UsageError(f"{file} cannot be read as JSON: {error}; mend or remove it") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("model_cfg"), dict):
         raise UsageError(f"{file} has no object `model_cfg`; mend it (open_clip writes it) or remove it")
+    preprocess = entry.get("preprocess_cfg", {})
+    allowed = {"interpolation": ("bicubic", "bilinear", "nearest"), "resize_mode": ("shortest", "longest", "squash")}
+    if not isinstance(preprocess, dict):
+        raise UsageError(f"{file}: preprocess_cfg is no object; mend it (open_clip writes it) or remove it")
+    for key, values in allowed.items():
+        if preprocess.get(key, values[0]) not in values:
+            raise UsageError(f"{file}: preprocess_cfg.{key} = {preprocess[key]!r}; expected one of {', '.join(values)}")
+    for key in ("mean", "std"):
+        numbers = preprocess.get(key, [0.5])
+        if not isinstance(numbers, list) or not all(isinstance(n, int | float) for n in numbers):
+            raise UsageError(f"{file}: preprocess_cfg.{key} = {numbers!r}; expected a list of numbers")
     return entry

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipbench.errors import WeightsUnavailableError
+from clipbench.errors import CheckpointError, WeightsUnavailableError
 
 _SAFE = "open_clip_model.safetensors"
 _PICKLED = "open_clip_pytorch_model.bin"
@@ -38,6 +38,10 @@ def fetch_tag(model: str, tag: str, configuration: Mapping[str, Any], offline: b
             return Path(open_clip.pretrained.download_pretrained(dict(configuration)))
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
+            if "SHA256" in reason:
+                raise CheckpointError(
+                    f"the weights of {model} with the tag {tag!r} arrived damaged: {reason}"
+                ) from error
     raise WeightsUnavailableError(
         f"no weights for {model} with the tag {tag!r} ({reason}); looked in {'; '.join(looked)}. "
         f"Ways out: connect once and run again, give a file with --pretrained PATH, or use --model lite"

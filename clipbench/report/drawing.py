@@ -21,8 +21,8 @@ def figures_of(result: Result, dataset: Dataset | None) -> list[tuple[str, bytes
     label, ids, arrays = model_label(result.model), result.items.ids, result.arrays
     of = f"{result.experiment}-{result.dataset.name}" if result.experiment == "zero_shot" else result.experiment
     name = figure_name(of, label)
-    names = [str(c) for c in result.protocol.get("classes", ())]
-    if "similarity" in arrays and len(ids) == len(arrays["similarity"]):
+    names = [str(c) for c in (result.protocol.get("classes") or ())]
+    if "similarity" in arrays and arrays["similarity"].shape == (len(ids), len(ids)):
         title = f"{result.experiment}: {label}, cosine of texts (rows) and images (columns)"
         return [
             (
@@ -30,10 +30,10 @@ def figures_of(result: Result, dataset: Dataset | None) -> list[tuple[str, bytes
                 matrix_figure(arrays["similarity"], ids, _captions(result, dataset), _pictures(result, dataset), title),
             )
         ]
-    if "confusion" in arrays and len(names) == len(arrays["confusion"]):
+    if "confusion" in arrays and arrays["confusion"].shape == (len(names), len(names)):
         title = f"{result.experiment}: {label} on {result.dataset.name}, n={result.dataset.n:,}"
         return [(name, confusion_figure(arrays["confusion"], names, title))]
-    if "probabilities" in arrays and len(names) == arrays["probabilities"].shape[1]:
+    if "probabilities" in arrays and arrays["probabilities"].shape == (len(ids), len(names)):
         title = f"{result.experiment}: {label}, five most probable of {len(names)} labels"
         return [(name, labels_figure(arrays["probabilities"], ids, names, _pictures(result, dataset), title))]
     return []

@@ -47,7 +47,9 @@ def matrix_figure(
             colour = "black" if cosines[row, column] > middle else "white"
             axes.text(column, row, f"{cosines[row, column]:.2f}", ha="center", va="center", size=13, color=colour)
         axes.add_patch(_frame(best, row, "#2ecc40" if own else "#ff4136"))
-    labels = ["\n".join(textwrap.wrap(plain_text(captions.get(i, i)), 30, max_lines=4, placeholder=" ...")) for i in ids]
+    labels = [
+        "\n".join(textwrap.wrap(plain_text(captions.get(i, i)), 30, max_lines=4, placeholder=" ...")) for i in ids
+    ]
     axes.set_yticks(range(n), labels, fontsize=11)
     _thumbnails(axes, ids, pictures)
     axes.set_xlim(-0.5, n - 0.5)

@@ -63,7 +63,9 @@ def verdict_line(run: Run, problems: Sequence[str] = ()) -> str:
         return f"FAIL: {counts}" + (f"; {len(problems)} test(s) failed" if problems else "")
     if not verdicts:
         return f"CANNOT TELL: nothing was held against a reference ({len(run.results)} result(s), {len(run.skipped)} skipped)"
-    return f"{'CANNOT TELL IN PART' if count['inconclusive'] else 'PASS'}: {counts}"
+    if count["inconclusive"]:
+        return f"CANNOT TELL IN PART: {counts}"
+    return f"{'PASS IN PART' if run.skipped else 'PASS'}: {counts}"
 
 
 def summary_blocks(
