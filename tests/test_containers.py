@@ -1,7 +1,7 @@
 """Files that are no checkpoint, broken ones and hostile ones: each ends in one error that names it, none runs."""
 
-import itertools
 import io
+import itertools
 import os
 import pickle
 import tarfile

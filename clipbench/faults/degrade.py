@@ -159,7 +159,12 @@ FAULTS: tuple[Fault, ...] = (
     Fault("int8_mlps", "weights", "int8 weights and activations in the MLPs' linear layers", _int8_mlps),
     Fault("other_activation", "activation", "GELU in place of QuickGELU, or the reverse", _other_activation),
     Fault("bilinear", "preprocessed_tensor", "bilinear in place of bicubic resize, declared", _bilinear),
-    Fault("bilinear_undeclared", "preprocessed_tensor", "the same, undeclared", _bilinear_undeclared),
+    Fault(
+        "bilinear_undeclared",
+        "preprocessed_tensor",
+        "bilinear in place of bicubic resize, undeclared",
+        _bilinear_undeclared,
+    ),
     Fault("swapped_channels", "preprocessed_tensor", "BGR in place of RGB, undeclared", _swapped_channels),
     Fault("noise", "weights", "1 % noise on every weight", _noise),
     Fault("another_prompt", "texts", f"the natural images' prompt is {PROMPT!r}, declared", prompt=PROMPT),
