@@ -130,6 +130,15 @@ def test_pytest_benchmark_compare_reads_a_run(run, pytester):
     assert "test_images_per_second" in done.stdout
 
 
+def test_what_pytest_benchmark_saves_and_compares_carries_the_run(run, pytester):
+    speed, storage = str(benchmarks() / "test_speed.py"), f"--benchmark-storage=file://{pytester.path}/store"
+    run("--benchmark-save=first", storage, files=speed).assert_outcomes(passed=3)
+    (saved,) = (pytester.path / "store").rglob("*_first.json")
+    assert read_run(saved).results
+    again = run("--benchmark-compare=0001", storage, files=speed)
+    again.stdout.fnmatch_lines(["*test_images_per_second*(0001_first)*", "*test_images_per_second*(NOW)*"])
+
+
 def test_disabled_timing_is_a_skip_and_under_require_all_a_failure(run):
     speed = str(benchmarks() / "test_speed.py")
     run("--benchmark-disable", files=speed).assert_outcomes(passed=1, skipped=2)
