@@ -18,6 +18,9 @@ def terminal_lines(run: Run, shown: Mapping[str, Sequence[str]], problems: Seque
         names = [n for n in shown.get(result.experiment, ()) if n in result.metrics]
         values = ", ".join(f"{n} {value_text(n, result.metrics[n])}" for n in names)
         yield f"  {model_label(result.model):{width}}  {result.experiment:12} {worst_verdict(result.verdicts):13} {values}"
+    together: dict[tuple[str, str], list[str]] = {}
     for skip in run.skipped:
-        yield f"  skipped: {skip.experiment} of {skip.model}: {skip.reason}"
+        together.setdefault((skip.model, skip.reason), []).append(skip.experiment)
+    for (model, reason), experiments in together.items():
+        yield f"  skipped: {', '.join(experiments)} of {model}: {reason}"
     yield from ranking_lines(run)
