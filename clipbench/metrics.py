@@ -63,8 +63,7 @@ def margins(similarity: Floats) -> Float64s:
     `text_to_image_hits`.
     Source: this project; the multi-class margin (own score minus best other), taken both ways.
     """
-    by_row, by_column = _leads(similarity)
-    return np.minimum(by_row, by_column)
+    return np.minimum(*_leads(similarity))
 
 
 def grouped_text_to_image_hits(image_emb: Floats, text_emb: Floats, groups: Sequence[Sequence[int]]) -> Bools:
@@ -81,7 +80,7 @@ def grouped_text_to_image_hits(image_emb: Floats, text_emb: Floats, groups: Sequ
         )
     if len(groups) == 0:
         raise ValueError("groups: got none, expected at least one group of rows")
-    images, texts = _finite(image_emb, "image_emb", 2), _finite(text_emb, "text_emb", 2)
+    images, texts = _finite(image_emb, "image_emb"), _finite(text_emb, "text_emb")
     rows = [_indices(group, "a group", len(group), len(images)) for group in groups]
     return np.concatenate([text_to_image_hits(texts[group] @ images[group].T) for group in rows])
 
@@ -94,7 +93,7 @@ def label_ranks(scores: Floats, labels: npt.ArrayLike) -> Ints:
     Raises: ValueError for NaN or infinity in scores, no image, labels of another length or outside the classes.
     Source: openai/CLIP notebooks/Prompt_Engineering_for_ImageNet.ipynb and LAION-AI/CLIP_benchmark, `accuracy`.
     """
-    table = _finite(scores, "scores", 2)
+    table = _finite(scores, "scores")
     own = _indices(labels, "labels", len(table), table.shape[1])
     least = table[np.arange(len(table)), own] - _allowance(table)
     return np.asarray((table >= least[:, None]).sum(axis=1) - 1, dtype=np.int64)
@@ -148,15 +147,14 @@ def average_precision(scores: Floats, relevant: Bools) -> PerClass:
     Raises: ValueError for NaN or infinity, no image, shapes that differ, and when no class has a relevant image.
     Source: scikit-learn, `average_precision_score`; LAION-AI/CLIP_benchmark, `average_precision_per_class`.
     """
-    table, truth = _finite(scores, "scores", 2), np.asarray(relevant, dtype=bool)
+    table, truth = _finite(scores, "scores"), np.asarray(relevant, dtype=bool)
     if table.shape != truth.shape:
         raise ValueError(f"scores are {table.shape}, relevant is {truth.shape}; expected both (images, classes)")
     classes = np.flatnonzero(truth.any(axis=0))
     if len(classes) == 0:
         raise ValueError(f"relevant: none of {truth.shape[1]} classes has a relevant image, so nothing can be ranked")
     allowance = _allowance(table)
-    values = [_average_precision(table[:, c], truth[:, c], allowance) for c in classes]
-    return PerClass(classes, np.array(values, dtype=np.float64))
+    return PerClass(classes, np.array([_average_precision(table[:, c], truth[:, c], allowance) for c in classes]))
 
 
 def retrieval_ranks(
@@ -164,40 +162,39 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """Return the rank of each text's image among all images, and of each image's best text among the others' texts.
 
-    `image_emb`: (images, dim) float; `text_emb`: (texts, dim) float; `text_image`: (texts,) int, the image of each
-    text. `hits_at(ranks, k)` is "at least one correct item in the top k", as CLIP papers count recall. Products are
-    taken in float64, `block` texts at a time; the whole matrix is never held.
-    Raises: ValueError for NaN or infinity, no item, dims that differ, text_image of another length or outside the
-    images, an image without a text (it has no right answer: leave it out), and block < 1.
+    `image_emb`: (images, dim) float; `text_emb`: (texts, dim) float; `text_image`: (texts,) int, the image of each text.
+    `hits_at(ranks, k)` is "at least one correct item in the top k", as CLIP papers count recall. Products are taken in
+    float64, `block` x `block` at a time: the whole matrix is never held, nor a copy of the rows.
+    Raises: ValueError for NaN or infinity, no item, dims that differ, text_image of another length or outside the images,
+    an image without a text (it has no right answer: leave it out), and block < 1.
     Source: LAION-AI/CLIP_benchmark, zeroshot_retrieval (image_retrieval_recall, text_retrieval_recall).
     """
     if image_emb.ndim != 2 or image_emb.shape[1:] != text_emb.shape[1:] or block < 1:
         raise ValueError(
             f"image_emb {image_emb.shape}, text_emb {text_emb.shape}, block {block}: expected one dim and block >= 1"
         )
-    images = _finite(image_emb, "image_emb", 2)
-    own = _indices(text_image, "text_image", len(_finite(text_emb, "text_emb", 2)), len(images))
-    if lone := sorted(set(range(len(images))) - set(own.tolist())):
-        raise ValueError(
-            f"text_image: {len(lone)} of {len(images)} images have no text, first image {lone[0]}; leave them out"
-        )
-    allowance = TIE * _longest(images) * _longest(text_emb)
-    starts = range(0, len(own), block)
-    own_scores = np.concatenate([_own_scores(images, text_emb[s : s + block], own[s : s + block]) for s in starts])
-    best = np.full(len(images), -np.inf)
+    allowance = TIE * _longest(image_emb, "image_emb", block) * _longest(text_emb, "text_emb", block)
+    own = _indices(text_image, "text_image", len(text_emb), n := len(image_emb))
+    if len(lone := np.flatnonzero(np.bincount(own, minlength=n) == 0)):
+        raise ValueError(f"text_image: {len(lone)} of {n} images have no text, first image {lone[0]}; leave them out")
+    texts, images = ([slice(s, s + block) for s in range(0, size, block)] for size in (len(own), n))
+    own_scores, best = np.empty(len(own)), np.full(n, -np.inf)
+    for t in texts:
+        np.einsum("td,td->t", text_emb[t], image_emb[own[t]], dtype=np.float64, out=own_scores[t])
     np.maximum.at(best, own, own_scores)
-    text_ranks, image_ranks = np.empty(len(own), dtype=np.int64), np.zeros(len(images), dtype=np.int64)
-    for s in starts:
-        scores = text_emb[s : s + block].astype(np.float64) @ images.T
-        scores[np.arange(len(scores)), own[s : s + block]] = -np.inf
-        text_ranks[s : s + block] = np.count_nonzero(scores >= own_scores[s : s + block, None] - allowance, axis=1)
-        image_ranks += np.count_nonzero(scores >= best - allowance, axis=0)
+    text_ranks, image_ranks = np.zeros(len(own), dtype=np.int64), np.zeros(n, dtype=np.int64)
+    for i in images:
+        rows = np.asarray(image_emb[i], dtype=np.float64)
+        for t in texts:
+            scores = _scores_of_others(text_emb[t], rows, own[t] - i.start)
+            text_ranks[t] += np.count_nonzero(scores >= own_scores[t, None] - allowance, axis=1)
+            image_ranks[i] += np.count_nonzero(scores >= best[i] - allowance, axis=0)
     return RetrievalRanks(text_ranks, image_ranks)
 
 
 def _leads(similarity: Floats) -> tuple[Float64s, Float64s]:
     """Own score minus the best other one, by row and by column; exactly 0 for a tie."""
-    table = _finite(similarity, "similarity", 2)
+    table = _finite(similarity, "similarity")
     if table.shape[0] != table.shape[1] or len(table) < 2:
         raise ValueError(f"similarity is {table.shape}, expected a square (texts, images) matrix of at least two items")
     others = table.copy()
@@ -215,26 +212,32 @@ def _average_precision(scores: Float64s, truth: Bools, allowance: float) -> floa
     return float(np.mean(np.arange(1, len(found) + 1) / (found + 1)))
 
 
-def _own_scores(images: Float64s, texts: Floats, own: Ints) -> Float64s:
-    return np.asarray(np.einsum("td,td->t", texts.astype(np.float64), images[own]))
+def _scores_of_others(texts: Floats, images: Float64s, own: Ints) -> Float64s:
+    """(texts, images) float64 products, -inf at each text's own image; `own` may lie outside of these images."""
+    scores = np.asarray(texts, dtype=np.float64) @ images.T
+    inside = np.flatnonzero((own >= 0) & (own < len(images)))
+    scores[inside, own[inside]] = -np.inf
+    return np.asarray(scores)
 
 
 def _allowance(table: Float64s) -> float:
     return TIE * float(np.abs(table).max())
 
 
-def _longest(rows: Floats) -> float:
-    return float(np.sqrt(np.einsum("td,td->t", rows, rows, dtype=np.float64).max()))
+def _longest(rows: Floats, name: str, block: int) -> float:
+    """The length of the longest row, once all are known to be finite, `block` rows at a time."""
+    parts = (_finite(rows[s : s + block], name, s) for s in range(0, max(1, len(rows)), block))
+    return max(float(np.linalg.norm(part, axis=1).max()) for part in parts)
 
 
-def _finite(values: Floats, name: str, ndim: int) -> Float64s:
-    """The values as float64, once they are known to be a non-empty array of finite numbers."""
+def _finite(values: Floats, name: str, start: int = 0) -> Float64s:
+    """The values as float64, once they are known to be a non-empty table of finite numbers; its first row is `start`."""
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != ndim or array.size == 0:
-        raise ValueError(f"{name} is {array.shape}, expected {ndim} axes and at least one value")
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"{name} is {array.shape}, expected 2 axes and at least one value")
     if not np.isfinite(array).all():
-        first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f"{name} holds {array[first]} at {first}; only finite numbers can be ranked")
+        i, j = (int(place) for place in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name} holds {array[i, j]} at {(start + i, j)}; only finite numbers can be ranked")
     return array
 
 

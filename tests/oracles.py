@@ -1,6 +1,7 @@
 """Slow, obvious re-implementations: one loop a sentence, no numpy tricks, ties against the model by comparing every pair."""
 
 from fractions import Fraction
+from itertools import pairwise
 from math import comb
 
 
@@ -67,6 +68,26 @@ def retrieval_ranks(similarity, text_image):
         best = max(similarity[t][i] for t in texts if text_image[t] == i)
         of_images.append(sum(similarity[t][i] >= best for t in texts if text_image[t] != i))
     return of_texts, of_images
+
+
+def nearest(similarity, k, tie):
+    """The k best rows of each query, best first; where the next score is no further than `tie`, the lower number first."""
+    tops = []
+    for scores in similarity:
+        order = sorted(range(len(scores)), key=lambda row: -scores[row])
+        group = {order[0]: 0}
+        for better, row in pairwise(order):
+            group[row] = group[better] + (scores[better] - scores[row] > tie)
+        tops.append(sorted(order, key=lambda row: (group[row], row))[:k])
+    return tops
+
+
+def ranks_of_own(similarity, own, tie):
+    """How many rows other than a query's own score as high, less `tie`."""
+    return [
+        sum(score >= scores[right] - tie for row, score in enumerate(scores) if row != right)
+        for scores, right in zip(similarity, own, strict=True)
+    ]
 
 
 def fair_flips_tail(at_least, flips):

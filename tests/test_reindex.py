@@ -326,7 +326,7 @@ def test_texts_are_encoded_by_the_model_that_the_run_names(tiny_models, monkeypa
 
     from clipbench.errors import ClipbenchError
     from clipbench.models import zoo
-    from clipbench.session import evaluate
+    from clipbench.notebook import evaluate
 
     known = {**zoo.open_clip_configs(), **dict.fromkeys(("tiny-vit", "tiny-vit-quickgelu"), Path("unused"))}
     monkeypatch.setattr("clipbench.models.resolve.open_clip_configs", lambda: known)

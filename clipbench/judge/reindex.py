@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.judge.intervals import Clusters, Float64s, bootstrap_interval, clustered_wilson_interval
-from clipbench.judge.nearest import Ints, Nearest, Rows, nearest, overlap
 from clipbench.judge.paired import paired_difference_interval
 from clipbench.metrics import hits_at
+from clipbench.nearest import Ints, Nearest, Rows, nearest, overlap
 from clipbench.paths import fixtures
 from clipbench.result import Metric
 
