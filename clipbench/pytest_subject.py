@@ -52,8 +52,9 @@ class Subject:
             self.skip(experiment, RANDOM_REASON)
         if not verdicts:
             what = ", ".join(metrics) or experiment
+            reference = {"published": "published value"}.get(kind or "", kind or "reference")
             pytest.skip(
-                f"no {kind or 'reference'} is stated for {what} of {self.spec.label} in {result.model.precision}: shown only"
+                f"no {reference} is stated for {what} of {self.spec.label} in {result.model.precision}: shown only"
             )
         return result
 

@@ -144,6 +144,14 @@ def test_a_figure_shows_the_thumbnails_and_survives_hostile_captions():
     assert (without == (255, 0, 0)).all(axis=2).sum() == 0
 
 
+def test_no_caption_runs_off_the_edge_of_a_figure():
+    captions = dict.fromkeys(NAMES, "Widest words: MMMMMMMM MMMMMMMM MMMMMMMMMMMMMMMMMMMMMMMMMMMMMM")
+    pixels = np.asarray(Image.open(io.BytesIO(matrix_figure(np.eye(8), NAMES, captions, {}, "title"))).convert("L"))
+    edges = [pixels[:, 0], pixels[:, -1], pixels[0], pixels[-1]]
+    assert all((edge == 255).all() for edge in edges)
+    assert (pixels[:, :200] < 255).any()
+
+
 def test_figure_names_hold_no_separator():
     assert figure_name("natural", "../../etc/ViT-B/16 (a b)") == "natural-..-..-etc-ViT-B-16-a-b.png"
 

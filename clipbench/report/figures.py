@@ -59,7 +59,8 @@ def matrix_figure(
     figure.suptitle(plain_text(title), fontsize=14)
     figure.supxlabel("framed: each caption's best image (green: its own, red: another's)", fontsize=10)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": ""})
+    # The layout makes room for labels as if the square matrix filled its axes: "tight" takes what it drew, whole.
+    figure.savefig(stream, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": ""})
     return stream.getvalue()
 
 
