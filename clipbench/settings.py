@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from clipbench.embed.rows import Known
     from clipbench.embeddings_file import SavedRows
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 CocoCrop = Literal["square", "tight"]
+CACHE_BYTES = 4 << 30
 T = TypeVar("T")
 
 
@@ -35,12 +37,18 @@ class Settings:
 
     `coco`, `roco` and `zero_shot` (pairs of name and folder) are full data sets; without them the packaged ones are used, or
     the experiment does not exist. `keep_rows` is handed the rows of every retrieval experiment.
+
+    `workers` threads decode and preprocess images (0: the calling one). `text_positions`: how many token positions a batch of cut
+    texts has (0: as many as `batch_size` whole texts). `plain`: no shortcut is taken. `known`: rows of the
+    encoder at hand that need not be made again; `must_check`: they are checked against the plain call even where that alone loads
+    the model. `cache`: the folder of the embedding cache, kept within `cache_bytes`.
     """
 
     device: str = "cpu"
     precision: Precision = "fp32"
     batch_size: int = 4
     workers: int = 0
+    text_positions: int = 0
     offline: bool = False
     seed: int = 0
     coco: Path | None = None
@@ -49,6 +57,11 @@ class Settings:
     zero_shot: tuple[tuple[str, Path], ...] = ()
     progress: Progress = no_progress
     keep_rows: Callable[["SavedRows"], None] = keep_nothing
+    plain: bool = False
+    must_check: bool = False
+    known: "Known | None" = None
+    cache: Path | None = None
+    cache_bytes: int = CACHE_BYTES
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class Request:
     device: str = "auto"
     precision: Precision = "fp32"
     batch_size: int | None = None
-    workers: int = 0
+    workers: int | None = None
     results: Path = Path("results")
     offline: bool = False
     require_all: bool = False
@@ -74,4 +87,8 @@ class Request:
     update_baseline: bool = False
     reason: str | None = None
     save_embeddings: bool = False
+    plain: bool = False
+    cache: Path | None = None
+    cache_bytes: int = CACHE_BYTES
+    is_gate: bool = False
     folder: Path = Path()
