@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clipbench.notebook import evaluate
     from clipbench.result import Result, Run, Verdict
-    from clipbench.session import evaluate
 
 __all__ = ["Result", "Run", "Verdict", "evaluate"]
 
@@ -12,7 +12,7 @@ __all__ = ["Result", "Run", "Verdict", "evaluate"]
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `import clipbench` costs nothing."""
     if name == "evaluate":
-        from clipbench.session import evaluate
+        from clipbench.notebook import evaluate
 
         return evaluate
     if name in ("Result", "Run", "Verdict"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipbench.ab_command import add_ab, run_ab, split_passed
+from clipbench.cache_command import CACHE_VARIABLE, add_cache, run_cache
 from clipbench.compare_command import add_compare
 from clipbench.errors import ClipbenchError
 
@@ -28,11 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
     add_compare(commands)
     add_ab(commands)
+    add_cache(commands)
     own, passed = split_passed(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(own)
     options.passed = passed
     try:
-        commands_by_name = {"models": _models, "report": _report, "compare": _compare, "power": _power, "ab": _ab}
+        commands_by_name = {
+            "models": _models,
+            "report": _report,
+            "compare": _compare,
+            "power": _power,
+            "ab": _ab,
+            "cache": _cache,
+        }
         return commands_by_name[options.command](options)
     except (ClipbenchError, OSError) as error:
         print(f"clipbench: error: {error}", file=sys.stderr)
@@ -40,10 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from clipbench.models.zoo import open_clip_configs, zoo
+    from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE, open_clip_configs, zoo
 
     print(f"{'name':16} {'open_clip':14} {'params':>12} {'input':>5} {'dim':>5} {'download':>9}  in the study")
-    print(f"{'lite':16} {'-':14} {'':>12} {224:>5} {384:>5} {'none':>9}  no (embedded smoke model, the default)")
+    print(
+        f"{'lite':16} {'-':14} {'':>12} {LITE_IMAGE_SIZE:>5} {LITE_DIM:>5} {'none':>9}  no (embedded smoke model, the default)"
+    )
     for row in zoo().values():
         size = f"{row.download_bytes / 1e6:,.0f} MB"
         study = "yes" if row.study else "no"
@@ -103,3 +114,8 @@ def _ab(options: argparse.Namespace) -> int:
     code, output = run_ab(options, options.passed, lambda line: print(f"clipbench ab: {line}", file=sys.stderr))
     sys.stdout.write(output)
     return code
+
+
+def _cache(options: argparse.Namespace) -> int:
+    sys.stdout.write(run_cache(options, os.environ.get(CACHE_VARIABLE, "")))
+    return 0

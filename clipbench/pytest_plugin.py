@@ -1,6 +1,5 @@
 """The pytest face: options, models as parameters, verdicts as assertions, the run's files at the end of the session."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ import pytest
 
 from clipbench.errors import UsageError
 from clipbench.paths import benchmarks
-from clipbench.settings import PRECISIONS, Request
+from clipbench.pytest_request import CACHE_VARIABLE, read_request
+from clipbench.settings import CACHE_BYTES, PRECISIONS
 
 _PLUGIN = "clipbench-benchmarks"
 
@@ -26,7 +26,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps")
     add("--precision", choices=PRECISIONS, default="fp32", help="fp32 (default), bf16 or fp16")
     add("--batch-size", type=int, metavar="N", help="items a batch (default: 4 on a CPU, else 64)")
-    add("--workers", type=int, default=0, metavar="N", help="threads that decode images ahead (default: 0)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="threads that decode and preprocess images (default: one a core, 8 at most)",
+    )
+    add(
+        "--plain", action="store_true", help="take no shortcut: every row by the call that production makes, every time"
+    )
+    add("--cache", type=Path, metavar="DIR",
+        help=f"keep rows in this folder and take those that are there (default: none, or ${CACHE_VARIABLE} outside of gates)")  # fmt: skip
+    add("--cache-size", type=float, default=CACHE_BYTES / (1 << 30), metavar="GIB",
+        help="how large the cache may grow; what was not used for longest goes first (default: %(default)g)")  # fmt: skip
     add("--coco", type=Path, metavar="ROOT", help="COCO in its official layout, in place of the packaged miniature")
     add("--coco-crop", choices=("square", "tight"), default="square",
         help="crops of ground-truth boxes: the published 1.5 x square with white padding (default), or the tight box")  # fmt: skip
@@ -56,32 +68,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="save the rows of retrieval experiments in DIR/embeddings, for `clipbench compare --index`")  # fmt: skip
     add("--offline", action="store_true", help="open no internet connection (HF_HUB_OFFLINE=1 means the same)")
     add("--require-all", action="store_true", help="skips and inconclusive verdicts fail: what CI uses")
-
-
-def _request(config: pytest.Config) -> Request:
-    option = config.option
-    return Request(
-        models=tuple(option.model or ("lite",)),
-        pretrained=option.pretrained,
-        activation=option.activation,
-        device=option.device,
-        precision=option.precision,
-        batch_size=option.batch_size,
-        workers=option.workers,
-        results=Path(config.invocation_params.dir, option.results),
-        offline=option.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
-        require_all=option.require_all,
-        coco=option.coco and Path(config.invocation_params.dir, option.coco),
-        coco_crop=option.coco_crop,
-        roco=option.roco and Path(config.invocation_params.dir, option.roco),
-        zero_shot=tuple(option.zero_shot or ()),
-        baseline=option.baseline and Path(config.invocation_params.dir, option.baseline),
-        anchor=option.anchor and Path(config.invocation_params.dir, option.anchor),
-        update_baseline=option.update_baseline,
-        reason=option.reason,
-        save_embeddings=option.save_embeddings,
-        folder=Path(config.invocation_params.dir),
-    )
 
 
 def touches_benchmarks(config: pytest.Config) -> bool:
@@ -116,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from clipbench.pytest_session import BenchmarkSession
 
     try:
-        config.pluginmanager.register(BenchmarkSession(config, _request(config)), _PLUGIN)
+        config.pluginmanager.register(BenchmarkSession(config, read_request(config)), _PLUGIN)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
 

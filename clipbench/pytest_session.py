@@ -1,21 +1,25 @@
 """What one pytest session of benchmarks holds: the models, the measuring session, what failed, and its files."""
 
-import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from clipbench.errors import ClipbenchError, UsageError
+from clipbench.data.pictures import kept_pictures
+from clipbench.errors import ClipbenchError
+from clipbench.judge.execution import doubtful
 from clipbench.models.resolve import resolve
 from clipbench.models.zoo import zoo
-from clipbench.pytest_baseline import Outcome, check_request, judge, update
+from clipbench.pytest_baseline import Outcome, judge, update
+from clipbench.pytest_progress import ProgressBar
+from clipbench.pytest_request import checked_folders
 from clipbench.pytest_subject import Subject
+from clipbench.pytest_timings import benchmark_json
 from clipbench.result import Result, Run, Verdict, dump_json, write_whole
-from clipbench.settings import Request, T
+from clipbench.settings import Request
 
 if TYPE_CHECKING:
     from clipbench.embeddings_file import SavedRows
@@ -35,22 +39,9 @@ class BenchmarkSession:
         self.request = request
         self.collect_only: bool = config.option.collectonly
         self.specs = {spec.name: spec for spec in resolve(request.models, request.pretrained, request.activation)}
-        check_request(request)
-        if request.results.exists() and not request.results.is_dir():
-            raise UsageError(f"--results {request.results} is a file; give a folder")
-        _check_targets(config, request)
-        self.zero_shot = tuple(_named_folder(text, request.folder) for text in request.zero_shot)
-        names = [name for name, _ in self.zero_shot]
-        if twice := next((name for name in names if names.count(name) > 1), ""):
-            raise UsageError(f"--zero-shot {twice}=... is given twice; each folder needs a name of its own")
-        for option, root in (
-            ("--coco", request.coco),
-            ("--roco", request.roco),
-            *(("--zero-shot", r) for _, r in self.zero_shot),
-        ):
-            if root is not None and not root.is_dir():
-                raise UsageError(f"{option} {root}: no such folder; give the data set's root")
+        self.zero_shot = checked_folders(config, request)
         self._session: Session | None = None
+        self._pictures = ExitStack()
         self._problems: list[str] = []
         self._ran: set[str] = set()
         self._benchmarks: dict[str, str] = {}
@@ -59,7 +50,6 @@ class BenchmarkSession:
         self._write_error = ""
         self._judged: Run | None = None
         self._lines: list[str] = []
-        self._terminal = None if self.collect_only else _own_terminal()
         self.benchmark_json: Path | None = config.option.benchmark_json
         if not self.collect_only:
             self._session = self._make_session()
@@ -80,11 +70,15 @@ class BenchmarkSession:
                 request.batch_size,
                 request.workers,
                 request.offline,
-                progress=self.progress,
+                progress=ProgressBar(is_silent=self.collect_only),
                 coco=request.coco,
                 coco_crop=request.coco_crop,
                 roco=request.roco,
                 zero_shot=self.zero_shot,
+                plain=request.plain,
+                must_check=request.is_gate,
+                cache=request.cache,
+                cache_bytes=request.cache_bytes,
                 **({"keep_rows": self.save_rows} if request.save_embeddings else {}),
             )
         )
@@ -125,15 +119,6 @@ class BenchmarkSession:
             what = f"the rows of {rows.experiment} could not be saved"
             self._write_error = f"{what}: {error}; free space or drop --save-embeddings"
 
-    def progress(self, iterable: Iterable[T], total: int, what: str) -> Iterable[T]:
-        """Show a bar on a terminal for work of many steps; in a pipe, nothing."""
-        if self._terminal is None or total < 3:
-            return iterable
-        from tqdm import tqdm
-
-        bar: Iterable[T] = tqdm(iterable, f"clipbench {what}", total, False, self._terminal, dynamic_ncols=True)
-        return bar
-
     def pytest_report_header(self) -> list[str]:
         """Say which models, weights, device and precision will run."""
         lines = []
@@ -143,14 +128,24 @@ class BenchmarkSession:
             )
             activation = f", {spec.activation} ({spec.why})" if spec.activation else ""
             lines.append(f"clipbench model: {spec.name}, {weights}{activation}")
-        device, size = self.request.device, self.request.batch_size or "default"
-        if self._session is not None:
-            device, size = self._session.settings.device, self._session.settings.batch_size
-        lines.append(
-            f"clipbench device: {device}, precision {self.request.precision}, batch size {size}, workers {self.request.workers}"
+        device, size, workers = (
+            self.request.device,
+            self.request.batch_size or "default",
+            self.request.workers or "default",
         )
+        if self._session is not None:
+            settings = self._session.settings
+            device, size, workers = settings.device, settings.batch_size, settings.workers
+        lines.append(
+            f"clipbench device: {device}, precision {self.request.precision}, batch size {size}, workers {workers}"
+        )
+        if self.request.plain:
+            lines.append("clipbench rows: every one by the plain call (--plain)")
+        elif self.request.cache is not None:
+            lines.append(f"clipbench cache: {self.request.cache}")
         return lines
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Leave out benchmarks of data that was not given (not asked for is not skipped); remember the benchmarks."""
         left_out = [i for i in items for m in i.iter_markers("needs_option") if not getattr(self.request, m.args[0])]
@@ -161,6 +156,11 @@ class BenchmarkSession:
         self._benchmarks = {i.nodeid: str(i.callspec.params["subject"]) for i in found if not self._only_planned}
         if self._benchmarks:  # pytest-benchmark writes nothing when no timed test ran: this plugin writes the file
             self.config._benchmarksession.json = None  # type: ignore[attr-defined]  # pytest-benchmark's handle on the config
+        several = len({(i.path, i.callspec.params["subject"]) for i in found}) > 1
+        if self._session is not None and several and not self.request.plain:
+            from clipbench.models.device import picture_budget_bytes
+
+            self._pictures.enter_context(kept_pictures(picture_budget_bytes()))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember which benchmarks ran and which failed."""
@@ -188,15 +188,22 @@ class BenchmarkSession:
             if left:
                 self._session.skip(spec, "-", f"the session ended before {len(left)} of its benchmarks ran")
         self._problems += [f"{label} could not be loaded" for label in self._session.failed_to_load()]
+        run = self._session.run()
+        doubts = list(doubtful(run))
+        self._problems += doubts
+        if (doubts or self._session.failed_to_load()) and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         try:
-            self._finish(self._session.run(), session)
+            self._finish(run, session)
         except (OSError, ClipbenchError) as error:
             self._write_error = str(error)
-        if (self._write_error or self._session.failed_to_load()) and session.exitstatus == pytest.ExitCode.OK:
+        self._lines += [f"FAIL: {doubt}" for doubt in doubts]
+        self._lines += [f"NOTE: {problem}" for problem in self._session.cache_problems]
+        if self._write_error and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _finish(self, run: Run, session: pytest.Session) -> None:
-        timings = _finite(self._benchmark_json())
+        timings = benchmark_json(self.config)
         outcome = Outcome(run)
         try:
             outcome = judge(self.request, run, timings | {"clipbench": run.to_json()})
@@ -231,20 +238,11 @@ class BenchmarkSession:
         shown = {name: e.shown for name, e in all_experiments().items()}
         write_report(run, self.request.results, self.session.datasets(), shown, self._problems)
 
-    def _benchmark_json(self) -> dict[str, Any]:
-        """What pytest-benchmark itself would write, through its own hooks, also when no timed test ran."""
-        hook = self.config.hook
-        timings = self.config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's handle on the config
-        commit = hook.pytest_benchmark_generate_commit_info(config=self.config)
-        hook.pytest_benchmark_update_commit_info(config=self.config, commit_info=commit)
-        written: dict[str, Any] = hook.pytest_benchmark_generate_json(
-            config=self.config,
-            benchmarks=[b for b in timings.benchmarks if b],
-            include_data=True,
-            machine_info=timings.get_machine_info(),
-            commit_info=commit,
-        )
-        return written
+    def pytest_unconfigure(self) -> None:
+        """Let go of pictures, model and cache."""
+        self._pictures.close()
+        if self._session is not None:
+            self._session.close()
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -274,49 +272,3 @@ class BenchmarkSession:
             size = zoo()[SUGGESTED].download_bytes / 1e6
             yield f"lite is a smoke model, not CLIP. Next, a real CLIP (downloads {size:,.0f} MB once):"
             yield f"    pytest benchmarks --model {SUGGESTED}"
-
-
-def _check_targets(config: pytest.Config, request: Request) -> None:
-    """Raises: UsageError, before anything is measured, for what could only fail or lie at the end."""
-    if not config.pluginmanager.has_plugin("benchmark") or not hasattr(config.option, "benchmark_json"):
-        raise UsageError("clipbench's benchmarks need pytest-benchmark; drop -p no:benchmark, or install it")
-    if request.require_all and (config.option.benchmark_skip or config.option.benchmark_only):
-        raise UsageError(
-            "--require-all does not go with --benchmark-skip or --benchmark-only, which leave benchmarks out"
-        )
-    target = config.option.benchmark_json
-    if target is not None and Path(request.folder, target).is_dir():
-        raise UsageError(f"--benchmark-json {target} is a folder; give a file")
-    for path in filter(None, (request.results, target and Path(request.folder, target).parent)):
-        parent = next(p for p in (path, *path.parents) if p.exists())
-        if not (parent.is_dir() and os.access(parent, os.W_OK)):
-            raise UsageError(f"{path} cannot be written: {parent} is no folder that can be written to; choose another")
-
-
-def _named_folder(text: str, folder: Path) -> tuple[str, Path]:
-    name, separator, root = text.partition("=")
-    if not (name and separator and root):
-        raise UsageError(f"--zero-shot {text}: expected NAME=ROOT, for example imagenet1k=/data/imagenet/val")
-    return name, folder / root
-
-
-def _own_terminal() -> TextIO | None:
-    """A stream to the terminal that pytest's capturing does not reach, or None when there is no terminal."""
-    try:
-        return os.fdopen(os.dup(2), "w") if os.isatty(2) else None
-    except OSError:
-        return None
-
-
-def _finite(entry: Any) -> Any:
-    """The JSON value with NaN and infinity as null, and what is no JSON as text: pytest-benchmark's part has both at times."""
-    plain = json.loads(json.dumps(entry, default=str))
-
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: cleaned(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [cleaned(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return cleaned(plain)

@@ -93,6 +93,7 @@ class Subject:
         def run() -> Result:
             dataset, settings = self._session.dataset("speed"), self._session.settings
             encoder = self._session.encoder(self.spec)
+            self._session.forget_rows()
             metrics = measure(encoder, speed.workload(dataset, settings))
             return self._session.record(self.spec, speed.speed_result(encoder, dataset, settings, metrics))
 

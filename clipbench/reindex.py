@@ -211,6 +211,6 @@ def encode_queries(model: ModelIdentity, texts: Sequence[str]) -> Rows:
                 f"the weights of {spec.label} here (SHA-256 {encoder.identity.weights_sha256[:12]}...) are not the run's "
                 f"({model.weights_sha256[:12]}...); encode the queries where they are and give --queries OLD.npy NEW.npy"
             )
-        return embed_texts(encoder, texts, settings)
+        return embed_texts(encoder, texts, replace(settings, plain=True)).rows
     finally:
         encoder.close()

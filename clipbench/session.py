@@ -1,24 +1,25 @@
 """A session: models are loaded one at a time, measured once an experiment, judged, and gathered into a run.
 
-The plugin and `evaluate` are two faces of it.
+The plugin and `evaluate` (`clipbench.notebook`) are two faces of it.
 """
 
 import gc
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clipbench.data.dataset import Dataset
+from clipbench.embed.cache import EncoderCache
+from clipbench.embed.cached_encoder import CachedEncoder
+from clipbench.embed.known import KnownRows
 from clipbench.embed.probe import probed
 from clipbench.environment import describe_environment
-from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
+from clipbench.errors import ClipbenchError, UsageError, WeightsUnavailableError
 from clipbench.experiments import all_experiments, experiment
 from clipbench.judge.medical import contracts
 from clipbench.judge.verdict import judged
 from clipbench.models.device import release
 from clipbench.models.encoder import Encoder
-from clipbench.models.load import load_encoder, wrap_encoder
-from clipbench.models.resolve import resolve
+from clipbench.models.load import load_encoder
 from clipbench.models.weights import go_offline
 from clipbench.models.zoo import ModelSpec
 from clipbench.result import JsonObject, Result, Run, Skip
@@ -44,10 +45,19 @@ class Session:
     probes: dict[str, JsonObject] = field(default_factory=dict)
     _spec: ModelSpec | None = None
     _encoder: Encoder | None = None
+    _known: KnownRows = field(default_factory=KnownRows)
+    _cache: EncoderCache | None = None
     _failed: dict[ModelSpec, ClipbenchError] = field(default_factory=dict)
     _errors: dict[tuple[str, str], ClipbenchError] = field(default_factory=dict)
     _datasets: dict[str, Dataset] = field(default_factory=dict)
     _unloadable: dict[str, ClipbenchError] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError when the cache's folder cannot be one."""
+        if self.settings.cache is not None:
+            from clipbench.embed.store import RowStore
+
+            self._cache = EncoderCache(RowStore(self.settings.cache, self.settings.cache_bytes))
 
     def encoder(self, spec: ModelSpec) -> Encoder:
         """Return the spec's encoder, loading it when it is not the one at hand; the one before is freed first.
@@ -56,30 +66,57 @@ class Session:
         """
         if spec in self._failed:
             raise self._failed[spec]
-        if self._spec != spec or self._encoder is None:
+        encoder = self._encoder
+        if self._spec != spec or encoder is None:
             self.free()
-            self._failed[spec] = NotLoadedError(f"{spec.label} did not load; its first test says why")
-            try:
-                self._encoder = load_encoder(spec, self.settings)
-            except WeightsUnavailableError as error:
-                self._failed[spec] = error
-                raise
-            self._spec = spec
-            del self._failed[spec]
-        return self._encoder
+            encoder = self._loaded(spec) if self._cache is None else self._cached(spec, self._cache)
+            self.adopt(spec, encoder)
+        return encoder
+
+    def _cached(self, spec: ModelSpec, cache: EncoderCache) -> Encoder:
+        return cache.encoder(spec, self.settings, lambda: self._loaded(spec))
+
+    def _loaded(self, spec: ModelSpec) -> Encoder:
+        if isinstance(self._failed.get(spec), NotLoadedError):
+            raise self._failed[spec]
+        self._failed[spec] = NotLoadedError(f"{spec.label} did not load; its first test says why")
+        try:
+            encoder = load_encoder(spec, self.settings)
+        except WeightsUnavailableError as error:
+            self._failed[spec] = error
+            raise
+        del self._failed[spec]
+        return encoder
 
     def adopt(self, spec: ModelSpec, encoder: Encoder) -> None:
         """Take an encoder that was made elsewhere as the one that the spec names."""
         self.free()
         self._spec, self._encoder = spec, encoder
+        self._known = encoder.known if isinstance(encoder, CachedEncoder) else KnownRows()
 
     def free(self) -> None:
         """Free the loaded encoder's memory."""
         if self._encoder is not None:
             self._encoder.close()
         self._encoder = self._spec = None
+        self._known = KnownRows()
         gc.collect()
         release(self.settings.device)
+
+    def forget_rows(self) -> None:
+        """Let go of rows in memory: what is measured next is the model's memory."""
+        self._known.forget()
+
+    def close(self) -> None:
+        """Free the encoder and close the cache."""
+        self.free()
+        if self._cache is not None:
+            self._cache.store.close()
+
+    @property
+    def cache_problems(self) -> list[str]:
+        """What went wrong with the cache, in words; the results are as good without it."""
+        return self._cache.store.problems if self._cache is not None else []
 
     def dataset(self, name: str) -> Dataset:
         """Return the items that an experiment asks for, loaded once a session.
@@ -119,7 +156,8 @@ class Session:
             self._errors[key] = NotLoadedError(f"{name} of {spec.label} failed; its first test says why")
             self.skip(spec, name, str(self._errors[key]))
             try:
-                result = experiment(name).measure(encoder, dataset, self.settings)
+                settings = replace(self.settings, known=self._known)
+                result = experiment(name).measure(encoder, dataset, settings)
                 if name == PROBED:
                     result, self.probes[spec.label] = probed(encoder, dataset, self.settings, result)
                 self.record(spec, result, name)
@@ -178,7 +216,7 @@ def make_settings(
     device: str = "auto",
     precision: str = "fp32",
     batch_size: int | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     offline: bool = False,
     **more: Any,
 ) -> Settings:
@@ -186,71 +224,26 @@ def make_settings(
 
     Raises: UsageError for a device, precision, batch size or number of workers that cannot be.
     """
-    from clipbench.models.device import default_batch_size, resolve_device
+    from clipbench.models.device import default_batch_size, default_text_positions, default_workers, resolve_device
 
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise UsageError(f"--workers {workers}: expected 0 or more")
     if offline:
         go_offline()
     found = resolve_device(device)
     size = batch_size or default_batch_size(found)
-    return Settings(device=found, precision=precision, batch_size=size, workers=workers, offline=offline, **more)
-
-
-def default_experiments(settings: Settings) -> list[str]:
-    """Return every experiment that exists with these settings: those on full data sets only where the folder was given."""
-    names = [e.name for e in all_experiments().values() if e.exists(settings)]
-    return [part for n in names for part in ([f"{n}:{k}" for k, _ in settings.zero_shot] if n == "zero_shot" else [n])]
-
-
-def evaluate(
-    model: str | Sequence[str] | Any = "lite",
-    experiments: Iterable[str] | None = None,
-    *,
-    pretrained: str | None = None,
-    activation: str | None = None,
-    **settings: Any,
-) -> Run:
-    """Return the run of these experiments (default: all) on these models: what `pytest benchmarks` measures, for a notebook.
-
-    `model` is a name, a list of names, or an object with encode_images and encode_texts. `settings` are device ("auto"),
-    precision ("fp32"), batch_size, workers, offline, seed. What cannot be had is noted in `Run.skipped`; nothing is asserted:
-    read `Result.verdicts`. A model that fails beside others that were measured is noted there, too.
-
-    Raises: UnknownModelError, UsageError; CheckpointError, DataError, EncoderError when nothing could be measured.
-    """
-    session = Session(make_settings(**settings))
-    if isinstance(experiments, str):
-        experiments = [experiments]
-    if isinstance(model, Sequence) and not model:
-        raise UsageError("no model was given; `clipbench models` lists the names")
-    names = default_experiments(session.settings) if experiments is None else list(experiments)
-    for name in names:
-        experiment(name)  # an unknown name is refused before anything is loaded
-    if isinstance(model, str) or (isinstance(model, Sequence) and all(isinstance(m, str) for m in model)):
-        specs = resolve([model] if isinstance(model, str) else model, pretrained, activation)
-    else:
-        if pretrained or activation:
-            raise UsageError(
-                "pretrained and activation cannot be used with an encoder object, which brings its own weights"
-            )
-        encoder = wrap_encoder(model, session.settings)
-        specs = (ModelSpec(encoder.identity.name, "factory", "factory"),)
-        session.adopt(specs[0], encoder)
-    failures: list[ClipbenchError] = []
-    for spec in specs:
-        for name in names:
-            try:
-                session.measure(spec, name)
-            except ClipbenchError as error:
-                session.skip(spec, name, str(error))
-                if not isinstance(error, WeightsUnavailableError | DataUnavailableError):
-                    failures.append(error)
-    session.free()
-    if failures and not session.results:
-        raise failures[0]
-    return session.run()
+    threads = default_workers() if workers is None else workers
+    positions = 0 if batch_size else default_text_positions(found)
+    return Settings(
+        device=found,
+        precision=precision,
+        batch_size=size,
+        workers=threads,
+        text_positions=positions,
+        offline=offline,
+        **more,
+    )

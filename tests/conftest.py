@@ -13,7 +13,14 @@ from running import ENCODERS, NATURAL
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Loaded before the first pytest run inside a test: such a run forgets what it loads itself, and torch cannot be loaded twice.
-for module in ("models.open_clip", "pytest_session", "report.files", "report.figures", "report.terminal", "session"):
+for module in (
+    "models.load_open_clip",
+    "pytest_session",
+    "report.files",
+    "report.figures",
+    "report.terminal",
+    "session",
+):
     importlib.import_module(f"clipbench.{module}")
 
 

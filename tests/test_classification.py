@@ -61,7 +61,7 @@ def test_metrics_equal_clip_benchmark_and_scikit_learn_on_the_same_rows(tmp_path
     assert set(ours.metrics) == {name for name, value in theirs.items() if not np.isnan(value)}
     for name, metric in ours.metrics.items():
         assert metric.value == pytest.approx(theirs[name], abs=1e-6), name
-    cosines = unit(encoder.table[:60]) @ class_embeddings(custom(encoder), dataset.classes, TEMPLATES, SETTINGS).T
+    cosines = unit(encoder.table[:60]) @ class_embeddings(custom(encoder), dataset.classes, TEMPLATES, SETTINGS).rows.T
     picked = cosines.argmax(axis=1)
     assert ours.metrics["mean_per_class_recall"].value == pytest.approx(balanced_accuracy_score(labels, picked))
     np.testing.assert_array_equal(ours.arrays["confusion"], sklearn_confusion(labels, picked, labels=range(n_classes)))
@@ -81,7 +81,7 @@ def test_a_class_is_the_mean_of_its_unit_rows_and_a_unit_row_itself():
                 [{"the a": [3.0, 0.0], "an a": [0.0, 0.5], "the b": [1.0, 1.0], "an b": [2.0, 2.0]}[t] for t in texts]
             )
 
-    rows = class_embeddings(custom(Two()), ("a", "b"), ("the {}", "an {}"), SETTINGS)
+    rows = class_embeddings(custom(Two()), ("a", "b"), ("the {}", "an {}"), SETTINGS).rows
     np.testing.assert_allclose(rows, np.full((2, 2), np.sqrt(0.5)), atol=1e-7)
 
 

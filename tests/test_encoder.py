@@ -1,6 +1,8 @@
 """Unit rows, your own encoder, devices."""
 
+import ctypes
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,7 +115,19 @@ def test_an_absent_device_is_a_usage_error(monkeypatch, cuda, option, words):
         device.resolve_device(option)
 
 
+def test_auto_does_not_import_torch_where_there_is_no_driver(monkeypatch):
+    monkeypatch.setattr(device, "_AMD", Path("/dev/no-such-device"))
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import of it fails
+    assert device.resolve_device("auto") == "cpu"
+
+
+def no_library(name):
+    raise OSError(f"{name}: cannot open shared object file")
+
+
 def machine(monkeypatch, cuda, mps):
+    monkeypatch.setattr(device, "_may_have_accelerator", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)

@@ -64,7 +64,7 @@ def runs(on_noise):
 
 
 def load(spec, precision="fp32"):
-    from clipbench.models.open_clip import load_open_clip
+    from clipbench.models.load_open_clip import load_open_clip
 
     return load_open_clip(spec, "cpu", precision, True)
 

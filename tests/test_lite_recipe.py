@@ -247,3 +247,33 @@ def test_it_tells_a_flower_from_a_temple(built: Built, model: Any) -> None:
     with torch.inference_mode():
         similarity = model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).T
     assert np.array_equal(similarity.argmax(dim=1), [0, 1]), similarity
+
+
+@needs_wheels
+def test_the_encoders_rows_are_open_clips_own_and_short_batches_change_none(built: Built, model: Any) -> None:
+    import open_clip
+    import torch
+    from PIL import Image
+
+    from clipbench.models.load_open_clip import load_directory
+
+    encoder = load_directory(built.folder, "lite", "cpu", "fp32")
+    texts = ["a cat", "", "two dogs on a sofa beside a window", "word " * 200, "a photo of a boat."] * 3
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (50 + 9 * k, 70, 3), dtype=np.uint8)) for k in range(3)]
+    with torch.inference_mode():
+        tokens = open_clip.get_tokenizer(f"local-dir:{built.folder}")(texts)
+        expected_texts = model.encode_text(tokens, normalize=True).numpy()
+        expected_images = model.encode_image(encoder.pixels(images), normalize=True).numpy()
+    np.testing.assert_allclose(encoder.encode_texts(texts), expected_texts, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_images(images), expected_images, atol=1e-5)
+    shortcuts = encoder.shortcuts()
+    assert (shortcuts.of_texts, shortcuts.of_images) == (("cut_texts",), ("channels_last",))
+    lengths = []
+    forward = encoder.model.text.forward
+    encoder.model.text.forward = lambda tokens: lengths.append(tokens.shape[1]) or forward(tokens)
+    rows = shortcuts.rows_of_texts(texts[:3] * 4, 4, lambda batches, *_: batches)
+    np.testing.assert_allclose(rows, expected_texts[[0, 1, 2] * 4], atol=1e-5)
+    assert max(lengths) < 12
+    prepared = [shortcuts.prepare(image) for image in images]
+    np.testing.assert_allclose(shortcuts.rows_of_prepared(prepared), expected_images, atol=1e-5)

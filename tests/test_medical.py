@@ -19,8 +19,9 @@ from clipbench.experiments.medical import PROMPT, load_medical, medical_retrieva
 from clipbench.judge.medical import Contract, Hits, contract_verdicts, contracts, decided, reach
 from clipbench.judge.unpaired import accuracy_difference_interval
 from clipbench.models.zoo import ModelSpec
+from clipbench.notebook import default_experiments
 from clipbench.result import run_from_json
-from clipbench.session import Session, default_experiments
+from clipbench.session import Session
 from clipbench.settings import Settings
 
 MARGIN, CHANCE = 0.25, 0.125

@@ -10,6 +10,7 @@ import pytest
 from running import ENCODERS, NATURAL
 
 from clipbench.judge.references import Floor
+from clipbench.models.load import load_encoder
 from clipbench.paths import benchmarks
 from clipbench.run_file import read_run, run_schema
 
@@ -50,7 +51,16 @@ def test_a_model_below_its_floor_fails_with_the_items_it_missed_and_still_leaves
     assert run_json(pytester)["clipbench"]["results"]
 
 
-def test_each_model_loads_once_and_a_failing_one_keeps_the_others_results(run, floor, pytester):
+def test_each_model_loads_once(run, monkeypatch):
+    loads = []
+    monkeypatch.setattr(
+        "clipbench.session.load_encoder", lambda spec, s: loads.append(spec.name) or load_encoder(spec, s)
+    )
+    run(model=["known_encoders:Oracle,known_encoders:Swapped", "known_encoders:Oracle"])
+    assert loads == ["known_encoders:Oracle", "known_encoders:Swapped"]
+
+
+def test_a_failing_model_keeps_the_others_results(run, floor, pytester):
     result = run(model=["known_encoders:Oracle,known_encoders:Nan", "known_encoders:Swapped"])
     result.assert_outcomes(passed=2, failed=6, skipped=4)
     names = [r["model"]["name"] for r in run_json(pytester)["clipbench"]["results"]]
@@ -258,11 +268,11 @@ def test_results_that_cannot_be_written_fail_the_session(run, floor, monkeypatch
 
 
 def test_the_header_says_what_will_run(run):
-    result = run("--precision", "bf16", "--batch-size", "3")
+    result = run("--precision", "bf16", "--batch-size", "3", "--workers", "2")
     result.stdout.fnmatch_lines(
         [
             "clipbench model: known_encoders:Oracle, your own encoder",
-            "clipbench device: cpu, precision bf16, batch size 3, workers 0",
+            "clipbench device: cpu, precision bf16, batch size 3, workers 2",
         ]
     )
 

@@ -6,8 +6,8 @@ from planted import PlantedEncoder, paint
 
 from clipbench.errors import UsageError
 from clipbench.experiments import experiment
+from clipbench.notebook import default_experiments
 from clipbench.paths import benchmarks
-from clipbench.session import default_experiments
 from clipbench.settings import Settings
 
 FILES = str(benchmarks() / "test_zero_shot.py")

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clipbench.data.pictures import kept_or_decoded
 from clipbench.errors import DataError, DataUnavailableError
 
 WHITE = (255, 255, 255)
@@ -67,6 +68,11 @@ def file_sha256(path: Path) -> str:
     return _file_sha256(path, status.st_size, status.st_mtime_ns)
 
 
+def forget_hashes() -> None:
+    """Read every file again for its next hash."""
+    _file_sha256.cache_clear()
+
+
 @lru_cache(maxsize=65536)
 def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
     with path.open("rb") as file:
@@ -81,6 +87,10 @@ def read_image(path: Path) -> Image.Image:
 
     Raises: DataUnavailableError when the file is missing; DataError when it is no image or truncated.
     """
+    return kept_or_decoded(path, _decoded)
+
+
+def _decoded(path: Path) -> Image.Image:
     if path.suffix.lower() == ".dcm":
         from clipbench.data.dicom import read_dicom
 

@@ -1,90 +1,208 @@
-"""Images to rows: decoded ahead in threads, encoded in batches, each broken image named."""
+"""Images to rows: decoded and preprocessed in threads, encoded in batches, each broken image named."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import groupby, islice
-from typing import TypeVar
+from functools import partial
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from clipbench.data.dataset import Item, read_image
+from clipbench.data.dataset import ImageRef, Item, file_sha256, read_image
+from clipbench.embed.rows import AT_ONCE, DisagreementError, Made, Part, Row, gather, shortcuts_of
 from clipbench.errors import DataError
-from clipbench.models.encoder import Encoder, Rows
+from clipbench.models.device import batches_ahead
+from clipbench.models.encoder import Encoder, Rows, Shortcuts
 from clipbench.settings import Settings
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class EmbeddedImages:
-    """`rows`: (kept, dim) float32 unit rows. `kept`: the items they belong to. `broken`: one reason an image left out."""
+    """`rows`: (kept, dim) float32 unit rows. `kept`: the items they belong to. `broken`: one reason an image left out.
+
+    `made`: how the rows were made.
+    """
 
     rows: Rows
     kept: tuple[Item, ...]
     broken: tuple[str, ...]
+    made: Made
 
 
 def embed_images(encoder: Encoder, items: Sequence[Item], settings: Settings) -> EmbeddedImages:
-    """Return one row an image, in the order of `items`, by the encoder's plain call in batches of `settings.batch_size`.
+    """Return one row an image, in the order of `items`; by the plain call where a shortcut disagrees with it or is off.
 
     An image that cannot be decoded is left out and named in `broken`; a missing or wrong file is an error.
 
     Raises: DataUnavailableError for a file that is missing or not the pinned one; DataError when no image is left.
     """
-    rows: list[Rows] = []
-    kept: list[Item] = []
-    broken: list[str] = []
-    good = _decoded(items, settings.workers, broken)
-    batches = range(-(-len(items) // settings.batch_size))
-    for _ in settings.progress(batches, len(batches), "images"):
-        batch = list(islice(good, settings.batch_size))
-        if batch:
-            rows.append(encoder.encode_images([image for _, image in batch]))
-            kept += [item for item, _ in batch]
+    shortcuts = shortcuts_of(encoder, settings)
+    try:
+        rows, broken, made = _embed(encoder, items, shortcuts, settings)
+    except DisagreementError as error:
+        rows, broken, made = _embed(encoder, items, None, settings)
+        made += Made(0, dropped=str(error))
     if not rows:
-        raise DataError(
-            f"none of {len(items)} images could be decoded" + (f"; the first: {broken[0]}" if broken else "")
-        )
-    return EmbeddedImages(np.concatenate(rows), tuple(kept), tuple(broken))
+        reasons = list(broken.values())
+        first = f"; the first: {reasons[0]}" if reasons else ""
+        raise DataError(f"none of {len(items)} images could be decoded{first}")
+    places = sorted(rows)
+    return EmbeddedImages(
+        np.stack([rows[k] for k in places]),
+        tuple(items[k] for k in places),
+        tuple(broken[k] for k in sorted(broken)),
+        made,
+    )
 
 
-def _decoded(items: Sequence[Item], workers: int, broken: list[str]) -> Iterator[tuple[Item, Image.Image]]:
-    """Each item with its picture; `workers` threads decode ahead (0: in the calling thread).
-
-    Neighbours cut from one file (the boxes of a COCO image) share one decoding; the parts are cut when they are asked for.
-    """
-    groups = [list(group) for _, group in groupby(items, key=lambda item: (item.image.path, item.image.sha256))]
-    with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
-        for group, opened in _ahead(pool, groups, _whole, 4 * max(1, workers)):
-            try:
-                image = opened()
-            except DataError as error:
-                broken += [f"{item.id}: {error}" for item in group]
-                continue
-            for item in group:
-                yield item, item.image.cut(image)
-
-
-def _whole(group: Sequence[Item]) -> Image.Image:
-    """The decoded file that all items of the group are parts of."""
-    group[0].image.check()
-    return read_image(group[0].image.path)
+def _embed(
+    encoder: Encoder, items: Sequence[Item], shortcuts: Shortcuts | None, settings: Settings
+) -> tuple[dict[int, Row], dict[int, str], Made]:
+    """Rows and reasons for broken images, both by place."""
+    broken: dict[int, str] = {}
+    if shortcuts is None:
+        work = _Work(lambda image: image, lambda images: _done(encoder.encode_images(images)), settings, broken)
+        return work.rows(items, range(len(items))), broken, Made(len(items))
+    rows: dict[int, Row] = {}
+    made = Made(0)
+    for places in _parts(items):
+        broken_here: dict[int, str] = {}
+        part = _part(encoder, [items[k] for k in places], shortcuts, settings, broken_here)
+        found, how = gather(part, encoder, settings)
+        rows |= {places[k]: row for k, row in found.items()}
+        broken |= {places[k]: reason for k, reason in broken_here.items()}
+        made += how
+    return rows, broken, made
 
 
-def _ahead(
-    pool: ThreadPoolExecutor | None, inputs: Iterable[T], work: Callable[[T], Image.Image], depth: int
-) -> Iterator[tuple[T, Callable[[], Image.Image]]]:
-    """Each input with a call that gives its outcome (or raises its error), at most `depth` under way, in order."""
-    if pool is None:
-        for entry in inputs:
-            yield entry, lambda entry=entry: work(entry)  # type: ignore[misc]  # a default argument binds the loop's value
-        return
-    source = iter(inputs)
-    queue: list[tuple[T, Future[Image.Image]]] = [(e, pool.submit(work, e)) for e in islice(source, depth)]
-    while queue:
-        entry, future = queue.pop(0)
-        yield entry, future.result
-        queue += [(e, pool.submit(work, e)) for e in islice(source, 1)]
+def _done(rows: Rows) -> Callable[[], Rows]:
+    return lambda: rows
+
+
+def _part(
+    encoder: Encoder, items: Sequence[Item], shortcuts: Shortcuts, settings: Settings, broken: dict[int, str]
+) -> Part:
+    held: dict[int, Image.Image] = {}  # pictures of the sample, kept from their decoding until they are checked
+
+    def make(missing: Sequence[int], sample: Collection[int]) -> Mapping[int, Row]:
+        work = _Work(shortcuts.prepare, shortcuts.start_images, settings, broken, frozenset(sample), held)
+        return work.rows(items, missing)
+
+    return Part(
+        names=[image_name(item.image) for item in items],
+        order=range(len(items)),
+        make=make,
+        plain=lambda places: encoder.encode_images([held.get(k) or items[k].image.open() for k in places]),
+        used=lambda: shortcuts.of_images,
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How pictures become rows: `prepare` one in a thread, `start` the model on a batch of what it gave. Broken ones are noted
+    by place, those in `hold` are `held`."""
+
+    prepare: Callable[[Image.Image], Any]
+    start: Callable[[Sequence[Any]], Callable[[], Rows]]
+    settings: Settings
+    broken: dict[int, str]
+    hold: Collection[int] = ()
+    held: dict[int, Image.Image] | None = None
+
+    def rows(self, items: Sequence[Item], places: Sequence[int]) -> dict[int, Row]:
+        """The rows of these places; items of one file beside each other share one decoding.
+
+        A batch is fetched only when the next one has been started: a device with a queue never waits for this thread.
+        """
+        batches = _batches(_groups(items, places), max(self.settings.batch_size, 2 * self.settings.workers))
+        prepared = self.settings.progress(self._prepared(items, batches), len(batches), "images")
+        found: dict[int, Row] = {}
+        started: deque[tuple[list[int], Callable[[], Rows]]] = deque()
+        for batch in _evenly(prepared, self.settings.batch_size):
+            started.append(([k for k, _ in batch], self.start([ready for _, ready in batch])))
+            if len(started) > 1:
+                found |= _fetched(*started.popleft())
+        return found | (_fetched(*started.popleft()) if started else {})
+
+    def _prepared(
+        self, items: Sequence[Item], batches: Sequence[Sequence[Sequence[int]]]
+    ) -> Iterator[list[tuple[int, Any]]]:
+        """What the model is given, batch after batch: all threads on the next one, or some batches ahead of the model."""
+        workers, ahead = self.settings.workers, batches_ahead(self.settings.device)
+        with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
+            queue: deque[list[Callable[[], dict[int, Any]]]] = deque()
+            for batch in batches:
+                work: list[Callable[[], dict[int, Any]]] = [
+                    partial(self._prepare_group, items, group) for group in batch
+                ]
+                queue.append([pool.submit(one).result for one in work] if pool else work)
+                if len(queue) > ahead:
+                    yield [entry for result in queue.popleft() for entry in result().items()]
+            while queue:
+                yield [entry for result in queue.popleft() for entry in result().items()]
+
+    def _prepare_group(self, items: Sequence[Item], places: Sequence[int]) -> dict[int, Any]:
+        """Decode one file, cut and prepare each part of it."""
+        ref = items[places[0]].image
+        ref.check()
+        try:
+            whole = read_image(ref.path)
+        except DataError as error:
+            self.broken.update({k: f"{items[k].id}: {error}" for k in places})
+            return {}
+        prepared = {}
+        for k in places:
+            image = items[k].image.cut(whole)
+            prepared[k] = self.prepare(image)
+            if k in self.hold and self.held is not None:
+                self.held[k] = image
+        return prepared
+
+
+def _fetched(places: Sequence[int], rows: Callable[[], Rows]) -> dict[int, Row]:
+    return dict(zip(places, rows(), strict=True))
+
+
+def _evenly(batches: Iterable[list[tuple[int, Any]]], size: int) -> Iterator[list[tuple[int, Any]]]:
+    """The same entries in batches of `size`; the last one holds what is left."""
+    waiting: list[tuple[int, Any]] = []
+    for batch in batches:
+        waiting += batch
+        whole = len(waiting) // size * size
+        yield from (waiting[start : start + size] for start in range(0, whole, size))
+        waiting = waiting[whole:]
+    if waiting:
+        yield waiting
+
+
+def _groups(items: Sequence[Item], places: Sequence[int]) -> list[list[int]]:
+    """Places beside each other that are parts of one file, together."""
+    return [list(group) for _, group in groupby(places, key=lambda k: (items[k].image.path, items[k].image.sha256))]
+
+
+def _batches(groups: Sequence[Sequence[int]], size: int) -> list[list[Sequence[int]]]:
+    """Groups of places, gathered until a batch holds `size` of them or more."""
+    batches: list[list[Sequence[int]]] = []
+    held = size
+    for group in groups:
+        if held >= size:
+            batches.append([])
+            held = 0
+        batches[-1].append(group)
+        held += len(group)
+    return batches
+
+
+def _parts(items: Sequence[Item]) -> list[list[int]]:
+    """Places in parts of AT_ONCE or a little more, so that no file's neighbouring crops are divided."""
+    return [[k for group in batch for k in group] for batch in _batches(_groups(items, range(len(items))), AT_ONCE)]
+
+
+def image_name(ref: ImageRef) -> str:
+    """Return what an image's row is kept under: its file's content and the part of it. Raises: DataUnavailableError."""
+    ref.check()
+    return f"image:{file_sha256(ref.path)}:{ref.crop or ''}"

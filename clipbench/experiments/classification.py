@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from clipbench.data.dataset import Dataset, Item
 from clipbench.embed.images import embed_images
-from clipbench.embed.texts import embed_texts
+from clipbench.embed.texts import EmbeddedTexts, embed_texts
 from clipbench.errors import DataError
 from clipbench.experiments.experiment import identity_of, mean, protocol_of, rate
 from clipbench.experiments.handled import check_dims, handled
@@ -43,14 +43,25 @@ def class_texts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
     return [template.replace("{}", name) for name in classes for template in templates]
 
 
-def class_embeddings(encoder: Encoder, classes: Sequence[str], templates: Sequence[str], settings: Settings) -> Rows:
-    """Return (classes, dim) float32 unit rows: the mean over templates of unit text rows, renormalised.
+@dataclass(frozen=True)
+class Classifier:
+    """`rows`: (classes, dim) float32 unit rows. `texts`: what they are the means of, with how those were made."""
+
+    rows: Rows
+    texts: EmbeddedTexts
+
+
+def class_embeddings(
+    encoder: Encoder, classes: Sequence[str], templates: Sequence[str], settings: Settings
+) -> Classifier:
+    """Return a row a class: the mean over templates of unit text rows, renormalised.
 
     Raises: DataError for no class or no template; EncoderError when the rows of a class cancel out.
     """
-    rows = embed_texts(encoder, class_texts(classes, templates), settings)
-    averaged = rows.reshape(len(classes), len(templates), -1).mean(axis=1, dtype=np.float64)
-    return unit_rows(averaged, len(classes), f"{encoder.identity.name}: mean over {len(templates)} templates")
+    texts = embed_texts(encoder, class_texts(classes, templates), settings)
+    averaged = texts.rows.reshape(len(classes), len(templates), -1).mean(axis=1, dtype=np.float64)
+    what = f"{encoder.identity.name}: mean over {len(templates)} templates"
+    return Classifier(unit_rows(averaged, len(classes), what), texts)
 
 
 def classification_result(
@@ -71,12 +82,11 @@ def classification_result(
         )
     embedded = embed_images(encoder, dataset.items, settings)
     classifier = class_embeddings(encoder, dataset.classes, templates, settings)
-    check_dims(encoder, embedded.rows, classifier)
+    check_dims(encoder, embedded.rows, classifier.rows)
     labels = np.array([item.labels[0] for item in embedded.kept], dtype=np.int64)
-    scored = score(embedded.rows, classifier, labels)
+    scored = score(embedded.rows, classifier.rows, labels)
     metrics, items = _metrics(dataset.classes, embedded.kept, labels, scored, settings.seed)
-    texts = class_texts(dataset.classes, templates)
-    more = handled(encoder, dataset, embedded, texts)
+    more = handled(encoder, dataset, embedded, classifier.texts)
     more["notes"]["classes_without_items"] = len(dataset.classes) - len(np.unique(labels))
     more["notes"]["classes_of_the_same_name"] = sum(dataset.classes.count(name) > 1 for name in dataset.classes)
     arrays = {"confusion": scored.confusion.astype(np.float64)}

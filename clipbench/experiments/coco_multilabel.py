@@ -13,7 +13,7 @@ from clipbench.data.coco_mini import packaged_coco
 from clipbench.data.dataset import Dataset, Item
 from clipbench.embed.images import embed_images
 from clipbench.errors import DataError
-from clipbench.experiments.classification import class_embeddings, class_ids, class_texts
+from clipbench.experiments.classification import class_embeddings, class_ids
 from clipbench.experiments.experiment import Experiment, identity_of, mean, protocol_of
 from clipbench.experiments.handled import check_dims, handled
 from clipbench.metrics import average_precision
@@ -60,15 +60,15 @@ def coco_multilabel(encoder: Encoder, dataset: Dataset, settings: Settings) -> R
     templates = templates_for(len(dataset))
     embedded = embed_images(encoder, dataset.items, settings)
     classifier = class_embeddings(encoder, dataset.classes, templates, settings)
-    check_dims(encoder, embedded.rows, classifier)
+    check_dims(encoder, embedded.rows, classifier.rows)
     relevant = shown_classes(embedded.kept, len(dataset.classes))
     if not relevant.any():
         raise DataError(
             f"{dataset.name}: no image shows any of the {len(dataset.classes)} classes; nothing can be ranked"
         )
-    found = average_precision(embedded.rows.astype(np.float64) @ classifier.astype(np.float64).T, relevant)
+    found = average_precision(embedded.rows.astype(np.float64) @ classifier.rows.astype(np.float64).T, relevant)
     names = class_ids(dataset.classes)
-    more = handled(encoder, dataset, embedded, class_texts(dataset.classes, templates))
+    more = handled(encoder, dataset, embedded, classifier.texts)
     more["notes"]["classes_without_items"] = len(dataset.classes) - len(found.classes)
     return Result(
         experiment="coco_multilabel",

@@ -41,7 +41,7 @@ def identity_of(dataset: Dataset, n: int) -> DatasetIdentity:
 
 
 def protocol_of(encoder: Encoder, dataset: Dataset, **more: Any) -> JsonObject:
-    """Return what the result depends on beside model and data. `shortcuts` is empty: the plain call was made."""
+    """Return what the result depends on beside model and data. `shortcuts` is empty unless `more` names some."""
     base = {"preprocessing": encoder.preprocessing, "metric_version": METRIC_VERSION, "shortcuts": [], "prompts": []}
     return base | dict(dataset.protocol) | ({"notes": dict(dataset.notes)} if dataset.notes else {}) | more
 

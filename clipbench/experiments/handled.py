@@ -1,12 +1,15 @@
-"""What was handled on purpose while items were embedded: counted in a result's protocol, under `notes`."""
+"""What happened while items were embedded: handled on purpose, counted under `notes`; made otherwise than plainly, named.
 
-from collections.abc import Sequence
+Both land in a result's protocol.
+"""
+
 from pathlib import Path
 
 from PIL import Image
 
 from clipbench.data.dataset import Dataset
 from clipbench.embed.images import EmbeddedImages
+from clipbench.embed.texts import EmbeddedTexts
 from clipbench.errors import DataError
 from clipbench.models.encoder import Encoder, Rows
 from clipbench.result import JsonObject
@@ -15,8 +18,11 @@ GREYSCALE = frozenset({"1", "L", "LA", "La", "I", "I;16", "F"})
 NAMES_SHOWN = 20
 
 
-def handled(encoder: Encoder, dataset: Dataset, embedded: EmbeddedImages, texts: Sequence[str]) -> JsonObject:
-    """Return {"notes": counts}, for `protocol_of`; and {"broken_images": file names} where an image was left out.
+def handled(encoder: Encoder, dataset: Dataset, embedded: EmbeddedImages, texts: EmbeddedTexts) -> JsonObject:
+    """Return {"notes": counts, "shortcuts": names, "execution": counts} for `protocol_of`.
+
+    Where an image was left out also {"broken_images": file names}. `execution` says of images and of texts how many rows were
+    shared, cached and checked against the plain call, and how far these were from it (`embed.rows.Made`).
 
     Beside the data set's own counts: broken_images (files that cannot be decoded, left out with all their items),
     greyscale_images and cmyk_images (files, expanded to RGB), truncated_texts (longer than the context, cut by the
@@ -30,10 +36,14 @@ def handled(encoder: Encoder, dataset: Dataset, embedded: EmbeddedImages, texts:
         "greyscale_images": sum(mode in GREYSCALE for mode in modes),
         "cmyk_images": sum(mode == "CMYK" for mode in modes),
     }
-    truncated = encoder.count_truncated(texts)
+    truncated = encoder.count_truncated(texts.texts)
     if truncated is not None:
         notes["truncated_texts"] = truncated
-    return {"notes": notes} | ({"broken_images": [p.name for p in lost[:NAMES_SHOWN]]} if lost else {})
+    shortcuts = sorted(embedded.made.shortcuts | texts.made.shortcuts)
+    execution = {"images": embedded.made.to_json(), "texts": texts.made.to_json()}
+    return {"notes": notes, "shortcuts": shortcuts, "execution": execution} | (
+        {"broken_images": [p.name for p in lost[:NAMES_SHOWN]]} if lost else {}
+    )
 
 
 def check_dims(encoder: Encoder, images: Rows, texts: Rows) -> None:

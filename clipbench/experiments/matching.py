@@ -4,6 +4,7 @@ Source: openai/CLIP notebooks/Interacting_with_CLIP.ipynb: RGB, the model's prep
 rows, texts x images. Cells are keyed by item id, never by folder order.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,18 @@ SHOWN = ("text_to_image_top1", "image_to_text_top1", "margin_mean")
 def matched_rows(encoder: Encoder, dataset: Dataset, settings: Settings) -> tuple[Rows, Rows]:
     """Return (images, dim) and (texts, dim) float32 unit rows of every item's image and its first caption, in item order.
 
+    Always by the plain call: these are the rows of the probe, and few enough that a shortcut would save nothing.
+
     Raises: DataError when an image of the set cannot be decoded: a matrix with a hole is no diagonal.
     """
+    settings = replace(settings, plain=True)
     embedded = embed_images(encoder, dataset.items, settings)
     if embedded.broken:
         raise DataError(
             f"{dataset.name}: {len(embedded.broken)} of {len(dataset)} images are broken: {embedded.broken[0]}"
         )
     texts = [str(dataset.protocol["prompts"]).format(caption=item.captions[0]) for item in dataset.items]
-    text_rows = embed_texts(encoder, texts, settings)
+    text_rows = embed_texts(encoder, texts, settings).rows
     check_dims(encoder, embedded.rows, text_rows)
     return embedded.rows, text_rows
 

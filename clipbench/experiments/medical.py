@@ -77,13 +77,14 @@ def medical_retrieval(encoder: Encoder, dataset: Dataset, settings: Settings) ->
         raise DataError(f"{dataset.name}: {len(ids)} image can be decoded; expected two at least to choose from")
     prompt = str(dataset.protocol["prompts"])
     texts = [prompt.format(caption=item.captions[0]) for item in embedded.kept]
-    text_rows = embed_texts(encoder, texts, settings)
+    embedded_texts = embed_texts(encoder, texts, settings)
+    text_rows = embedded_texts.rows
     check_dims(encoder, embedded.rows, text_rows)
     groups = whole_groups([item.id for item in dataset.items], ids, settings.seed)
     hits = _recall_hits(retrieval_ranks(embedded.rows, text_rows, np.arange(len(ids))))
     if len(groups):
         hits["text_to_image_top1"] = grouped_text_to_image_hits(embedded.rows, text_rows, groups.tolist())
-    more = handled(encoder, dataset, embedded, texts)
+    more = handled(encoder, dataset, embedded, embedded_texts)
     more["notes"]["texts_in_no_group"] = len(ids) - groups.size
     grouping = {"size": GROUP_SIZE, "count": len(groups), "seed": settings.seed}
     return Result(

@@ -13,7 +13,7 @@ from clipbench.data.dataset import Dataset
 from clipbench.data.packaged import packaged_dataset
 from clipbench.embed.images import embed_images
 from clipbench.errors import DataError
-from clipbench.experiments.classification import class_embeddings, class_texts
+from clipbench.experiments.classification import class_embeddings
 from clipbench.experiments.experiment import Experiment, identity_of, mean, protocol_of
 from clipbench.experiments.handled import check_dims, handled
 from clipbench.models.encoder import Encoder
@@ -44,10 +44,10 @@ def natural_labels(encoder: Encoder, dataset: Dataset, settings: Settings) -> Re
             f"{dataset.name}: {len(embedded.broken)} of {len(dataset)} images are broken: {embedded.broken[0]}"
         )
     labels = class_embeddings(encoder, dataset.classes, (TEMPLATE,), settings)
-    check_dims(encoder, embedded.rows, labels)
-    probabilities = softmax(SCALE * embedded.rows.astype(np.float64) @ labels.astype(np.float64).T)
+    check_dims(encoder, embedded.rows, labels.rows)
+    probabilities = softmax(SCALE * embedded.rows.astype(np.float64) @ labels.rows.astype(np.float64).T)
     winners = probabilities.max(axis=1)
-    more = handled(encoder, dataset, embedded, class_texts(dataset.classes, (TEMPLATE,)))
+    more = handled(encoder, dataset, embedded, labels.texts)
     return Result(
         experiment="natural_labels",
         model=encoder.identity,

@@ -40,7 +40,8 @@ def retrieval_result(experiment: str, encoder: Encoder, dataset: Dataset, settin
         )
     texts = [caption for item in embedded.kept for caption in item.captions]
     text_image = np.repeat(np.arange(len(embedded.kept)), [len(item.captions) for item in embedded.kept])
-    text_rows = embed_texts(encoder, texts, settings)
+    embedded_texts = embed_texts(encoder, texts, settings)
+    text_rows = embedded_texts.rows
     check_dims(encoder, embedded.rows, text_rows)
     ranks = retrieval_ranks(embedded.rows, text_rows, text_image)
     image_ids = [item.id for item in embedded.kept]
@@ -48,7 +49,7 @@ def retrieval_result(experiment: str, encoder: Encoder, dataset: Dataset, settin
     outcomes = _outcomes(ranks, len(image_ids))
     identity, ids = identity_of(dataset, len(image_ids)), (tuple(image_ids), tuple(text_ids))
     settings.keep_rows(SavedRows(experiment, encoder.identity, identity, embedded.rows, text_rows, *ids, text_image))
-    more = handled(encoder, dataset, embedded, texts)
+    more = handled(encoder, dataset, embedded, embedded_texts)
     return Result(
         experiment=experiment,
         model=encoder.identity,

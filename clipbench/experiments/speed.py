@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from clipbench.data.dataset import Dataset
+from clipbench.data.pictures import held_bytes
 from clipbench.errors import EncoderError
 from clipbench.experiments.experiment import Experiment, identity_of, protocol_of
 from clipbench.experiments.natural import load_natural
@@ -114,13 +115,16 @@ def latency(encoder: Encoder, work: Workload) -> dict[str, Metric]:
 def peak_memory(encoder: Encoder, work: Workload) -> dict[str, Metric]:
     """Return peak_memory_bytes of one plain batch of images and one of texts: resident on a CPU, allocated on CUDA.
 
+    Pictures that the session keeps for other experiments are not counted.
+
     Absent where the machine cannot start the count anew: then a peak of something else would be reported.
     """
     if not reset_peak_memory(encoder.identity.device):
         return {}
     encoder.encode_images(work.images)
     encoder.encode_texts(work.texts)
-    return {"peak_memory_bytes": Metric(peak_memory_bytes(encoder.identity.device), 1)}
+    kept = held_bytes() if encoder.identity.device == "cpu" else 0
+    return {"peak_memory_bytes": Metric(peak_memory_bytes(encoder.identity.device) - kept, 1)}
 
 
 def speed_result(encoder: Encoder, dataset: Dataset, settings: Settings, metrics: Mapping[str, Metric]) -> Result:

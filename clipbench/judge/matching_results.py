@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from clipbench.errors import UsageError
+from clipbench.judge.execution import is_unconfirmed
 from clipbench.judge.intervals import Float64s
 from clipbench.result import Items, Result, Run
 
 ResultKey = tuple[str, str, str]
 
-SUBJECT_KEYS = ("shortcuts", "other_activation", "notes")
+SUBJECT_KEYS = ("shortcuts", "execution", "other_activation", "notes")
 """Keys of a protocol that say how it went, not what was asked: a difference is reported and hinders no comparison."""
 
 TEXT_IDS = "text_ids"
@@ -139,6 +140,11 @@ def _obstacles(base: Result, head: Result) -> list[str]:
         before, after = base.protocol.get(key), head.protocol.get(key)
         if before != after:
             found.append(f"{key} {shown(before)} -> {shown(after)}")
+    for which, result in (("base", base), ("head", head)):
+        if is_unconfirmed(result):
+            found.append(
+                f"{which}'s rows came from a cache and its model was not run; measure it again without --cache"
+            )
     return found
 
 

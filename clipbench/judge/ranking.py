@@ -26,7 +26,7 @@ RANKED = (
 )
 """What is ranked, in the order shown. A new experiment is ranked by giving its score one of these names."""
 
-OF_THE_MODEL = ("preprocessing", "shortcuts", "notes", "other_activation", "broken_images")
+OF_THE_MODEL = ("preprocessing", "shortcuts", "execution", "notes", "other_activation", "broken_images")
 """Entries of the protocol that belong to a model or count what happened: they may differ between models that are compared."""
 
 ALPHA = 0.05

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from clipbench.judge.execution import confirmed_only
 from clipbench.judge.labels import label_verdicts
 from clipbench.judge.medical import contract_verdicts
 from clipbench.judge.published import published_verdicts
@@ -20,7 +21,7 @@ def judged(result: Result, beside: Mapping[str, Result] | None = None) -> tuple[
     """Return the verdicts of a result against the published card, the published matrices, the floors and its own activation.
 
     `beside` are the same model's results by experiment, for what needs two of them: medical images are held against natural
-    ones. Random weights are held to their card alone: nothing else is claimed of them.
+    ones. Random weights are held to their card alone: nothing else is claimed of them. Rows that no model confirmed pass nothing.
     """
     verdicts = list(_card_verdicts(result))
     if not result.model.is_random:
@@ -30,7 +31,7 @@ def judged(result: Result, beside: Mapping[str, Result] | None = None) -> tuple[
         verdicts += label_verdicts(result)
         verdicts += contract_verdicts(result, beside or {})
         verdicts += _activation_verdicts(result)
-    return tuple(verdicts)
+    return confirmed_only(result, tuple(verdicts))
 
 
 def _card_verdicts(result: Result) -> Iterator[Verdict]:

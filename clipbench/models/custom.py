@@ -89,6 +89,7 @@ class CustomEncoder:
         self.identity = ModelIdentity(name=name, **stated)
         self.preprocessing = str(getattr(wrapped, "preprocessing", "the encoder's own"))
         self.card: Mapping[str, int] = MappingProxyType(dict(getattr(wrapped, "card", {})))
+        self.is_loaded = True
 
     def encode_images(self, images: Sequence[Image.Image]) -> Rows:
         """Return (images, dim) float32 unit rows."""
@@ -97,6 +98,10 @@ class CustomEncoder:
     def encode_texts(self, texts: Sequence[str]) -> Rows:
         """Return (texts, dim) float32 unit rows."""
         return unit_rows(self._wrapped.encode_texts(list(texts)), len(texts), f"{self.identity.name}: encode_texts")
+
+    def shortcuts(self) -> None:
+        """Return None: an encoder that is not ours is called as it is."""
+        return
 
     def count_truncated(self, texts: Sequence[str]) -> int | None:
         """Return what the object's own `count_truncated` says, or None where it has none."""

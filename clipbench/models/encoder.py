@@ -10,16 +10,59 @@ from PIL import Image
 
 from clipbench.errors import EncoderError
 from clipbench.result import ModelIdentity
+from clipbench.settings import Settings
 
 Rows = npt.NDArray[np.float32]
+
+
+class Shortcuts(Protocol):
+    """The same rows with less work. `of_images` and `of_texts` name what is done otherwise than in the plain call."""
+
+    @property
+    def of_images(self) -> tuple[str, ...]:
+        """What `start_images` does otherwise."""
+        ...
+
+    @property
+    def of_texts(self) -> tuple[str, ...]:
+        """What `rows_of_texts` does otherwise."""
+        ...
+
+    def prepare(self, image: Image.Image) -> Any:
+        """Return what the model is given for an image. Safe in several threads."""
+        ...
+
+    def start_images(self, prepared: Sequence[Any]) -> Callable[[], Rows]:
+        """Start the model on what `prepare` gave, in one batch; return a call that gives (images, dim) float32 unit rows."""
+        ...
+
+    def rows_of_texts(self, texts: Sequence[str], settings: Settings) -> Rows:
+        """Return (texts, dim) float32 unit rows, in the order given."""
+        ...
 
 
 class Encoder(Protocol):
     """A model with its preprocessing and tokenizer. `encode_*` is the plain call: what production makes, no shortcut."""
 
-    identity: ModelIdentity
-    preprocessing: str
-    card: Mapping[str, int]
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is."""
+        ...
+
+    @property
+    def preprocessing(self) -> str:
+        """One line that changes whenever a pixel that the model is given would."""
+        ...
+
+    @property
+    def card(self) -> Mapping[str, int]:
+        """Counts and sizes, read off the live model."""
+        ...
+
+    @property
+    def is_loaded(self) -> bool:
+        """False for an encoder whose model is loaded when it is first asked for."""
+        ...
 
     def encode_images(self, images: Sequence[Image.Image]) -> Rows:
         """Return (images, dim) float32 unit rows of RGB images."""
@@ -27,6 +70,10 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> Rows:
         """Return (texts, dim) float32 unit rows."""
+        ...
+
+    def shortcuts(self) -> Shortcuts | None:
+        """Return the same rows with less work, or None for an encoder that is not ours: it is called as it is."""
         ...
 
     def count_truncated(self, texts: Sequence[str]) -> int | None:
@@ -50,6 +97,11 @@ class Encoder(Protocol):
     def close(self) -> None:
         """Free the model's memory."""
         ...
+
+
+def may_be_truncated(text: str, context_length: int) -> bool:
+    """Return False for a text that no tokenizer cuts: a token is at least one byte, and two are start and end."""
+    return len(text.encode(errors="replace")) + 2 > context_length
 
 
 def unit_rows(raw: Any, n: int, what: str) -> Rows:

@@ -18,13 +18,14 @@ from pathlib import Path
 from clipbench.errors import WeightsUnavailableError
 from clipbench.models.lite_recipe import CONTEXT_LENGTH, DIM, WEIGHTS_FILE, build_files, recipe_key
 from clipbench.models.lite_sources import TIMM_NAME, require_packages
+from clipbench.models.zoo import LITE_IMAGE_SIZE
 from clipbench.result import dump_json, write_whole
 
 DESCRIPTION = (
     "lite is not CLIP: it is an ImageNet-1k EfficientNet-Lite0 joined to the sentence encoder all-MiniLM-L6-v2 by "
     "one matrix fitted in closed form to the 1,000 ImageNet names; it shows that the suite runs, not how CLIP sees."
 )
-IMAGE_SIZE = 224
+IMAGE_SIZE = LITE_IMAGE_SIZE
 PIXEL_MEAN = 127 / 255
 PIXEL_STD = 128 / 255
 """Source: tensorflow/tpu efficientnet/lite/efficientnet_lite_builder.py: MEAN_RGB 127, STDDEV_RGB 128, of 255."""

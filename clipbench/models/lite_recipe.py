@@ -40,6 +40,7 @@ from clipbench.models.lite_sources import (
     text_tower,
     wheel_folder,
 )
+from clipbench.models.zoo import LITE_DIM
 from clipbench.result import dump_json
 
 PROMPT = "a photo of a {}"
@@ -50,7 +51,7 @@ FOLDS = 10
 CONTEXT_LENGTH = 77
 """Tokens that a text is cut to: CLIP's own, so that lite reads as much of a caption as the models it stands in for."""
 
-DIM = 384
+DIM = LITE_DIM
 WEIGHTS_FILE = "open_clip_model.safetensors"
 _RECIPE = 1
 

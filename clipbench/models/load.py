@@ -17,7 +17,7 @@ def load_encoder(spec: ModelSpec, settings: Settings) -> Encoder:
         from clipbench.models.custom import CustomEncoder, made_by
 
         return CustomEncoder(made_by(spec.name), spec.name, settings.device, settings.precision)
-    from clipbench.models.open_clip import load_directory, load_open_clip
+    from clipbench.models.load_open_clip import load_directory, load_open_clip
 
     if spec.source == "lite":
         from clipbench.models.lite import lite_directory

@@ -3,32 +3,26 @@
 Source: mlfoundations/open_clip; issue 1109 there is why the activation is never left to its default.
 """
 
-import logging
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import QuickGELU
 from PIL import Image
 from torch import nn
 
-from clipbench.errors import CheckpointError, WeightsUnavailableError
-from clipbench.models.checkpoint import Checkpoint, load_into, read_checkpoint, weights_sha256, without_derived
 from clipbench.models.device import synchronized
-from clipbench.models.encoder import Rows, unit_rows
-from clipbench.models.resolve import checkpoint_config
-from clipbench.models.weights import fetch_tag
-from clipbench.models.zoo import ModelSpec
+from clipbench.models.encoder import Rows, may_be_truncated, unit_rows
+from clipbench.models.shortcuts import OpenClipShortcuts
 from clipbench.result import ModelIdentity
-from clipbench.settings import Precision
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+_TELLING_TEXTS = ("a photo of a dog.", "  Größe, ÉTÉ & naïve — 3.14 日本語 🐈", "antidisestablishmentarianism " * 100)
 
 
 class OpenClipEncoder:
@@ -40,8 +34,10 @@ class OpenClipEncoder:
         tokenizer: Callable[[Sequence[str]], torch.Tensor],
         identity: ModelIdentity,
         activation_in_doubt: bool = False,
+        file: Path | None = None,
     ) -> None:
         self._activation_in_doubt = activation_in_doubt
+        self.file = file
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.identity = identity
@@ -49,6 +45,7 @@ class OpenClipEncoder:
         self.preprocess: Callable[[Image.Image], torch.Tensor] = image_transform_v2(configuration, is_train=False)
         self.preprocessing = _describe(configuration)
         self.card: Mapping[str, int] = MappingProxyType(_card(model, tokenizer))
+        self.is_loaded = True
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return (images, 3, height, width) float32 on the CPU: the model's own preprocessing."""
@@ -77,13 +74,21 @@ class OpenClipEncoder:
         """Return (texts, dim) float32 unit rows, in one batch."""
         return unit_rows(self.forward_texts(self.tokens(texts)), len(texts), f"{self.identity.name}: encode_text")
 
+    def shortcuts(self) -> OpenClipShortcuts | None:
+        """Return the same rows with less work; None for a class derived from this one, whose calls are its own business."""
+        return OpenClipShortcuts(self) if type(self) is OpenClipEncoder else None
+
+    def tokenizer_sha256(self) -> str:
+        """Return a hash over what the tokenizer makes of a few texts: it tells tokenizers apart by what they do."""
+        return hashlib.sha256(self.tokens(_TELLING_TEXTS).cpu().numpy().tobytes()).hexdigest()
+
     def count_truncated(self, texts: Sequence[str]) -> int | None:
         """Return how many of the texts the tokenizer cuts at the context length, or None for a tokenizer of another kind.
 
-        A token is at least one byte, so short texts are not tokenized for this.
+        Texts too short for that are not tokenized for this.
         """
         length = self.card["context_length"]
-        long = [text for text in texts if len(text.encode(errors="replace")) + 2 > length]
+        long = [text for text in texts if may_be_truncated(text, length)]
         if hasattr(self.tokenizer, "encode"):
             return sum(len(self.tokenizer.encode(text)) + 2 > length for text in long)
         if not hasattr(self.tokenizer, "tokenizer"):
@@ -135,123 +140,6 @@ def _swapped_activation(model: nn.Module, other: str) -> Iterator[str]:
             setattr(parent, name, child)
 
 
-def load_open_clip(spec: ModelSpec, device: str, precision: Precision, offline: bool) -> OpenClipEncoder:
-    """Return the encoder that a spec names: tag, path or random weights.
-
-    Raises: WeightsUnavailableError when the weights (or a tokenizer from a hub) cannot be had; CheckpointError when a
-    checkpoint is corrupt or foreign.
-    """
-    forced: dict[str, Any] = {}
-    checkpoint: Checkpoint | None = None
-    path = Path()
-    if spec.source == "tag":
-        tag = open_clip.get_pretrained_cfg(spec.architecture, spec.pretrained)
-        forced = {key: tag[key] for key in _PREPROCESS_KEYS if key in tag}
-        path = fetch_tag(spec.name, spec.pretrained, tag, offline)
-        checkpoint = read_checkpoint(path)
-    elif spec.source == "path":
-        beside = checkpoint_config(Path(spec.pretrained))
-        forced = dict(beside.get("preprocess_cfg", {})) if beside else {}
-        path = Path(spec.pretrained)
-        checkpoint = read_checkpoint(path)
-    if checkpoint is not None:
-        model = _create(spec, precision, device, forced, offline)
-        load_into(model, checkpoint, path)
-        tensors = without_derived(model, checkpoint.tensors)
-    else:
-        model, tensors = _random(spec, precision, device, offline)
-    identity = ModelIdentity(
-        name=spec.name,
-        pretrained=spec.pretrained,
-        weights_sha256=weights_sha256(tensors),
-        file_sha256=checkpoint.file_sha256 if checkpoint else "",
-        activation=spec.activation,
-        precision=precision,
-        device=device,
-    )
-    with _hub_errors(spec, offline):
-        tokenizer = open_clip.get_tokenizer(spec.architecture)
-    return OpenClipEncoder(model, tokenizer, identity, activation_in_doubt=spec.source == "path")
-
-
-def load_directory(folder: Path, name: str, device: str, precision: Precision) -> OpenClipEncoder:
-    """Return the encoder in a folder with `open_clip_config.json` and safetensors weights, made by open_clip's factory.
-
-    Raises: CheckpointError when the folder does not hold what open_clip expects.
-    """
-    location = f"local-dir:{folder}"
-    checkpoint = read_checkpoint(folder / "open_clip_model.safetensors")
-    try:
-        with _quiet():
-            model = open_clip.create_model(location, precision=precision, device=device)
-            tokenizer = open_clip.get_tokenizer(location)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise CheckpointError(f"open_clip cannot load {folder}: {error}; remove the folder and run again") from error
-    identity = ModelIdentity(
-        name=name,
-        pretrained=name,
-        weights_sha256=weights_sha256(checkpoint.tensors),
-        file_sha256=checkpoint.file_sha256,
-        precision=precision,
-        device=device,
-    )
-    return OpenClipEncoder(model, tokenizer, identity)
-
-
-def _create(spec: ModelSpec, precision: str, device: str, preprocess: Mapping[str, Any], offline: bool) -> nn.Module:
-    quick = {"quick_gelu": spec.activation == "quickgelu"} if spec.activation else {}
-    with _quiet(), _hub_errors(spec, offline):
-        model: nn.Module = open_clip.create_model(
-            spec.architecture,
-            pretrained=None,
-            precision=precision,
-            device=device,
-            force_preprocess_cfg={k: v for k, v in preprocess.items() if k in _PREPROCESS_KEYS},
-            pretrained_image=False,
-            pretrained_text=False,
-            **quick,
-        )
-    return model
-
-
-def _random(spec: ModelSpec, precision: str, device: str, offline: bool) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """Seeded initialisation on the CPU in fp32, hashed there, then cast: the same weights for every device and precision."""
-    seed = int(spec.pretrained.partition(":")[2])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _create(spec, "fp32", "cpu", {}, offline)
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if precision == "fp32":
-        return model.to(device), tensors
-    cast = _create(spec, precision, device, {}, offline)
-    cast.load_state_dict(tensors)
-    return cast, tensors
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip warns through the root logger of things that are decided here on purpose (no weights, activation)."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
-def _hub_errors(spec: ModelSpec, offline: bool) -> Iterator[None]:
-    """Some architectures fetch a text tower's configuration or tokenizer from a hub: say so when it cannot be had."""
-    try:
-        yield
-    except (OSError, ImportError) as error:
-        state = "offline" if offline else "not reachable"
-        raise WeightsUnavailableError(
-            f"{spec.label}: its text tower or tokenizer comes from a model hub, which is {state}: {error}; "
-            f"connect once, or choose one of the models of `clipbench models`"
-        ) from error
-
-
 def _preprocess_cfg(model: nn.Module) -> dict[str, Any]:
     configuration: dict[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]  # set by open_clip
     return configuration
@@ -261,7 +149,9 @@ def _describe(configuration: PreprocessCfg) -> str:
     """One line that changes whenever a pixel would."""
     size = configuration.size if isinstance(configuration.size, int) else "x".join(map(str, configuration.size))
     mean, std = (",".join(f"{v:.8g}" for v in values) for values in (configuration.mean, configuration.std))
-    return f"RGB, resize {configuration.resize_mode} to {size} {configuration.interpolation}, centre crop, mean {mean}, std {std}"
+    fill = f", fill {configuration.fill_color}" if configuration.resize_mode != "shortest" else ""
+    resize = f"resize {configuration.resize_mode} to {size} {configuration.interpolation}{fill}"
+    return f"{configuration.mode}, {resize}, centre crop, mean {mean}, std {std}"
 
 
 def _card(model: Any, tokenizer: Any) -> dict[str, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 LITE = "lite"
+LITE_IMAGE_SIZE, LITE_DIM = 224, 384
 CARD_METRICS = ("params", "params_image", "params_text", "image_size", "context_length", "vocab_size", "embed_dim")
 QUICKGELU_SUFFIX = "-quickgelu"
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from clipbench.judge.published import shown_only
 from clipbench.report.document import Block, Heading, Paragraph, Picture, Table
+from clipbench.report.execution import execution_blocks
 from clipbench.result import Metric, ModelIdentity, Result, Run, Verdict
 
 ORDER = {"inconclusive": 0, "fail": 1, "pass": 2}
@@ -90,6 +91,7 @@ def summary_blocks(
     blocks += _figure_blocks(run, figures)
     blocks += _confusions(run)
     blocks += _all_metrics(run)
+    blocks += execution_blocks(run)
     blocks += _environment(run)
     return blocks
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from clipbench.report.execution import execution_lines
 from clipbench.report.ranking import ranking_lines
 from clipbench.report.summary import ORDER, model_label, value_text, verdict_line, worst_verdict
 from clipbench.result import Run
@@ -23,4 +24,5 @@ def terminal_lines(run: Run, shown: Mapping[str, Sequence[str]], problems: Seque
         together.setdefault((skip.model, skip.reason), []).append(skip.experiment)
     for (model, reason), experiments in together.items():
         yield f"  skipped: {', '.join(experiments)} of {model}: {reason}"
+    yield from (f"  {line}" for line in execution_lines(run))
     yield from ranking_lines(run)
