@@ -7,5 +7,5 @@ pytestmark = pytest.mark.needs_option("roco")
 
 def test_groups_of_eight_fail_as_expected(subject):
     """The contract of test_medical.py, with as many outcomes as the collection has whole groups of eight."""
-    subject.measure("natural")
+    subject.measure("natural", "medical_retrieval")
     subject.require("medical_retrieval", "text_to_image_top1", kind="floor")

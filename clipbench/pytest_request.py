@@ -3,12 +3,13 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clipbench.errors import UsageError
 from clipbench.pytest_baseline import check_request
-from clipbench.settings import Request
+from clipbench.settings import Request, Settings
 
 CACHE_VARIABLE = "CLIPBENCH_CACHE"
 
@@ -78,14 +79,32 @@ def checked_folders(config: pytest.Config, request: Request) -> tuple[tuple[str,
     names = [name for name, _ in zero_shot]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise UsageError(f"--zero-shot {twice}=... is given twice; each folder needs a name of its own")
-    for option, root in (
-        ("--coco", request.coco),
-        ("--roco", request.roco),
-        *(("--zero-shot", r) for _, r in zero_shot),
-    ):
+    named = ((f"--zero-shot {name}=", root) for name, root in zero_shot)
+    for option, root in (("--coco ", request.coco), ("--roco ", request.roco), *named):
         if root is not None and not root.is_dir():
-            raise UsageError(f"{option} {root}: no such folder; give the data set's root")
+            raise UsageError(f"{option}{root}: no such folder; give the data set's root")
     return zero_shot
+
+
+def measuring(request: Request, zero_shot: tuple[tuple[str, Path], ...], **more: Any) -> Settings:
+    """Return the settings to measure with, the device looked up. Raises: UsageError as `make_settings`."""
+    from clipbench.session import make_settings
+
+    same = (
+        "device",
+        "precision",
+        "batch_size",
+        "workers",
+        "offline",
+        "coco",
+        "coco_crop",
+        "roco",
+        "plain",
+        "cache",
+        "cache_bytes",
+    )
+    asked = {name: getattr(request, name) for name in same}
+    return make_settings(**asked, zero_shot=zero_shot, must_check=request.is_gate, **more)
 
 
 def _check_targets(config: pytest.Config, request: Request) -> None:

@@ -1,7 +1,8 @@
 """What one pytest session of benchmarks holds: the models, the measuring session, what failed, and its files."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +13,18 @@ from clipbench.data.pictures import kept_pictures
 from clipbench.errors import ClipbenchError
 from clipbench.judge.execution import doubtful
 from clipbench.models.resolve import resolve
-from clipbench.models.zoo import zoo
 from clipbench.pytest_baseline import Outcome, judge, update
 from clipbench.pytest_progress import ProgressBar
-from clipbench.pytest_request import checked_folders
+from clipbench.pytest_request import checked_folders, measuring
 from clipbench.pytest_subject import Subject
 from clipbench.pytest_timings import benchmark_json
+from clipbench.pytest_words import experiment_of, header_lines, next_step, to_junit
 from clipbench.result import Result, Run, Verdict, dump_json, write_whole
 from clipbench.settings import Request
 
 if TYPE_CHECKING:
     from clipbench.embeddings_file import SavedRows
     from clipbench.session import Session
-
-SUGGESTED = "ViT-B/16"
 
 
 class BenchmarkSession:
@@ -49,39 +48,22 @@ class BenchmarkSession:
         self._item: pytest.Item | None = None
         self._write_error = ""
         self._judged: Run | None = None
+        self._timings: dict[str, Any] = {}
         self._lines: list[str] = []
         self.benchmark_json: Path | None = config.option.benchmark_json
         if not self.collect_only:
             self._session = self._make_session()
 
     def _make_session(self) -> "Session":
-        from clipbench.session import Session, make_settings
+        from clipbench.session import Session
 
-        request = self.request
         for spec in self.specs.values():
             if spec.source == "factory":
                 from clipbench.models.custom import find_factory
 
                 find_factory(spec.name)
-        return Session(
-            make_settings(
-                request.device,
-                request.precision,
-                request.batch_size,
-                request.workers,
-                request.offline,
-                progress=ProgressBar(is_silent=self.collect_only),
-                coco=request.coco,
-                coco_crop=request.coco_crop,
-                roco=request.roco,
-                zero_shot=self.zero_shot,
-                plain=request.plain,
-                must_check=request.is_gate,
-                cache=request.cache,
-                cache_bytes=request.cache_bytes,
-                **({"keep_rows": self.save_rows} if request.save_embeddings else {}),
-            )
-        )
+        keep_rows = {"keep_rows": self.save_rows} if self.request.save_embeddings else {}
+        return Session(measuring(self.request, self.zero_shot, progress=ProgressBar(self.collect_only), **keep_rows))
 
     @property
     def session(self) -> "Session":
@@ -121,29 +103,7 @@ class BenchmarkSession:
 
     def pytest_report_header(self) -> list[str]:
         """Say which models, weights, device and precision will run."""
-        lines = []
-        for spec in self.specs.values():
-            weights = {"lite": "embedded smoke model", "factory": "your own encoder"}.get(
-                spec.source, f"weights {spec.pretrained}"
-            )
-            activation = f", {spec.activation} ({spec.why})" if spec.activation else ""
-            lines.append(f"clipbench model: {spec.name}, {weights}{activation}")
-        device, size, workers = (
-            self.request.device,
-            self.request.batch_size or "default",
-            self.request.workers or "default",
-        )
-        if self._session is not None:
-            settings = self._session.settings
-            device, size, workers = settings.device, settings.batch_size, settings.workers
-        lines.append(
-            f"clipbench device: {device}, precision {self.request.precision}, batch size {size}, workers {workers}"
-        )
-        if self.request.plain:
-            lines.append("clipbench rows: every one by the plain call (--plain)")
-        elif self.request.cache is not None:
-            lines.append(f"clipbench cache: {self.request.cache}")
-        return lines
+        return header_lines(self.specs.values(), self.request, self._session.settings if self._session else None)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -178,43 +138,52 @@ class BenchmarkSession:
         if self._ran:
             output_json["clipbench"] = self.session.run().to_json()
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Judge the run against baseline and anchor and write its files, after every session that ran a benchmark."""
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Judge the run against baseline and anchor, and write its files, after every session that ran a benchmark.
+
+        Judged before the others finish, so that JUnit's file holds the verdicts; written after them, whatever they raise.
+        """
         if not self._ran or self._session is None:
-            return
+            return (yield)
+        outcome = self._judge(self._session, session)
+        try:
+            return (yield)
+        finally:
+            try:
+                self._write(outcome, session)
+            except (OSError, ClipbenchError) as error:
+                self._write_error = str(error)
+            if self._write_error and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _judge(self, measured: "Session", session: pytest.Session) -> Outcome:
         for name, spec in self.specs.items():
             left = [n for n, of in self._benchmarks.items() if of == name and n not in self._ran]
-            if left:
-                self._session.skip(spec, "-", f"the session ended before {len(left)} of its benchmarks ran")
-        self._problems += [f"{label} could not be loaded" for label in self._session.failed_to_load()]
-        run = self._session.run()
+            for experiment, count in Counter(experiment_of(node) for node in left).items():
+                measured.skip(spec, experiment, f"the session ended before {count} of its benchmarks ran")
+        run, told = measured.run(), " ".join(self._problems)
+        unloaded = [f"{label} could not be loaded" for label in measured.failed_to_load() if label not in told]
         doubts = list(doubtful(run))
-        self._problems += doubts
-        if (doubts or self._session.failed_to_load()) and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        try:
-            self._finish(run, session)
-        except (OSError, ClipbenchError) as error:
-            self._write_error = str(error)
-        self._lines += [f"FAIL: {doubt}" for doubt in doubts]
-        self._lines += [f"NOTE: {problem}" for problem in self._session.cache_problems]
-        if self._write_error and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    def _finish(self, run: Run, session: pytest.Session) -> None:
-        timings = benchmark_json(self.config)
         outcome = Outcome(run)
+        self._timings = benchmark_json(self.config)
         try:
-            outcome = judge(self.request, run, timings | {"clipbench": run.to_json()})
+            outcome = judge(self.request, run, self._timings | {"clipbench": run.to_json()})
         except ClipbenchError as error:  # the run itself is written all the same
             self._write_error = str(error)
-        self._judged, self._lines = outcome.run, outcome.lines
+        to_junit(self.config, outcome)
         missed = outcome.failed + (outcome.undecided if self.request.require_all else [])
-        self._problems += [f"{reference} does not hold" for reference in missed]
-        if missed and session.exitstatus == pytest.ExitCode.OK:
+        self._problems += [*unloaded, *doubts, *(f"{reference} does not hold" for reference in missed)]
+        failing = unloaded or doubts or missed or measured.failed_to_load()
+        if failing and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        document = timings | {"clipbench": outcome.run.to_json()}
+        self._judged = outcome.run
+        self._lines = [*outcome.lines, *(f"FAIL: {doubt}" for doubt in doubts)]
+        self._lines += [f"NOTE: {problem}" for problem in measured.cache_problems]
+        return outcome
+
+    def _write(self, outcome: Outcome, session: pytest.Session) -> None:
+        document = self._timings | {"clipbench": outcome.run.to_json()}
         content = dump_json(document)
         errors = []
         for path in filter(None, (self.request.results / "run.json", self.benchmark_json)):
@@ -264,11 +233,5 @@ class BenchmarkSession:
                 f"files: {os.path.relpath(self.request.results / 'summary.md', self.config.invocation_params.dir)} "
                 f"(also summary.html, run.json, figures/)"
             )
-        for line in self._next_step():
+        for line in next_step(self.specs):
             terminalreporter.write_line(line)
-
-    def _next_step(self) -> Iterator[str]:
-        if set(self.specs) == {"lite"}:
-            size = zoo()[SUGGESTED].download_bytes / 1e6
-            yield f"lite is a smoke model, not CLIP. Next, a real CLIP (downloads {size:,.0f} MB once):"
-            yield f"    pytest benchmarks --model {SUGGESTED}"

@@ -1,12 +1,14 @@
 """The fixture `subject`: one model under test, whose experiments are measured and whose verdicts are asserted."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from clipbench.errors import ClipbenchError, DataUnavailableError, WeightsUnavailableError
 from clipbench.models.zoo import ModelSpec
+from clipbench.report.handled import left_out
 from clipbench.result import Metric, Result, Verdict
 
 if TYPE_CHECKING:
@@ -24,23 +26,24 @@ class Subject:
         self._session = session
         self._require_all = require_all
 
-    def measure(self, experiment: str) -> Result:
-        """Return the experiment's result, measured once a session. Skips where weights or data cannot be had."""
-        return self._guarded(experiment, lambda: self._session.measure(self.spec, experiment))
+    def measure(self, *experiments: str) -> list[Result]:
+        """Return the experiments' results, each measured once a session. Skips where weights or data cannot be had."""
+        return [
+            self._guarded(name, partial(self._session.measure, self.spec, name), also=experiments[k + 1 :])
+            for k, name in enumerate(experiments)
+        ]
 
     def require(self, experiment: str, *metrics: str, kind: str | None = None) -> Result:
         """Assert that no verdict of these metrics (all, when none is named) and this kind fails; return the result.
 
-        Skips where nothing is claimed of this model. Under --require-all an inconclusive verdict, random weights and broken images fail.
+        Skips where nothing is claimed of this model. Under --require-all an inconclusive verdict, random weights and images that
+        are broken or absent fail.
         """
         from clipbench.session import RANDOM_REASON
 
-        result = self.measure(experiment)
-        broken = result.protocol.get("notes", {}).get("broken_images", 0)
-        if broken and self._require_all:
-            names = ", ".join(str(name) for name in result.protocol.get("broken_images", ()))
-            what = f"{broken} broken image(s): {names} (--require-all)"
-            pytest.fail(f"{experiment} of {self.spec.label}: {what}", pytrace=False)
+        (result,) = self.measure(experiment)
+        if self._require_all and (lost := left_out(result)):
+            pytest.fail(f"{experiment} of {self.spec.label}: {lost} (--require-all)", pytrace=False)
         verdicts = [v for v in result.verdicts if v.metric in (metrics or (v.metric,)) and v.kind == (kind or v.kind)]
         for verdict in verdicts:
             self._note(result, verdict)
@@ -102,13 +105,16 @@ class Subject:
             self.skip("speed", f"{metric} was not timed: pytest-benchmark is switched off (--benchmark-disable)")
         return result.metrics[metric]
 
-    def _guarded(self, experiment: str, measure: Callable[[], Result]) -> Result:
+    def _guarded(self, experiment: str, measure: Callable[[], Result], also: Sequence[str] = ()) -> Result:
+        """What `measure` returns. Where it cannot be had or fails, that is noted of `experiment` and of what is asked with it."""
         from clipbench.session import NotLoadedError
 
         try:
             return measure()
         except ClipbenchError as error:
             problem = error
+        for name in also:
+            self._session.skip(self.spec, name, str(problem))
         if isinstance(problem, WeightsUnavailableError | DataUnavailableError):
             self.skip(experiment, str(problem))
         self._session.skip(self.spec, experiment, str(problem))

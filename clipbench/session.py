@@ -5,6 +5,7 @@ The plugin and `evaluate` (`clipbench.notebook`) are two faces of it.
 
 import gc
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from clipbench.data.dataset import Dataset
@@ -16,6 +17,7 @@ from clipbench.environment import describe_environment
 from clipbench.errors import ClipbenchError, UsageError, WeightsUnavailableError
 from clipbench.experiments import all_experiments, experiment
 from clipbench.judge.medical import contracts
+from clipbench.judge.probe_compare import PROBED
 from clipbench.judge.verdict import judged
 from clipbench.models.device import release
 from clipbench.models.encoder import Encoder
@@ -24,9 +26,6 @@ from clipbench.models.weights import go_offline
 from clipbench.models.zoo import ModelSpec
 from clipbench.result import JsonObject, Result, Run, Skip
 from clipbench.settings import PRECISIONS, Settings
-
-PROBED = "natural"
-"""The experiment whose items, eight packaged pictures and captions, the probe is taken on: no model is loaded for it alone."""
 
 RANDOM_REASON = "random weights: measured and recorded, not held to floors or published values"
 
@@ -69,12 +68,10 @@ class Session:
         encoder = self._encoder
         if self._spec != spec or encoder is None:
             self.free()
-            encoder = self._loaded(spec) if self._cache is None else self._cached(spec, self._cache)
+            load = partial(self._loaded, spec)
+            encoder = load() if self._cache is None else self._cache.encoder(spec, self.settings, load)
             self.adopt(spec, encoder)
         return encoder
-
-    def _cached(self, spec: ModelSpec, cache: EncoderCache) -> Encoder:
-        return cache.encoder(spec, self.settings, lambda: self._loaded(spec))
 
     def _loaded(self, spec: ModelSpec) -> Encoder:
         if isinstance(self._failed.get(spec), NotLoadedError):
@@ -153,7 +150,7 @@ class Session:
             dataset = self.dataset(name)
             encoder = self.encoder(spec)
             # Whatever ends the measuring, it is not tried again for the experiment's other tests, and is in the run.
-            self._errors[key] = NotLoadedError(f"{name} of {spec.label} failed; its first test says why")
+            self._errors[key] = NotLoadedError(self._unfinished(spec, name))
             self.skip(spec, name, str(self._errors[key]))
             try:
                 settings = replace(self.settings, known=self._known)
@@ -189,17 +186,22 @@ class Session:
         return self.results[key]
 
     def skip(self, spec: ModelSpec, name: str, reason: str) -> None:
-        """Note that something was not measured, or not held to its references, and why."""
+        """Note that something was not measured or judged, and why; what only points to such a note is not added."""
         entry = Skip(name, spec.label, reason)
+        told = any((s.experiment, s.model) == (entry.experiment, entry.model) for s in self.skipped.values())
+        if told and isinstance(self._failed.get(spec), NotLoadedError) and reason == str(self._failed[spec]):
+            return
         self.skipped[(entry.experiment, entry.model, entry.reason)] = entry
 
     def unskip(self, spec: ModelSpec, name: str) -> None:
         """Take back what was noted before measuring."""
-        reason = f"{name} of {spec.label} failed; its first test says why"
-        self.skipped.pop((name, spec.label, reason), None)
+        self.skipped.pop((name, spec.label, self._unfinished(spec, name)), None)
+
+    def _unfinished(self, spec: ModelSpec, name: str) -> str:
+        return f"{name} of {spec.label} did not finish: the session was interrupted, or its first test says why"
 
     def failed_to_load(self) -> list[str]:
-        """Return the models that are there but could not be loaded: never a pass, whatever became of their tests."""
+        """Return the models that are there but could not be loaded: never a pass."""
         return [spec.label for spec, error in self._failed.items() if not isinstance(error, WeightsUnavailableError)]
 
     def run(self) -> Run:

@@ -122,6 +122,22 @@ def test_a_declared_metric_without_outcomes_that_average_to_it_is_undecided(chan
     assert finding(compared(base, head), "in general").verdict == "inconclusive"
 
 
+def test_a_drop_of_the_tolerance_exactly_does_not_exceed_it():
+    outcomes = hits(5000, 4000)
+    for lost, gained in ((75, 25), (50, 0)):
+        pair = [scored(outcomes)], [scored(flipped(outcomes, lost, gained))]
+        assert finding(compared(*pair), "in general").verdict == "inconclusive"
+    beyond = [scored(outcomes)], [scored(flipped(outcomes, 76, 25))]
+    assert finding(compared(*beyond), "in general").verdict == "fail"
+
+
+def test_a_hundred_items_show_a_large_drop_and_exclude_none():
+    outcomes = hits(100, 80)
+    for lost, verdict in ((20, "fail"), (2, "inconclusive")):
+        pair = [scored(outcomes)], [scored(flipped(outcomes, lost))]
+        assert finding(compared(*pair), "in general").verdict == verdict
+
+
 # Question 1: the same items, at any n.
 
 

@@ -98,6 +98,42 @@ def test_a_part_that_is_skipped_in_head_alone_is_undecided():
     assert compare_runs(head, head, RULES).exit_code == 0
 
 
+@pytest.mark.parametrize("n", [20, 5000])
+@pytest.mark.parametrize(("value", "exit_code"), [(0.0, 1), (0.2, 1), (0.5, 3), (0.6, 0)])
+def test_a_value_that_its_outcomes_do_not_average_to_is_no_pass_and_fails_where_it_collapsed(n, value, exit_code):
+    outcomes = hits(n, 6 * n // 10)
+    head = scored(outcomes)
+    head = replace(head, metrics={"acc1": replace(head.metrics["acc1"], value=value)})
+    assert compared([scored(outcomes)], [head]).exit_code == exit_code
+    if exit_code == 3:
+        reasons = [f.reason for f in compared([scored(outcomes)], [head]).findings]
+        assert any("head's outcomes do not average to its value 0.5" in reason for reason in reasons)
+
+
+def test_an_n_that_is_not_the_number_of_outcomes_is_undecided():
+    head = scored(hits(20, 12))
+    head = replace(head, metrics={"acc1": replace(head.metrics["acc1"], n=100)})
+    assert compared([scored(hits(20, 12))], [head]).exit_code == 3
+
+
+@pytest.mark.parametrize("n", [20, 5000])
+def test_outcomes_that_vanished_beside_a_value_that_stayed_are_undecided(n):
+    base = scored(hits(n, n // 2))
+    head = replace(base, items=replace(base.items, outcomes={}))
+    comparison = compared([base], [head])
+    assert comparison.exit_code == 3
+    assert any("outcomes by item vanished" in f.reason for f in comparison.findings)
+
+
+def test_a_probe_that_vanished_beside_the_result_it_is_taken_with_is_undecided():
+    probes = [{"model": {"name": "ViT-B/32"}}]
+    gone = compare_runs(run_of(natural(), probes=probes), run_of(natural()), RULES)
+    assert finding(gone, "coverage").reason == "the probe vanished: base has it, head has not"
+    assert gone.exit_code == 3
+    without = compare_runs(run_of(scored(RIGHT), probes=probes), run_of(scored(RIGHT)), RULES)
+    assert without.exit_code == 0
+
+
 def test_the_same_experiment_on_another_data_set_is_missing_and_says_so():
     other = replace(natural(), dataset=DatasetIdentity("other", "0" * 64, 8))
     assert "measured it on other" in finding(compared([natural()], [other]), "coverage").reason

@@ -256,6 +256,7 @@ def test_the_encoders_rows_are_open_clips_own_and_short_batches_change_none(buil
     from PIL import Image
 
     from clipbench.models.load_open_clip import load_directory
+    from clipbench.settings import Settings
 
     encoder = load_directory(built.folder, "lite", "cpu", "fp32")
     texts = ["a cat", "", "two dogs on a sofa beside a window", "word " * 200, "a photo of a boat."] * 3
@@ -272,8 +273,8 @@ def test_the_encoders_rows_are_open_clips_own_and_short_batches_change_none(buil
     lengths = []
     forward = encoder.model.text.forward
     encoder.model.text.forward = lambda tokens: lengths.append(tokens.shape[1]) or forward(tokens)
-    rows = shortcuts.rows_of_texts(texts[:3] * 4, 4, lambda batches, *_: batches)
+    rows = shortcuts.rows_of_texts(texts[:3] * 4, Settings())
     np.testing.assert_allclose(rows, expected_texts[[0, 1, 2] * 4], atol=1e-5)
     assert max(lengths) < 12
     prepared = [shortcuts.prepare(image) for image in images]
-    np.testing.assert_allclose(shortcuts.rows_of_prepared(prepared), expected_images, atol=1e-5)
+    np.testing.assert_allclose(shortcuts.start_images(prepared)(), expected_images, atol=1e-5)

@@ -99,7 +99,7 @@ def test_an_encoder_that_raises_is_measured_once_and_noted_in_the_run(run, pytes
     result.assert_outcomes(failed=1, skipped=7)
     result.stdout.fnmatch_lines(["*ArithmeticError: no row today*"])
     skipped = run_json(pytester)["clipbench"]["skipped"]
-    assert any("natural of known_encoders:Raising failed" in s["reason"] for s in skipped)
+    assert any("natural of known_encoders:Raising did not finish" in s["reason"] for s in skipped)
 
 
 @pytest.mark.parametrize("option", ["--setup-plan", "--setup-only"])
@@ -114,6 +114,9 @@ def test_an_interrupt_keeps_what_was_measured(run, pytester):
     names = [r["model"]["name"] for r in run_json(pytester)["clipbench"]["results"]]
     assert names == ["known_encoders:Oracle"]
     assert "ended before" in (pytester.path / "results" / "summary.md").read_text()
+    skipped = run_json(pytester)["clipbench"]["skipped"]
+    assert {s["experiment"] for s in skipped if s["model"] == "known_encoders:Interrupted"} == {"natural"}
+    assert any("did not finish: the session was interrupted" in s["reason"] for s in skipped)
     result.stdout.no_fnmatch_line("PASS:*")
 
 

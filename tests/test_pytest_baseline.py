@@ -34,9 +34,14 @@ def test_the_same_run_again_passes_against_its_baseline(run, pytester):
 def test_a_model_that_got_worse_on_most_items_fails_the_session_and_is_named(run, renamed, pytester):
     run("--benchmark-json", "base.json")
     worse = renamed("base.json", "worse.json", new="known_encoders:Nothing")
-    result = run("--baseline", worse, model="known_encoders:Nothing")
+    result = run("--baseline", worse, "--junitxml", "j.xml", model="known_encoders:Nothing")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["FAIL: *", "baseline *worse.json: fail"])
+    tree = ElementTree.parse(pytester.path / "j.xml")  # noqa: S314  # written by this session
+    properties = {p.get("name"): p.get("value") for p in tree.iter("property")}
+    assert properties["clipbench:baseline"].endswith("worse.json: fail")
+    judged = {name: value for name, value in properties.items() if name.endswith(":baseline") and "natural" in name}
+    assert any(value.startswith("fail: ") for value in judged.values())
 
 
 @pytest.mark.parametrize("option", ["--baseline", "--anchor"])

@@ -4,6 +4,7 @@ Throughput times the model alone on a batch prepared beforehand; latency times t
 a decoded image to its unit row. Never through a shortcut. Rounds are not part of the protocol, the batch is.
 """
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from clipbench.data.pictures import held_bytes
 from clipbench.errors import EncoderError
 from clipbench.experiments.experiment import Experiment, identity_of, protocol_of
 from clipbench.experiments.natural import load_natural
-from clipbench.models.device import peak_memory_bytes, reset_peak_memory, synchronized
+from clipbench.models.device import peak_memory_bytes, release, reset_peak_memory, synchronized
 from clipbench.models.encoder import Encoder, Rows, unit_rows
 from clipbench.result import Metric, Result
 from clipbench.settings import Settings
@@ -119,6 +120,8 @@ def peak_memory(encoder: Encoder, work: Workload) -> dict[str, Metric]:
 
     Absent where the machine cannot start the count anew: then a peak of something else would be reported.
     """
+    gc.collect()
+    release(encoder.identity.device)  # what earlier work left behind would count, and differ from run to run
     if not reset_peak_memory(encoder.identity.device):
         return {}
     encoder.encode_images(work.images)

@@ -8,14 +8,14 @@ from clipbench.errors import UsageError
 from clipbench.faults.degrade import Fault
 from clipbench.judge.compare import compare_runs
 from clipbench.judge.finding import Comparison
-from clipbench.judge.probe_compare import STAGES, ProbeFinding, compare_probes, first_moved
+from clipbench.judge.probe_compare import PROBED, STAGES, ProbeFinding, compare_probes, first_moved
 from clipbench.judge.tolerances import read_rules
 from clipbench.models.load import load_encoder
 from clipbench.models.open_clip import OpenClipEncoder
 from clipbench.models.zoo import ModelSpec
 from clipbench.report.document import Block, Heading, Paragraph, Table, to_markdown
 from clipbench.result import Run, dump_json, write_whole
-from clipbench.session import PROBED, Session
+from clipbench.session import Session
 from clipbench.settings import Settings
 
 EXPERIMENTS = ("natural", "coco_retrieval")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from clipbench.errors import UsageError, closest
+from clipbench.judge.consistency import contradictions
 from clipbench.judge.coverage import coverage, vanished_tests
 from clipbench.judge.differences import differences
 from clipbench.judge.fails_alone import fails_alone
@@ -57,6 +58,7 @@ def compare_runs(
         findings += vanished_tests(base, head, base_timings, head_timings)
     families: dict[tuple[str, str], list[Question]] = defaultdict(list)
     for pair in matched.pairs:
+        findings += contradictions(pair)
         findings += fails_alone(pair, rules)
         if pair.base.experiment == SPEED:
             findings += speed_findings(pair, base, head, rules, base_timings)

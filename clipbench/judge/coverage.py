@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from clipbench.judge.finding import Finding, about
 from clipbench.judge.matching_results import Matched, Pair
+from clipbench.judge.probe_compare import PROBED, model_of
 from clipbench.judge.tolerances import Rules
 from clipbench.result import Result, Run, Skip
 from clipbench.run_file import Timing
@@ -15,9 +16,11 @@ def coverage(matched: Matched, base: Run, head: Run, rules: Rules) -> Iterator[F
     """Yield a finding on each result, metric and item of the base that vanished or was skipped, and notes on what is new."""
     for result in matched.missing:
         yield about(result, "coverage", "inconclusive", _why_missing(result, matched, head))
+    yield from _probes(matched, base, head)
     for pair in matched.pairs:
         yield from _skipped(pair, base, head)
         yield from _metrics(pair, rules)
+        yield from _outcomes(pair)
         yield from _items(pair)
     for result in matched.new:
         yield about(result, "new", "note", "new in head: nothing in base to compare it with")
@@ -52,6 +55,15 @@ def _skipped(pair: Pair, base: Run, head: Run) -> Iterator[Finding]:
         yield about(pair.base, "coverage", "inconclusive", f"skipped in part in head: {'; '.join(after)}")
 
 
+def _probes(matched: Matched, base: Run, head: Run) -> Iterator[Finding]:
+    """A probe that vanished beside a result on the very items it is taken on: what a session leaves out takes both along."""
+    before, after = ({model_of(probe) for probe in run.probes} for run in (base, head))
+    for pair in matched.pairs:
+        name = pair.base.model.name
+        if pair.base.experiment == PROBED and name in before - after:
+            yield about(pair.base, "coverage", "inconclusive", "the probe vanished: base has it, head has not")
+
+
 def _metrics(pair: Pair, rules: Rules) -> Iterator[Finding]:
     for metric in pair.base.metrics:
         if metric not in pair.head.metrics:
@@ -60,6 +72,13 @@ def _metrics(pair: Pair, rules: Rules) -> Iterator[Finding]:
             yield about(pair.base, "coverage", word, "vanished: base has it, head has not", metric)  # type: ignore[arg-type]
     if new := [metric for metric in pair.head.metrics if metric not in pair.base.metrics]:
         yield about(pair.head, "new", "note", f"new in head: {', '.join(new)}")
+
+
+def _outcomes(pair: Pair) -> Iterator[Finding]:
+    for metric in pair.base.metrics:
+        if metric in pair.head.metrics and metric in pair.base.items.outcomes.keys() - pair.head.items.outcomes.keys():
+            reason = "its outcomes by item vanished: base has them, head has the value alone"
+            yield about(pair.base, "coverage", "inconclusive", reason, metric)
 
 
 def _items(pair: Pair) -> Iterator[Finding]:

@@ -28,9 +28,10 @@ def fails_alone(pair: Pair, rules: Rules) -> Iterator[Finding]:
         return
     for row in rules.must_pass:
         yield from _must_pass(pair, row)
+    for metric in pair.base.metrics:
+        if metric in pair.head.metrics and (_is_rate(pair, metric) or rules.declared(pair.base.experiment, metric)):
+            yield from _collapse(pair, metric)
     for metric, outcomes in pair.aligned.items():
-        if outcomes.is_binary or rules.declared(pair.base.experiment, metric):
-            yield from _collapse(pair, metric, outcomes)
         if outcomes.is_binary and not outcomes.is_identical:
             yield from _flags(pair, metric, outcomes, rules)
 
@@ -53,15 +54,24 @@ def _must_pass(pair: Pair, row: MustPass) -> Iterator[Finding]:
         yield about(base, "must pass", "inconclusive", reason, row.metric, pair.head, len(outcomes.ids))
 
 
-def _collapse(pair: Pair, metric: str, outcomes: Aligned) -> Iterator[Finding]:
-    before, after, n = float(outcomes.base.sum()), float(outcomes.head.sum()), len(outcomes.ids)
-    if before <= 0 or after >= before / 2:
-        return
-    how = "fell to zero" if after <= 0 else "fell by more than half"
-    reason = f"{how}: {before / n:.3g} -> {after / n:.3g} at n={n:,}; that fails at any n"
-    yield replace(
-        about(pair.base, "collapse", "fail", reason, metric, pair.head, n), lost=outcomes.lost, gained=outcomes.gained
-    )
+def _is_rate(pair: Pair, metric: str) -> bool:
+    stored = pair.base.items.outcomes.get(metric, ())
+    return len(stored) > 0 and all(outcome in (0, 1) for outcome in stored)
+
+
+def _collapse(pair: Pair, metric: str) -> Iterator[Finding]:
+    """By the outcomes and by the value itself, whichever fell: they can only differ in a file that was changed."""
+    outcomes, n = pair.aligned.get(metric), pair.base.metrics[metric].n
+    seen = [(pair.base.metrics[metric].value, pair.head.metrics[metric].value)]
+    if outcomes is not None and len(outcomes.ids):
+        seen.insert(0, (float(outcomes.base.mean()), float(outcomes.head.mean())))
+    for before, after in seen:
+        if before > 0 and after < before / 2:
+            how = "fell to zero" if after <= 0 else "fell by more than half"
+            reason = f"{how}: {before:.3g} -> {after:.3g} at n={n:,}; that fails at any n"
+            finding = about(pair.base, "collapse", "fail", reason, metric, pair.head, n)
+            yield replace(finding, lost=outcomes.lost, gained=outcomes.gained) if outcomes is not None else finding
+            return
 
 
 def _flags(pair: Pair, metric: str, outcomes: Aligned, rules: Rules) -> Iterator[Finding]:

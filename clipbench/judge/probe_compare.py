@@ -43,6 +43,10 @@ STAGES: Mapping[str, str] = {
 OUTCOMES = ("image_rows", "text_rows", "similarities")
 
 
+PROBED = "natural"
+"""The experiment whose items, eight packaged pictures and captions, the probe is taken on: no model is loaded for it alone."""
+
+
 @dataclass(frozen=True)
 class ProbeFinding:
     """What two probes say of one stage of one model, in words and in numbers (by name; cosines are to base)."""
@@ -70,8 +74,8 @@ def compare_probes(
     """
     rules = rules or read_rules()
     findings: list[ProbeFinding] = []
-    for name in dict.fromkeys(_name(probe) for probe in (*base, *head)):
-        pair = [[p for p in probes if _name(p) == name] for probes in (base, head)]
+    for name in dict.fromkeys(model_of(probe) for probe in (*base, *head)):
+        pair = [[p for p in probes if model_of(p) == name] for probes in (base, head)]
         if [len(found) for found in pair] == [1, 1]:
             findings += _compare(name, pair[0][0], pair[1][0], rules)
         else:
@@ -107,7 +111,8 @@ def _model(probe: Any) -> JsonObject:
     return model if isinstance(model, dict) else {}
 
 
-def _name(probe: Any) -> str:
+def model_of(probe: Any) -> str:
+    """Return the name of the model that a probe is of."""
     name = _model(probe).get("name")
     return name if isinstance(name, str) and name else "a model without a name"
 

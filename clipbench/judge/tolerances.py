@@ -159,7 +159,7 @@ def with_options(rules: Rules, tolerances: Sequence[str], alpha: float | None, k
         if not 0 <= value < 1 or (separator and not name):
             raise UsageError(f"--tolerance {text}: expected METRIC=VALUE or VALUE, the value a fraction such as 0.01")
         if name and name not in known and name not in rules.names():
-            likely = closest(name, {*known, *rules.names()}) or ", ".join(sorted(known))
+            likely = closest(name, dict.fromkeys((*known, *rules.names()))) or ", ".join(sorted(known))
             raise UsageError(f"--tolerance {text}: neither run has the metric {name!r}; did you mean {likely}?")
         overrides[name] = value
     if alpha is not None:

@@ -7,6 +7,7 @@ import numpy as np
 from clipbench.judge.published import shown_only
 from clipbench.report.document import Block, Heading, Paragraph, Picture, Table
 from clipbench.report.execution import execution_blocks
+from clipbench.report.handled import handled_blocks
 from clipbench.result import Metric, ModelIdentity, Result, Run, Verdict
 
 ORDER = {"inconclusive": 0, "fail": 1, "pass": 2}
@@ -61,7 +62,7 @@ def verdict_line(run: Run, problems: Sequence[str] = ()) -> str:
         f"{count['pass']} pass, {count['fail']} fail, {count['inconclusive']} inconclusive, {len(run.skipped)} skipped"
     )
     if count["fail"] or problems:
-        return f"FAIL: {counts}" + (f"; {len(problems)} test(s) failed" if problems else "")
+        return f"FAIL: {counts}" + (f"; {len(problems)} test(s) or reference(s) failed" if problems else "")
     if not verdicts:
         return f"CANNOT TELL: nothing was held against a reference ({len(run.results)} result(s), {len(run.skipped)} skipped)"
     if count["inconclusive"]:
@@ -91,6 +92,7 @@ def summary_blocks(
     blocks += _figure_blocks(run, figures)
     blocks += _confusions(run)
     blocks += _all_metrics(run)
+    blocks += handled_blocks(run)
     blocks += execution_blocks(run)
     blocks += _environment(run)
     return blocks
@@ -101,8 +103,8 @@ def _open_questions(run: Run, problems: Sequence[str]) -> Iterator[Block]:
     for word, title in (("inconclusive", "Cannot tell"), ("fail", "Failed")):
         yield from _verdict_table(title, [(r, v) for r in run.results for v in r.verdicts if v.verdict == word])
     if problems:
-        yield Heading("Failed tests")
-        yield Table(("test",), [(line,) for line in problems])
+        yield Heading("Failed tests and references")
+        yield Table(("what failed",), [(line,) for line in problems])
 
 
 def _results(run: Run, shown: Mapping[str, Sequence[str]]) -> Iterator[Block]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from clipbench.report.execution import execution_lines
+from clipbench.report.handled import left_out_lines
 from clipbench.report.ranking import ranking_lines
 from clipbench.report.summary import ORDER, model_label, value_text, verdict_line, worst_verdict
 from clipbench.result import Run
@@ -21,8 +22,10 @@ def terminal_lines(run: Run, shown: Mapping[str, Sequence[str]], problems: Seque
         yield f"  {model_label(result.model):{width}}  {result.experiment:12} {worst_verdict(result.verdicts):13} {values}"
     together: dict[tuple[str, str], list[str]] = {}
     for skip in run.skipped:
+        if any(skip.reason in problem for problem in problems):
+            continue  # it failed, and was told in full
         together.setdefault((skip.model, skip.reason), []).append(skip.experiment)
     for (model, reason), experiments in together.items():
         yield f"  skipped: {', '.join(experiments)} of {model}: {reason}"
-    yield from (f"  {line}" for line in execution_lines(run))
+    yield from (f"  {line}" for line in (*left_out_lines(run), *execution_lines(run)))
     yield from ranking_lines(run)
