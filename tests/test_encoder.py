@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,23 @@ def test_auto_does_not_import_torch_where_there_is_no_driver(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     monkeypatch.setitem(sys.modules, "torch", None)  # an import of it fails
     assert device.resolve_device("auto") == "cpu"
+
+
+def test_a_thread_that_prepares_images_runs_torch_alone_and_the_models_thread_keeps_its_own(monkeypatch):
+    before = torch.get_num_threads()
+
+    def threads(limit):
+        with ThreadPoolExecutor(1, initializer=device.keep_to_one_thread if limit else None) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    assert threads(limit=True) == 1
+    assert threads(limit=False) == torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("name", "expected"), [("cpu", 32), ("cuda", 8)])
+def test_a_cpu_prepares_many_images_at_once_and_nobody_less_than_a_batch(name, expected):
+    assert device.images_at_once(name, 8, 2) == expected
+    assert device.images_at_once(name, 100, 2) == 100
 
 
 def no_library(name):

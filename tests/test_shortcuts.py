@@ -312,7 +312,7 @@ def test_a_batch_size_that_was_asked_for_is_the_memory_of_cut_texts_too(vit):
 
 @pytest.mark.parametrize(
     ("n", "batch_size", "expected"),
-    [(1, 4, 1), (2, 1, 2), (3, 8, 3), (99, 1, 2), (99, 4, 4), (200, 1, 4), (400, 1, 8), (AT_ONCE, 256, 8)],
+    [(1, 4, 1), (2, 1, 2), (3, 8, 3), (99, 1, 2), (99, 4, 4), (400, 1, 4), (900, 4, 8), (AT_ONCE, 256, 8)],
 )
 def test_the_sample_is_a_batch_at_least_and_grows_with_the_set_up_to_its_limit(n, batch_size, expected):
     sample = spread(range(100, 100 + n), batch_size)

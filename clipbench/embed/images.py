@@ -15,7 +15,7 @@ from PIL import Image
 from clipbench.data.dataset import ImageRef, Item, file_sha256, read_image
 from clipbench.embed.rows import AT_ONCE, DisagreementError, Made, Part, Row, gather, shortcuts_of
 from clipbench.errors import DataError
-from clipbench.models.device import batches_ahead
+from clipbench.models.device import batches_ahead, images_at_once, keep_to_one_thread
 from clipbench.models.encoder import Encoder, Rows, Shortcuts
 from clipbench.settings import Settings
 
@@ -118,11 +118,13 @@ class _Work:
 
         A batch is fetched only when the next one has been started: a device with a queue never waits for this thread.
         """
-        batches = _batches(_groups(items, places), max(self.settings.batch_size, 2 * self.settings.workers))
-        prepared = self.settings.progress(self._prepared(items, batches), len(batches), "images")
+        settings = self.settings
+        at_once = images_at_once(settings.device, settings.batch_size, settings.workers)
+        batches = _batches(_groups(items, places), at_once)
+        prepared = settings.progress(self._prepared(items, batches), len(batches), "images")
         found: dict[int, Row] = {}
         started: deque[tuple[list[int], Callable[[], Rows]]] = deque()
-        for batch in _evenly(prepared, self.settings.batch_size):
+        for batch in _evenly(prepared, settings.batch_size):
             started.append(([k for k, _ in batch], self.start([ready for _, ready in batch])))
             if len(started) > 1:
                 found |= _fetched(*started.popleft())
@@ -133,7 +135,7 @@ class _Work:
     ) -> Iterator[list[tuple[int, Any]]]:
         """What the model is given, batch after batch: all threads on the next one, or some batches ahead of the model."""
         workers, ahead = self.settings.workers, batches_ahead(self.settings.device)
-        with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
+        with ThreadPoolExecutor(workers, initializer=keep_to_one_thread) if workers else nullcontext() as pool:
             queue: deque[list[Callable[[], dict[int, Any]]]] = deque()
             for batch in batches:
                 work: list[Callable[[], dict[int, Any]]] = [

@@ -20,8 +20,8 @@ _MADE = "made"
 AT_ONCE = 4096
 """Items that are encoded, checked and kept together: a run that is killed loses no more than these from a cache."""
 
-ITEMS_A_SAMPLE = 50
-"""One item in 50 is checked, a batch of the plain call's at least, MOST_CHECKED at most, of shared, cached and new rows alike."""
+ITEMS_A_SAMPLE = 100
+"""One item in 100 is checked, a batch of the plain call's at least, MOST_CHECKED at most, of shared, cached and new rows alike."""
 
 MOST_CHECKED = 8
 

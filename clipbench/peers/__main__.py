@@ -30,12 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the machinery; its ratios say nothing")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every comparison")
     parser.add_argument("--images", type=int, metavar="N", help="images of the cached run (default: 500)")
+    parser.add_argument(
+        "--templates", type=int, metavar="N", help="templates of the zero-shot classifier (default: 80)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch, for every side and process")
     parser.add_argument("--workers", type=int, metavar="N", help="threads of clipbench that decode (default: its own)")
     options = parser.parse_args(arguments)
     try:
         names = _names(options.only)
-        for name, least in (("rounds", 2), ("images", 2), ("threads", 1)):
+        for name, least in (("rounds", 2), ("images", 2), ("templates", 1), ("threads", 1)):
             value = getattr(options, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name} {value}: expected {least} or more")
@@ -82,6 +85,8 @@ def _sizes(options: argparse.Namespace) -> "Sizes":
     sizes = QUICK if options.quick else Sizes()
     if options.rounds:
         sizes = replace(sizes, **dict.fromkeys(("rounds", "slow_rounds", "close_rounds"), options.rounds))
+    if options.templates:
+        sizes = replace(sizes, templates=options.templates)
     return replace(sizes, cached_images=options.images) if options.images else sizes
 
 
