@@ -5,11 +5,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
-from clipbench.data.pictures import kept_pictures
+from clipbench.data.pictures import kept_pictures, picture_budget_bytes
 from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
 from clipbench.experiments import all_experiments, experiment
 from clipbench.judge.execution import doubtful
-from clipbench.models.device import picture_budget_bytes
 from clipbench.models.load import wrap_encoder
 from clipbench.models.resolve import resolve
 from clipbench.models.zoo import ModelSpec

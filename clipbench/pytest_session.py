@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from clipbench.data.pictures import kept_pictures
+from clipbench.data.pictures import kept_pictures, picture_budget_bytes
 from clipbench.errors import ClipbenchError
 from clipbench.judge.execution import doubtful
 from clipbench.models.resolve import resolve
@@ -118,8 +118,6 @@ class BenchmarkSession:
             self.config._benchmarksession.json = None  # type: ignore[attr-defined]  # pytest-benchmark's handle on the config
         several = len({(i.path, i.callspec.params["subject"]) for i in found}) > 1
         if self._session is not None and several and not self.request.plain:
-            from clipbench.models.device import picture_budget_bytes
-
             self._pictures.enter_context(kept_pictures(picture_budget_bytes()))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

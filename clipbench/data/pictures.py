@@ -14,6 +14,12 @@ from PIL import Image
 _Key = tuple[Path, int, int]
 
 
+_GROUP_MEMORY = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
 class _Kept:
     """Pictures by file, as long as they fit."""
 
@@ -24,6 +30,21 @@ class _Kept:
 
 
 _KEPT = _Kept()
+
+
+def picture_budget_bytes() -> int:
+    """Return how much decoded pictures may take of memory: a quarter of what this machine, or this process's group, has free now."""
+    import psutil
+
+    return min([int(psutil.virtual_memory().available), *_free_in_group()]) // 4
+
+
+def _free_in_group() -> list[int]:
+    """What a container may still take (cgroup v2, then v1), where it has a limit."""
+    for limit, used in _GROUP_MEMORY:
+        if limit.is_file() and used.is_file() and limit.read_text().strip().isdecimal():
+            return [max(0, int(limit.read_text()) - int(used.read_text()))]
+    return []
 
 
 @contextmanager

@@ -20,10 +20,6 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 _AMD = Path("/dev/kfd")
-_GROUP_MEMORY = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
 
 
 def resolve_device(option: str) -> str:
@@ -78,21 +74,6 @@ def default_workers() -> int:
     """Return how many threads decode and preprocess images when nobody said: one a core this process may use, 8 at most."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return min(8, len(cores))
-
-
-def picture_budget_bytes() -> int:
-    """Return how much decoded pictures may take of memory: a quarter of what this machine, or this process's group, has free now."""
-    import psutil
-
-    return min([int(psutil.virtual_memory().available), *_free_in_group()]) // 4
-
-
-def _free_in_group() -> list[int]:
-    """What a container may still take (cgroup v2, then v1), where it has a limit."""
-    for limit, used in _GROUP_MEMORY:
-        if limit.is_file() and used.is_file() and limit.read_text().strip().isdecimal():
-            return [max(0, int(limit.read_text()) - int(used.read_text()))]
-    return []
 
 
 def default_text_positions(device: str) -> int:

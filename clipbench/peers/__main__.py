@@ -84,7 +84,9 @@ def _sizes(options: argparse.Namespace) -> "Sizes":
 
     sizes = QUICK if options.quick else Sizes()
     if options.rounds:
-        sizes = replace(sizes, **dict.fromkeys(("rounds", "slow_rounds", "close_rounds"), options.rounds))
+        sizes = replace(
+            sizes, **dict.fromkeys(("rounds", "slow_rounds", "close_rounds", "cached_rounds"), options.rounds)
+        )
     if options.templates:
         sizes = replace(sizes, templates=options.templates)
     return replace(sizes, cached_images=options.images) if options.images else sizes
