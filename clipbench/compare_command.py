@@ -1,6 +1,7 @@
 """`clipbench compare` and `clipbench power`: their options, and the text that they print. Imports no torch."""
 
 import argparse
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,18 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="must I re-index? OLD.npy [NEW.npy] with --queries: rows of your index by the base model, and the same items by the "
         "head model; no file: the rows that both runs saved with --save-embeddings")  # fmt: skip
     compare.add_argument("--queries", type=Path, nargs="+", default=[], metavar="TEXTS.txt",
-        help="texts, one a line, encoded here by both models (imports torch); or OLD.npy NEW.npy, their rows")  # fmt: skip
+        help="texts, one per line, encoded here by --model (imports torch); or OLD.npy NEW.npy, their rows")  # fmt: skip
+    compare.add_argument("--model", action="append", default=[], metavar="NAME",
+        help="what encodes TEXTS.txt, as `pytest benchmarks --model`; twice where base and head differ, base's first. A run file "
+        "only says which model it was, it never loads one")  # fmt: skip
+    compare.add_argument("--pretrained", action="append", default=[], metavar="TAG|PATH|random[:SEED]",
+        help="its weights; twice where base and head differ, base's first")  # fmt: skip
+    compare.add_argument(
+        "--activation", choices=("quickgelu", "gelu"), help="its activation, where a checkpoint does not say it"
+    )
+    compare.add_argument(
+        "--offline", action="store_true", help="take its weights from the caches only (HF_HUB_OFFLINE=1 too)"
+    )
     power = commands.add_parser("power", help="print which drop the gate detects nine times in ten, by number of items")
     power.add_argument("--tolerance", type=float, default=0.01, metavar="VALUE", help="allowed drop (default: 0.01)")
     power.add_argument("--alpha", type=float, default=0.05, metavar="A", help="one-sided error rate (default: 0.05)")
@@ -98,6 +110,10 @@ def _command(options: argparse.Namespace) -> str:
     words += ["--rules", str(options.rules)] if options.rules else []
     words += ["--index", *map(str, options.index)] if options.index is not None else []
     words += ["--queries", *map(str, options.queries)] if options.queries else []
+    words += [word for text in options.model for word in ("--model", text)]
+    words += [word for text in options.pretrained for word in ("--pretrained", text)]
+    words += ["--activation", options.activation] if options.activation else []
+    words += ["--offline"] if options.offline else []
     return shlex.join(words)
 
 
@@ -105,7 +121,7 @@ def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Ru
     """The comparison with the answer to --index, which fails, passes or is undecided like any finding."""
     from clipbench.errors import UsageError
     from clipbench.judge.finding import pressing_first
-    from clipbench.reindex import reindex_answers
+    from clipbench.reindex import QueryModels, reindex_answers
     from clipbench.report.reindex_text import index_findings
 
     if options.index is None:
@@ -114,5 +130,7 @@ def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Ru
                 "--queries goes with --index OLD.npy [NEW.npy]; without an index there is nothing to search"
             )
         return comparison
-    index = reindex_answers((options.base, base), (options.head, head), options.index, options.queries)
+    offline = options.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    by = QueryModels(options.model, options.pretrained, options.activation, offline)
+    index = reindex_answers((options.base, base), (options.head, head), options.index, options.queries, by)
     return replace(comparison, findings=pressing_first([*comparison.findings, *index_findings(index)]), index=index)

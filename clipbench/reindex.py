@@ -3,13 +3,15 @@
 `clipbench compare BASE HEAD --index` takes the rows that both runs saved with `--save-embeddings`: with them also the truth (which
 image a caption belongs to), so recall is known. `--index OLD.npy [NEW.npy] --queries TEXTS.txt` takes your own index: OLD is what
 the base model made, NEW the same items by the head model (a sample of both will do). Without NEW it can be shown that nothing
-need be done, not that re-indexing would help. TEXTS.txt is encoded here by both runs' models, which imports torch; `--queries
-OLD.npy NEW.npy` takes rows encoded where the models live, and then `compare` imports no torch.
+need be done, not that re-indexing would help. TEXTS.txt is encoded here by the models that `--model` names, which imports torch:
+a run file is untrusted, so the names in it are compared with those and never resolved. `--queries OLD.npy NEW.npy` takes rows
+encoded where the models live, and then `compare` imports no torch.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +28,9 @@ from clipbench.errors import ClipbenchError, UsageError
 from clipbench.judge.reindex import FRESH, KS, TODAY, Reindex, ReindexRules, Sample, must_i_reindex, reindex_rules
 from clipbench.result import ModelIdentity, Result, Run
 
+if TYPE_CHECKING:
+    from clipbench.models.zoo import ModelSpec
+
 _HOW = "measure both with `pytest benchmarks --coco ROOT --save-embeddings`, or give --index OLD.npy NEW.npy --queries TEXTS.txt"
 _SAME_MODEL = (
     "both runs have the same weights in the same precision: what differs is software, and texts encoded here would not show "
@@ -33,16 +38,32 @@ _SAME_MODEL = (
 )
 
 
+@dataclass(frozen=True)
+class QueryModels:
+    """The models that may encode queries, as the command line names them: one of each for both runs, or base's and head's."""
+
+    models: Sequence[str] = ()
+    pretrained: Sequence[str] = ()
+    activation: str | None = None
+    offline: bool = False
+
+
 def reindex_answers(
-    base: tuple[Path, Run], head: tuple[Path, Run], index: Sequence[Path], queries: Sequence[Path]
+    base: tuple[Path, Run],
+    head: tuple[Path, Run],
+    index: Sequence[Path],
+    queries: Sequence[Path],
+    by: QueryModels = QueryModels(),
 ) -> tuple[Reindex, ...]:
     """Return the answers that `compare --index` asks for; `base` and `head` are a run's file and the run in it.
 
     `index`: [] (the rows saved beside both files), [OLD.npy] or [OLD.npy, NEW.npy]; `queries`: [TEXTS.txt] or [OLD.npy, NEW.npy].
-    One answer a retrieval experiment both runs saved, else one. Where no rows were saved the answer is "cannot tell".
+    `by`: what encodes TEXTS.txt. One answer per retrieval experiment that both runs saved, else one. Where no rows were saved the
+    answer is "cannot tell".
 
-    Raises: UsageError for options that cannot be meant; EmbeddingsFileError for a file that is absent, damaged, not of this
-    run, or of dims that do not fit; WeightsUnavailableError when a model's weights cannot be had here.
+    Raises: UsageError for options that cannot be meant, and for texts without a model to encode them; EmbeddingsFileError for a
+    file that is absent, damaged, not of this run, or of dims that do not fit; WeightsUnavailableError when a model's weights
+    cannot be had here.
     """
     rules = reindex_rules()
     if len(index) > 2 or len(queries) > 2 or (bool(index) != bool(queries)):
@@ -53,7 +74,7 @@ def reindex_answers(
     if not index:
         return _from_saved(base, head, rules)
     try:
-        return (must_i_reindex(_own_sample(base[1], head[1], index, queries), rules),)
+        return (must_i_reindex(_own_sample(base[1], head[1], index, queries, by), rules),)
     except _SameModelError as error:
         return (Reindex(index[0].name, "cannot tell", str(error), 0, 0, rules.k),)
 
@@ -142,7 +163,7 @@ def _check_recall(path: Path, answer: Reindex, search: str, result: Result) -> N
             )
 
 
-def _own_sample(base: Run, head: Run, index: Sequence[Path], queries: Sequence[Path]) -> Sample:
+def _own_sample(base: Run, head: Run, index: Sequence[Path], queries: Sequence[Path], by: QueryModels) -> Sample:
     rows = [read_index(path) for path in index]
     if len(rows) == 2 and len(rows[0]) != len(rows[1]):
         raise EmbeddingsFileError(
@@ -158,7 +179,8 @@ def _own_sample(base: Run, head: Run, index: Sequence[Path], queries: Sequence[P
     else:
         clusters = read_queries(queries[0])
         models = _the_models(base, head)
-        old, new = (encode_queries(model, clusters) for model in models)
+        specs = _specs(by, models)
+        old, new = (encode_queries(*pair, clusters, by.offline) for pair in zip(specs, models, strict=True))
     _check_dims(index[0], rows[0], old, "base")
     if len(rows) == 2:
         _check_dims(index[1], rows[1], new, "head")
@@ -190,26 +212,60 @@ def _the_models(base: Run, head: Run) -> tuple[ModelIdentity, ModelIdentity]:
     return found[0], found[1]
 
 
-def encode_queries(model: ModelIdentity, texts: Sequence[str]) -> Rows:
-    """Return (texts, dim) float32 unit rows by the model that a run names, with the software of this process. Imports torch.
+def _specs(by: QueryModels, models: Sequence[ModelIdentity]) -> list["ModelSpec"]:
+    """What to load for base and for head: named by the user alone, and the run's model by name.
 
-    Raises: WeightsUnavailableError when its weights cannot be had here; EmbeddingsFileError when other weights answer to its
-    name; UsageError and CheckpointError as loading does.
+    Raises: UsageError without a name, for more than two, and for a name that is not the run's.
+    """
+    from clipbench.models.resolve import expand, resolve
+
+    names = expand(by.models)
+    if not 0 < len(names) < 3 or len(by.pretrained) > 2:
+        raise UsageError(
+            f"--queries TEXTS.txt is encoded by models that you name, here {len(names)}: add --model NAME (twice where base and "
+            "head differ, base's first; --pretrained likewise), or give --queries OLD.npy NEW.npy"
+        )
+    specs = []
+    for side, (word, model) in enumerate(zip(_both(names), models, strict=True)):
+        weights = _both(by.pretrained)[side] if by.pretrained else None
+        (spec,) = resolve([word], weights, by.activation)
+        if spec.name != model.name:
+            raise UsageError(
+                f"--model {word} is {spec.name!r}, but {('BASE', 'HEAD')[side]} was measured with {model.name!r}; name the run's "
+                "own model (--model twice, base's first, where they differ), or give --queries OLD.npy NEW.npy"
+            )
+        specs.append(spec)
+    return specs
+
+
+def _both(words: Sequence[str]) -> Sequence[str]:
+    return words if len(words) == 2 else [*words, *words]
+
+
+def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str], offline: bool = False) -> Rows:
+    """Return (texts, dim) float32 unit rows by the model of `spec`, in the precision of the run's, with the software of this
+    process. Imports torch.
+
+    Raises: WeightsUnavailableError when its weights cannot be had here; EmbeddingsFileError when they are not those of the
+    run's `model`; UsageError and CheckpointError as loading does.
     """
     from clipbench.embed.texts import embed_texts
     from clipbench.models.load import load_encoder
-    from clipbench.models.resolve import resolve
     from clipbench.session import make_settings
 
-    own = model.pretrained in ("lite", "factory")
-    (spec,) = resolve([model.name], None if own else model.pretrained, None if own else model.activation or None)
-    settings = make_settings("auto", model.precision)
+    settings = make_settings("auto", model.precision, offline=offline)
     encoder = load_encoder(spec, settings)
     try:
         if encoder.identity.weights_sha256 != model.weights_sha256:
             raise EmbeddingsFileError(
                 f"the weights of {spec.label} here (SHA-256 {encoder.identity.weights_sha256[:12]}...) are not the run's "
-                f"({model.weights_sha256[:12]}...); encode the queries where they are and give --queries OLD.npy NEW.npy"
+                f"({model.weights_sha256[:12]!r}...); name the run's with --pretrained, or encode the queries where they are and "
+                f"give --queries OLD.npy NEW.npy"
+            )
+        if encoder.identity.activation != model.activation:
+            raise EmbeddingsFileError(
+                f"{spec.label} has activation {encoder.identity.activation!r} here, the run's model {model.activation!r}; give "
+                f"--activation, or --queries OLD.npy NEW.npy"
             )
         return embed_texts(encoder, texts, replace(settings, plain=True)).rows
     finally:

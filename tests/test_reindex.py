@@ -321,11 +321,59 @@ def test_texts_for_a_run_of_several_models_are_refused_by_name(files):
         reindex_answers((Path("b"), one), (Path("h"), two), *paths)
 
 
-def test_texts_are_encoded_by_the_model_that_the_run_names(tiny_models, monkeypatch):
+@pytest.fixture
+def payload(tmp_path, monkeypatch):
+    """An importable encoder that leaves a file when it is made; returns that file."""
+    (tmp_path / "payload.py").write_text(
+        "from pathlib import Path\nimport numpy as np\n"
+        f"def go():\n    Path({str(tmp_path / 'ran')!r}).touch()\n    return Encoder()\n"
+        "class Encoder:\n    def encode_images(self, images): return np.ones((len(images), 24))\n"
+        "    def encode_texts(self, texts): return np.ones((len(texts), 24))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "ran"
+    sys.modules.pop("payload", None)
+
+
+def factory_run(name="payload:go"):
+    saved = saved_rows(name=name)
+    return replace(saved, model=ModelIdentity(name, "factory"))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "add --model NAME"),
+        (["--model", "lite"], "--model lite is 'lite', but BASE was measured with 'payload:go'"),
+        (["--model", "a:b,c:d,e:f"], "here 3"),
+    ],
+)
+def test_a_run_file_never_loads_the_model_that_it_names(write, files, capsys, payload, more, words):
+    run = str(write("base", factory_run(), beside=False))
+    assert main(["compare", run, run, "--index", *files("old"), "--queries", *files("texts.txt"), *more]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not payload.exists()
+    assert "payload" not in sys.modules
+
+
+def test_a_model_that_the_user_names_himself_encodes_the_texts(write, files, capsys, payload):
+    run = str(write("base", factory_run(), beside=False))
+    words = ["compare", run, run, "--index", *files("old"), "--queries", *files("texts.txt"), "--model", "payload:go"]
+    assert main([*words, "--format", "json"]) == 3
+    entry = json.loads(capsys.readouterr().out)
+    assert "2 independent queries" in entry["index"][0]["reason"]
+    assert entry["command"].endswith("--model payload:go")
+    assert payload.exists()
+
+
+def test_texts_are_encoded_by_the_model_named_if_it_is_the_run_s(tiny_models, monkeypatch):
     from pathlib import Path
 
     from clipbench.errors import ClipbenchError
     from clipbench.models import zoo
+    from clipbench.models.resolve import resolve
     from clipbench.notebook import evaluate
 
     known = {**zoo.open_clip_configs(), **dict.fromkeys(("tiny-vit", "tiny-vit-quickgelu"), Path("unused"))}
@@ -333,11 +381,14 @@ def test_texts_are_encoded_by_the_model_that_the_run_names(tiny_models, monkeypa
     monkeypatch.setattr("clipbench.models.zoo.open_clip_configs", lambda: known)
     run = evaluate("tiny-vit", ["model_card"], pretrained="random:3", device="cpu")
     model = run.results[0].model
-    rows = encode_queries(model, ["a dog", "a cat"])
+    (spec,) = resolve(["tiny-vit"], "random:3")
+    rows = encode_queries(spec, model, ["a dog", "a cat"])
     assert rows.shape == (2, 32)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     with pytest.raises(ClipbenchError, match="are not the run's"):
-        encode_queries(replace(model, weights_sha256="0" * 64), ["a dog"])
+        encode_queries(spec, replace(model, weights_sha256="0" * 64), ["a dog"])
+    with pytest.raises(ClipbenchError, match="the run's model 'other'; give --activation"):
+        encode_queries(spec, replace(model, activation="other"), ["a dog"])
 
 
 def test_the_retrieval_experiment_hands_over_the_rows_it_scored(tmp_path):
