@@ -137,7 +137,7 @@ def _only(run: Run, only: Sequence[str], base: Run, head: Run) -> Run:
     if not only:
         return run
     results = tuple(r for r in run.results if r.experiment in only)
-    skipped: tuple[Skip, ...] = tuple(s for s in run.skipped if s.experiment in only)
+    skipped: tuple[Skip, ...] = tuple(s for s in run.skipped if s.experiment.partition(":")[0] in only)
     return replace(run, results=results, skipped=skipped)
 
 

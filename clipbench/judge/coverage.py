@@ -93,9 +93,10 @@ def _items(pair: Pair) -> Iterator[Finding]:
 
 
 def _is_about(skip: Skip, result: Result) -> bool:
-    """A skip names the model with its weights, as in "ViT-B/16 (openai)", or without."""
-    name = result.model.name
-    return skip.experiment == result.experiment and (skip.model == name or skip.model.startswith(f"{name} ("))
+    """A skip names the model with its weights ("ViT-B/16 (openai)") or without, and a data set after a colon where there are several."""
+    experiment, _, dataset = skip.experiment.partition(":")
+    is_model = skip.model == result.model.name or skip.model.startswith(f"{result.model.name} (")
+    return experiment == result.experiment and dataset in ("", result.dataset.name) and is_model
 
 
 def _listed(ids: Sequence[str]) -> str:

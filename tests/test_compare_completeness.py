@@ -98,6 +98,28 @@ def test_a_part_that_is_skipped_in_head_alone_is_undecided():
     assert compare_runs(head, head, RULES).exit_code == 0
 
 
+def folder(name):
+    """A result of a zero-shot folder, which is asked for and skipped as zero_shot:NAME."""
+    return scored(RIGHT, experiment="zero_shot", dataset=DatasetIdentity(name, "f" * 64, 5000))
+
+
+@pytest.mark.parametrize("only", [(), ("zero_shot",)])
+def test_a_zero_shot_part_skipped_in_the_head_is_undecided_and_concerns_its_folder_alone(only):
+    skip = Skip("zero_shot:shapes", "ViT-B/32 (openai)", "random weights")
+    base, head = run_of(folder("shapes"), folder("dogs")), run_of(folder("shapes"), folder("dogs"), skipped=[skip])
+    comparison = compare_runs(base, head, RULES, only=only)
+    found = finding(comparison, "coverage")
+    assert (found.dataset, found.reason) == ("shapes", "skipped in part in head: random weights")
+    assert comparison.exit_code == 3
+    assert compare_runs(head, head, RULES, only=only).exit_code == 0
+
+
+def test_the_reason_of_a_zero_shot_folder_skipped_as_a_whole_is_named():
+    skip = Skip("zero_shot:shapes", "ViT-B/32", "no such folder")
+    comparison = compare_runs(run_of(folder("shapes"), folder("dogs")), run_of(folder("dogs"), skipped=[skip]), RULES)
+    assert finding(comparison, "coverage").reason == "skipped in head: no such folder"
+
+
 @pytest.mark.parametrize("n", [20, 5000])
 @pytest.mark.parametrize(("value", "exit_code"), [(0.0, 1), (0.2, 1), (0.5, 3), (0.6, 0)])
 def test_a_value_that_its_outcomes_do_not_average_to_is_no_pass_and_fails_where_it_collapsed(n, value, exit_code):
