@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipbench.judge.finding import Comparison
+    from clipbench.judge.compare import Comparison
     from clipbench.result import Run
 
 FORMATS = ("text", "json", "markdown", "github")
@@ -120,7 +120,7 @@ def _command(options: argparse.Namespace) -> str:
 def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Run", head: "Run") -> "Comparison":
     """The comparison with the answer to --index, which fails, passes or is undecided like any finding."""
     from clipbench.errors import UsageError
-    from clipbench.judge.finding import pressing_first
+    from clipbench.judge.compare import by_severity
     from clipbench.reindex import QueryModels, reindex_answers
     from clipbench.report.reindex_text import index_findings
 
@@ -133,4 +133,4 @@ def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Ru
     offline = options.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     by = QueryModels(options.model, options.pretrained, options.activation, offline)
     index = reindex_answers((options.base, base), (options.head, head), options.index, options.queries, by)
-    return replace(comparison, findings=pressing_first([*comparison.findings, *index_findings(index)]), index=index)
+    return replace(comparison, findings=by_severity([*comparison.findings, *index_findings(index)]), index=index)

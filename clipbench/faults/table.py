@@ -6,8 +6,7 @@ from pathlib import Path
 
 from clipbench.errors import UsageError
 from clipbench.faults.degrade import Fault
-from clipbench.judge.compare import compare_runs
-from clipbench.judge.finding import Comparison
+from clipbench.judge.compare import Comparison, compare_runs
 from clipbench.judge.probe_compare import PROBED, STAGES, ProbeFinding, compare_probes, first_moved
 from clipbench.judge.tolerances import read_rules
 from clipbench.models.load import load_encoder

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipbench.errors import UsageError
-from clipbench.judge.compare import compare_runs
-from clipbench.judge.finding import Comparison, Finding
+from clipbench.judge.compare import Comparison, Finding, compare_runs
 from clipbench.judge.tolerances import Rules
 from clipbench.result import JsonObject, ReferenceKind, Result, Run, Verdict, dump_json, write_whole
 from clipbench.run_file import Timing, check_document, read_document, run_of, timings_of

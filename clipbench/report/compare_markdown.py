@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from clipbench.judge.finding import Comparison, Finding, ItemChange
+from clipbench.judge.compare import Comparison, Finding, ItemChange
 from clipbench.report.compare_words import (
     METRICS_HEADER,
     WORDS,

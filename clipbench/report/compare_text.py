@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from clipbench.judge.finding import Comparison, Finding
+from clipbench.judge.compare import Comparison, Finding
 from clipbench.report.compare_words import (
     METRICS_HEADER,
     VERDICTS,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from clipbench.judge.finding import Comparison, Finding, ItemChange
+from clipbench.judge.compare import Comparison, Finding, ItemChange
 from clipbench.judge.probe_compare import sentence
 from clipbench.report.summary import value_text
 from clipbench.result import Metric

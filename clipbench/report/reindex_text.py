@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from clipbench.judge.finding import Finding, Word
+from clipbench.judge.compare import Finding, Word
 from clipbench.judge.reindex import BACKWARD, FRESH, KS, MIXED, TODAY, Answer, Reindex
 from clipbench.report.document import Block, Heading, Paragraph, Table
 from clipbench.result import Metric
