@@ -4,14 +4,19 @@ One .npz file a model and data set, in `embeddings/` beside `run.json`. It holds
 text_image, and `about`, a JSON text with experiment, model and data set. Nothing in it is pickled, and nothing pickled is read.
 """
 
+import ast
 import dataclasses
 import io
 import json
+import math
+import os
 import re
+import struct
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +30,9 @@ UNIT_WITHIN = 0.01
 
 _BLOCK = 1 << 16
 _ARRAYS = ("image_rows", "text_rows", "image_ids", "text_ids", "text_image")
+_MAX_HEADER = 10_000  # characters, where numpy.load stops too; numpy.save writes about 120
+_PICKLE = "it is pickled or no numpy file (a pickle runs code when it is read, so it is refused)"
+_INDEX = "expected (rows, dim) float16, float32 or float64, one row per item"
 _HINT = "make it with `pytest benchmarks --save-embeddings`"
 
 Rows = npt.NDArray[np.floating[Any]]
@@ -90,11 +98,8 @@ def read_rows(path: Path) -> SavedRows:
     fit each other: ids that repeat, rows that are not finite unit rows, an image without a text.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise EmbeddingsFileError(f"{path} is one array, expected the rows of a run; {_HINT}")
-            about = json.loads(str(file["about"]))
-            arrays = {name: file[name] for name in _ARRAYS}
+        arrays = _archived(path)
+        about = json.loads(str(arrays["about"]))
         if about["schema"] != 1:
             raise EmbeddingsFileError(f"{path} has schema {about['schema']!r}, this clipbench reads 1; {_HINT} again")
         saved = SavedRows(
@@ -107,9 +112,7 @@ def read_rows(path: Path) -> SavedRows:
             tuple(arrays["text_ids"].tolist()),
             arrays["text_image"],
         )
-    except (OSError, EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, EmbeddingsFileError):
-            raise
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise EmbeddingsFileError(f"{path} cannot be read: {_why(error)}; {_HINT}") from error
     _check_saved(path, saved)
     return saved
@@ -130,16 +133,19 @@ def read_index(path: Path) -> Rows:
     row that is not finite or not of length 1 (the message names the first).
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+        with path.open("rb") as file:
+            if zipfile.is_zipfile(file):
+                raise EmbeddingsFileError(f"{path} is an archive of several arrays; {_INDEX}")
+            file.seek(0)
+            shape, order, dtype = _header(file)
+            if len(shape) != 2 or dtype.kind != "f" or 0 in shape:
+                raise EmbeddingsFileError(f"{path} is {shape} {dtype}; {_INDEX}")
+            _check_size(shape, dtype, os.fstat(file.fileno()).st_size - file.tell())
+            array = np.memmap(file, dtype, "r", file.tell(), shape, order)
+    except (OSError, ValueError) as error:
         raise EmbeddingsFileError(
             f"{path} cannot be read: {_why(error)}; expected (rows, dim) numbers written by numpy.save"
         ) from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f" or array.size == 0:
-        kind = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else "an archive of several arrays"
-        raise EmbeddingsFileError(
-            f"{path} is {kind}; expected (rows, dim) float16, float32 or float64, one row an item"
-        )
     check_unit(str(path), array)
     return array
 
@@ -195,9 +201,77 @@ def _check_saved(path: Path, saved: SavedRows) -> None:
     check_unit(f"{path}: text rows", texts)
 
 
+def _archived(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a .npz file as numpy.savez writes it: stored, not compressed. Raises: OSError, ValueError."""
+    names = ("about", *_ARRAYS)
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                file.seek(0)
+                _header(file)
+                raise ValueError("it is one array, expected the rows of a run")
+            with zipfile.ZipFile(file) as archive:
+                entries = {entry.filename: entry for entry in archive.infolist()}
+                for name in names:
+                    if (entry := entries.get(f"{name}.npy")) is None:
+                        raise ValueError(f"{name} is not a file in the archive")
+                    if entry.compress_type != zipfile.ZIP_STORED:
+                        raise ValueError(f"{name} is compressed")
+                contents = {name: archive.read(f"{name}.npy") for name in names}
+    except (EOFError, struct.error, OverflowError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"it is damaged: {error}") from error
+    return {name: _array(content) for name, content in contents.items()}
+
+
+def _array(content: bytes) -> npt.NDArray[Any]:
+    shape, order, dtype = _header(stream := io.BytesIO(content))
+    _check_size(shape, dtype, len(content) - stream.tell())
+    return np.frombuffer(content, dtype, math.prod(shape), stream.tell()).reshape(shape, order=order)
+
+
+def _header(stream: BinaryIO) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
+    """The (shape, order, type) of a .npy stream, which is left at the first value. numpy's own reader lets the errors of Python's
+    tokenizer through.
+
+    Raises: ValueError for a header that numpy.save does not write, or of a type that holds objects.
+    Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    start = stream.read(8)
+    if start[:6] != b"\x93NUMPY":
+        raise ValueError(_PICKLE)
+    length = stream.read(2 if start[6:7] == b"\x01" else 4)
+    text = stream.read(min(int.from_bytes(length, "little"), _MAX_HEADER)).decode("latin-1")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # damaged text warns of escapes and literals
+            header = ast.literal_eval(text)
+        shape, order, kind = header["shape"], header["fortran_order"], header["descr"]
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        SyntaxError,
+        MemoryError,
+        RecursionError,
+    ) as error:  # all that it documents
+        raise ValueError("its header is damaged") from error
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape) or type(order) is not bool:
+        raise ValueError("its header is damaged")
+    if not isinstance(kind, str) or not (found := re.fullmatch(r"[<>|=]?([a-zA-Z])[0-9]*", kind)):
+        raise ValueError("its values are no plain numbers")
+    if found[1] == "O":
+        raise ValueError(_PICKLE)
+    try:
+        return shape, "F" if order else "C", np.dtype(kind)
+    except (TypeError, ValueError) as error:
+        raise ValueError("its header is damaged") from error
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None:
+    if size != (expected := math.prod(shape) * dtype.itemsize):
+        raise ValueError(f"it holds {size} bytes of values, expected {expected} for {shape} {dtype}")
+
+
 def _why(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "it is not there"
-    if "pickle" in str(error) or "Python objects" in str(error):
-        return "it is pickled or no numpy file (a pickle runs code when it is read, so it is refused)"
     return str(error) or type(error).__name__

@@ -67,7 +67,7 @@ def damaged(path, **arrays):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"text_rows": None}, "cannot be read: 'text_rows is not a file in the archive'"),
+        ({"text_rows": None}, "cannot be read: text_rows is not a file in the archive"),
         ({"text_image": np.array([0, 0, 2])}, "do not fit each other"),
         ({"text_image": np.array([0, 0, 0])}, "do not fit each other"),
         ({"image_rows": np.eye(2, 4)}, "do not fit each other"),
@@ -95,6 +95,48 @@ def test_a_file_cut_short_is_refused(tmp_path, saved, size):
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(EmbeddingsFileError, match="cannot be read"):
         read_rows(path)
+
+
+def damages(content, count, head):
+    """Yield `count` copies of the bytes: one to three of them changed, half of the time in the first `head`; each eighth cut."""
+    generator = np.random.default_rng(0)
+    for turn in range(count):
+        copy = np.frombuffer(content, np.uint8).copy()
+        places = generator.integers(0, head if turn % 2 else len(copy), generator.integers(1, 4))
+        copy[places] = generator.integers(0, 256, len(places))
+        yield copy.tobytes()[: None if turn % 8 else int(generator.integers(0, len(copy)))]
+
+
+def test_a_damaged_index_is_refused_or_read(tmp_path):
+    path, refused = tmp_path / "rows.npy", 0
+    np.save(path, np.eye(3, 8, dtype=np.float32))
+    for content in damages(path.read_bytes(), 600, 128):
+        path.write_bytes(content)
+        try:
+            assert read_index(path).dtype.kind == "f"
+        except EmbeddingsFileError:
+            refused += 1
+    assert refused > 300
+
+
+def test_damaged_saved_rows_are_refused_or_read_as_they_were(tmp_path, saved):
+    path, refused = write_rows(tmp_path, saved), 0
+    content = path.read_bytes()
+    for damage in (*damages(content, 300, 256), *(content[:-400] + d for d in damages(content[-400:], 300, 400))):
+        path.write_bytes(damage)
+        try:
+            np.testing.assert_array_equal(read_rows(path).image_rows, saved.image_rows)
+        except EmbeddingsFileError:
+            refused += 1
+    assert refused > 300
+
+
+@pytest.mark.parametrize("header", ["(" * 5000, "{'shape': 1}", "[]", "{}", "9" * 9000, "{'descr': '<f4',\x00}", "[1"])
+def test_a_header_that_is_no_header_is_refused(tmp_path, header):
+    path = tmp_path / "rows.npy"
+    path.write_bytes(b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header.encode())
+    with pytest.raises(EmbeddingsFileError, match="its header is damaged"):
+        read_index(path)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
