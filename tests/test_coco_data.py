@@ -14,8 +14,8 @@ from PIL import Image
 
 from clipbench.data.coco import coco_crops, coco_multilabel, coco_retrieval
 from clipbench.data.coco_boxes import SQUARE_PADDING, is_empty, is_outside, square_crop, tight_crop
-from clipbench.data.coco_mini import packaged_coco
 from clipbench.data.dataset import ImageRef
+from clipbench.data.packaged import packaged_coco
 from clipbench.errors import DataError, DataUnavailableError, UsageError
 from clipbench.paths import fixtures
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipbench.data.classes import ClassSet, class_folders, class_set, shipped_class_sets
-from clipbench.data.folder import labelled_folder
+from clipbench.data.folders import ClassSet, class_folders, class_set, labelled_folder, shipped_class_sets
 from clipbench.errors import DataError, DataUnavailableError, UsageError
 
 
@@ -95,10 +94,10 @@ def test_a_class_file_with_templates_only_leaves_the_classes_to_the_folders(tmp_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("classes = [", "is not TOML"),
-        ('klasses = ["a"]', "has the key 'klasses'; expected classes, folders, templates, source"),
-        ('classes = "cat"', "has classes = cat; expected a list of texts"),
-        ("classes = []", "has classes = "),
+        ("classes = [", "is not valid TOML"),
+        ('klasses = ["a"]', "unknown key 'klasses'; did you mean classes"),
+        ('classes = "cat"', "classes = 'cat'; expected a list of texts"),
+        ("classes = []", "classes = []; expected a list of texts"),
         ('classes = ["cat", " "]', "none of them blank"),
         ('classes = ["cat", "dog"]\nfolders = ["cat"]', "has 2 classes but 1 folders"),
         ('folders = ["cat", "cat"]', "names a class folder twice"),

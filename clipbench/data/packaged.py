@@ -1,25 +1,49 @@
-"""Packaged data sets: pictures that pip installs, named by a manifest in fixtures/ with package, file, SHA-256 and caption.
+"""Packaged data sets: pictures that pip installs, named in fixtures/ with package, file, SHA-256 and caption or boxes.
 
-A new packaged data set is one TOML file. Its pictures are looked up in the installed package, which is never imported.
+A new set of captioned pictures is one TOML file. `fixtures/coco_mini/` holds boxes and captions in COCO's format, written
+for clipbench, the boxes checked by drawing them. No picture is in the repository, and no package is imported.
 """
 
+import json
 import re
-import tomllib
 from collections.abc import Mapping
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from clipbench.data.dataset import Dataset, ImageRef, Item
-from clipbench.errors import DataError, DataUnavailableError, closest
-from clipbench.paths import fixtures
+from clipbench.errors import DataError, DataUnavailableError
+from clipbench.paths import fixtures, installed_file, read_toml, strict_row
 
-_TEXT_KEYS = ("name", "source", "licence", "prompt")
-_KEYS = (*_TEXT_KEYS, "versions", "item")
-_ITEM_KEYS = ("id", "package", "module", "file", "sha256", "caption", "source")
-_OPTIONAL_ITEM_KEYS = ("modality",)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+@dataclass(frozen=True)
+class _Manifest:
+    name: str
+    source: str
+    licence: str
+    prompt: str
+    versions: Mapping[str, str]
+    item: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    id: str
+    package: str
+    module: str
+    file: str
+    sha256: str
+    caption: str
+    source: str
+    modality: str = ""
+
+
+class PackagedCoco(NamedTuple):
+    """A root in COCO's layout, less its image folder, and where each `file_name` is instead."""
+
+    root: Path
+    images: Mapping[str, ImageRef]
 
 
 def packaged_dataset(name: str) -> Dataset:
@@ -31,82 +55,60 @@ def packaged_dataset(name: str) -> Dataset:
     DataUnavailableError when a package is not installed, or a picture is missing or is not the pinned one.
     """
     path = fixtures() / f"{name}.toml"
-    manifest = _manifest(path)
-    _check_top(path, manifest)
-    return Dataset(
-        name=name,
-        items=tuple(_item(path, number, row, manifest["versions"]) for number, row in enumerate(manifest["item"], 1)),
-        source=manifest["source"],
-        protocol=MappingProxyType({"prompts": manifest["prompt"]}),
-    )
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"no packaged data set {path.stem!r}: {path} does not exist") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid TOML: {error}") from error
-
-
-def _check_top(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises: DataError by key when what stands above the items is not what a data set needs."""
-    _check_keys(f"{path}", manifest, _KEYS, _TEXT_KEYS)
-    if manifest["name"] != path.stem:
-        raise DataError(f"{path}: name = {manifest['name']!r}; expected {path.stem!r}, the name of the file")
-    prompt = manifest["prompt"]
+    if not path.is_file():
+        raise DataError(f"no packaged data set {name!r}: {path} does not exist")
+    manifest = strict_row(f"{path}", read_toml(path), _Manifest)
+    if manifest.name != name:
+        raise DataError(f"{path}: name = {manifest.name!r}; expected {name!r}, the name of the file")
+    prompt, rows = manifest.prompt, manifest.item
     if "{caption}" not in prompt or re.search(r"[{}]", prompt.replace("{caption}", "")):
         raise DataError(f"{path}: prompt = {prompt!r}; expected {{caption}} in it and no other placeholder")
-    versions, rows = manifest["versions"], manifest["item"]
-    if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
-        raise DataError(f"{path}: versions = {versions!r}; expected a table of package = version")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, tuple) or not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: expected at least one [[item]] and nothing else called item")
+    items = tuple(_item(path, number, row, manifest.versions) for number, row in enumerate(rows, 1))
+    return Dataset(name, items, manifest.source, protocol=MappingProxyType({"prompts": prompt}))
 
 
-def _item(path: Path, number: int, row: Mapping[str, Any], versions: Mapping[str, str]) -> Item:
-    where = f"{path}, item {number} ({row.get('id', 'without id')})"
-    text_keys = (*_ITEM_KEYS, *(key for key in _OPTIONAL_ITEM_KEYS if key in row))
-    _check_keys(where, row, text_keys, text_keys)
-    if not _SHA256.fullmatch(row["sha256"]):
-        raise DataError(f"{where}: sha256 = {row['sha256']!r}; expected 64 lower-case hexadecimal digits")
-    if row["package"] not in versions:
-        raise DataError(f"{where}: package {row['package']!r} is missing in `versions`, which pins each package")
-    if not row["module"].isidentifier():  # a dotted name could not be looked up without importing its parent
-        raise DataError(f"{where}: module = {row['module']!r}; expected the name of a top-level module")
-    image = ImageRef(_installed_file(row["package"], row["module"], row["file"]), row["sha256"])
+def packaged_coco() -> PackagedCoco:
+    """Return a miniature of COCO, for `coco_crops(mini.root, images=mini.images)` and its neighbours.
+
+    Twelve pictures: enough to run every step, never enough to judge a model.
+
+    Raises: DataUnavailableError when a package is not installed, or holds another picture than the pinned one.
+    """
+    root = fixtures() / "coco_mini"
+    rows = json.loads((root / "annotations/instances_val2017.json").read_bytes())["images"]
+    images = {}
+    for row in rows:  # `file_name` starts with the folder of its module
+        file = row["file_name"].removeprefix(f"{row['module']}/")
+        images[row["file_name"]] = _picture(row["package"], row["module"], file, row["sha256"])
+        images[row["file_name"]].check()
+    return PackagedCoco(root, images)
+
+
+def _item(path: Path, number: int, table: Mapping[str, Any], versions: Mapping[str, str]) -> Item:
+    where = f"{path}, item {number} ({table.get('id', 'without id')})"
+    row = strict_row(where, table, _Row)
+    if not re.fullmatch(r"[0-9a-f]{64}", row.sha256):
+        raise DataError(f"{where}: sha256 = {row.sha256!r}; expected 64 lower-case hexadecimal digits")
+    if row.package not in versions:
+        raise DataError(f"{where}: package {row.package!r} is missing in `versions`, which pins each package")
+    if not row.module.isidentifier():  # a dotted name could not be looked up without importing its parent
+        raise DataError(f"{where}: module = {row.module!r}; expected the name of a top-level module")
+    image = _picture(row.package, row.module, row.file, row.sha256)
     try:
         image.check()
     except DataUnavailableError as error:
-        pin = f"{row['package']}=={versions[row['package']]}"
+        pin = f"{row.package}=={versions[row.package]}"
         raise DataUnavailableError(f'{error}; this picture is pinned in {pin}: pip install "{pin}"') from error
-    return Item(id=row["id"], image=image, captions=(row["caption"],))
+    return Item(row.id, image, captions=(row.caption,))
 
 
-def _check_keys(where: str, table: Mapping[str, Any], expected: tuple[str, ...], text: tuple[str, ...]) -> None:
-    """Raises: DataError naming the first key that is unknown, missing, or should be a text and is not."""
-    for key in table:
-        if key not in expected:
-            likely = closest(key, expected) or ", ".join(expected)
-            raise DataError(f"{where}: unknown key {key!r}; did you mean {likely}?")
-    for key in expected:
-        if key not in table:
-            raise DataError(f"{where}: the key {key!r} is missing; expected {', '.join(expected)}")
-    for key in text:
-        if not isinstance(table[key], str) or not table[key].strip():
-            raise DataError(f"{where}: {key} = {table[key]!r}; expected a text that is not empty")
-
-
-def _installed_file(package: str, module: str, file: str) -> Path:
-    """Where an installed module keeps a file (which may be missing there). The module is not imported.
-
-    Raises: DataUnavailableError when the module is not installed.
-    """
-    spec = find_spec(module)
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-    if not folders:
+def _picture(package: str, module: str, file: str, sha256: str) -> ImageRef:
+    path = installed_file(module, file)
+    if path is None:
         raise DataUnavailableError(
-            f'the package {package} (module {module}) is not installed and its pictures are needed; pip install "clipbench[demo]"'
+            f"the package {package} (module {module}) is not installed and its pictures are needed; "
+            'pip install "clipbench[demo]"'
         )
-    return next((folder / file for folder in folders if (folder / file).is_file()), folders[0] / file)
+    return ImageRef(path, sha256)

@@ -4,8 +4,8 @@ Source: SunzeY/AlphaCLIP@e5676c9, "COCO crop": every annotation, the 1.5 x squar
 """
 
 from clipbench.data.coco import coco_crops as read_crops
-from clipbench.data.coco_mini import packaged_coco
 from clipbench.data.dataset import Dataset
+from clipbench.data.packaged import packaged_coco
 from clipbench.experiments.classification import SHOWN, classification_result
 from clipbench.experiments.experiment import Experiment
 from clipbench.models.encoder import Encoder

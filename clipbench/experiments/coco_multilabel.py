@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.data.coco import coco_multilabel as read_multilabel
-from clipbench.data.coco_mini import packaged_coco
 from clipbench.data.dataset import Dataset, Item
+from clipbench.data.packaged import packaged_coco
 from clipbench.embed.images import embed_images
 from clipbench.errors import DataError
 from clipbench.experiments.classification import class_embeddings, class_ids

@@ -1,8 +1,8 @@
 """COCO retrieval: images and captions find each other, as CLIP papers report it on Karpathy's 5,000 test images."""
 
 from clipbench.data.coco import coco_retrieval as read_retrieval
-from clipbench.data.coco_mini import packaged_coco
 from clipbench.data.dataset import Dataset
+from clipbench.data.packaged import packaged_coco
 from clipbench.experiments.experiment import Experiment
 from clipbench.experiments.retrieval import SHOWN, retrieval_result
 from clipbench.models.encoder import Encoder

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from clipbench.data.classes import class_set
 from clipbench.data.dataset import Dataset
+from clipbench.data.folders import class_set
 from clipbench.data.packaged import packaged_dataset
 from clipbench.embed.images import embed_images
 from clipbench.errors import DataError

@@ -7,9 +7,8 @@ Source: openai/CLIP data/prompts.md and notebooks/Prompt_Engineering_for_ImageNe
 import json
 from dataclasses import replace
 
-from clipbench.data.classes import class_set
 from clipbench.data.dataset import Dataset
-from clipbench.data.folder import labelled_folder
+from clipbench.data.folders import class_set, labelled_folder
 from clipbench.errors import UsageError
 from clipbench.experiments.classification import SHOWN, classification_result
 from clipbench.experiments.experiment import Experiment

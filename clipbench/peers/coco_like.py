@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipbench.data.coco_mini import packaged_coco
 from clipbench.data.layout import read_json
+from clipbench.data.packaged import packaged_coco
 from clipbench.errors import UsageError
 from clipbench.peers.captions import captions
 from clipbench.result import JsonObject

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from clipbench.data.classes import class_set
 from clipbench.data.coco import coco_crops
 from clipbench.data.dataset import Item
+from clipbench.data.folders import class_set
 from clipbench.experiments.classification import class_texts
 from clipbench.peers import ours, theirs
 from clipbench.peers.bench import Bench
