@@ -58,7 +58,7 @@ def run_compare(options: argparse.Namespace) -> tuple[int, str, str]:
     Raises: ClipbenchError for a file that is no run and for options that cannot be meant.
     """
     from clipbench.judge.compare import compare_runs
-    from clipbench.judge.tolerances import read_rules, with_options
+    from clipbench.judge.rules import read_rules, with_options
     from clipbench.report.compare_markdown import to_pull_request
     from clipbench.report.compare_text import to_github, to_json, to_text
     from clipbench.run_file import read_document, run_of, timings_of
@@ -85,7 +85,7 @@ def power_text(tolerance: float, alpha: float) -> str:
     """Return the power table. Raises: UsageError for a tolerance or alpha out of range."""
     from clipbench.errors import UsageError
     from clipbench.judge.power import power_table
-    from clipbench.judge.tolerances import check_alpha
+    from clipbench.judge.rules import check_alpha
 
     check_alpha(alpha, "--alpha")
     if not 0 <= tolerance < 1:

@@ -62,7 +62,7 @@ def judge(request: Request, run: Run, document: JsonObject) -> Outcome:
 
 def _against(outcome: Outcome, kind: str, request: Request, document: JsonObject) -> None:
     from clipbench.judge.baseline import judge_against
-    from clipbench.judge.tolerances import read_rules
+    from clipbench.judge.rules import read_rules
 
     path = request.baseline if kind == "baseline" else request.anchor
     if path is None:
@@ -93,7 +93,7 @@ def update(request: Request, document: JsonObject, session_passed: bool) -> list
     if not session_passed:
         return [f"baseline {request.baseline} stays as it is: the session did not pass"]
     from clipbench.judge.baseline import update_baseline
-    from clipbench.judge.tolerances import read_rules
+    from clipbench.judge.rules import read_rules
 
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     protected = [request.anchor] if request.anchor else []

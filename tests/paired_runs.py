@@ -6,7 +6,7 @@ import numpy as np
 from fakes import matching
 
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.tolerances import read_rules
+from clipbench.judge.rules import read_rules
 from clipbench.result import DatasetIdentity, Items, Metric, ModelIdentity, Result, Run
 
 MACHINE = {"processor": "P", "threads": 2, "accelerator": "", "driver": ""}

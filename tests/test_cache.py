@@ -16,7 +16,7 @@ from clipbench.embed.store import RowStore
 from clipbench.embed.store_folder import FILE
 from clipbench.errors import EncoderError, UsageError
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.tolerances import read_rules
+from clipbench.judge.rules import read_rules
 from clipbench.models.zoo import ModelSpec
 from clipbench.session import Session
 from clipbench.settings import Settings

@@ -18,7 +18,7 @@ from paired_runs import (
     several,
 )
 
-from clipbench.judge.tolerances import MustPass, with_options
+from clipbench.judge.rules import MustPass, with_options
 from clipbench.result import DatasetIdentity, Items, Metric, ModelIdentity, Result, Verdict
 
 # Question 2: declared metrics on sets large enough.

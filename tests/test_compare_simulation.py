@@ -5,7 +5,7 @@ import pytest
 from paired_runs import RULES, compared, several
 
 from clipbench.judge.power import failed_drop, gate_power, power_table
-from clipbench.judge.tolerances import with_options
+from clipbench.judge.rules import with_options
 
 RUNS = 200
 ALPHA = RULES.alpha

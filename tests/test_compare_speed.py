@@ -15,7 +15,7 @@ from paired_runs import (
 )
 
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.tolerances import with_options
+from clipbench.judge.rules import with_options
 from clipbench.result import Metric
 from clipbench.run_file import Timing
 

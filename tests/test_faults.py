@@ -15,7 +15,7 @@ from clipbench.faults.degrade import FAULTS, NOISE, fault
 from clipbench.faults.table import degraded_run, fault_rows, fault_table
 from clipbench.judge.compare import compare_runs
 from clipbench.judge.probe_compare import OUTCOMES, STAGES, compare_probes, first_moved
-from clipbench.judge.tolerances import read_rules
+from clipbench.judge.rules import read_rules
 from clipbench.models.zoo import ModelSpec
 from clipbench.run_file import read_run
 from clipbench.session import Session

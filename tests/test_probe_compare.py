@@ -18,7 +18,7 @@ from clipbench.embed.sample import read_sample, sample
 from clipbench.judge.compare import compare_runs
 from clipbench.judge.probe_compare import STAGES, compare_probes, first_moved, sentence
 from clipbench.judge.probe_stages import other_winners, rank_flips, rows_moved
-from clipbench.judge.tolerances import read_rules
+from clipbench.judge.rules import read_rules
 from clipbench.models.zoo import ModelSpec
 from clipbench.report.compare_markdown import to_pull_request
 from clipbench.report.compare_text import to_github, to_json, to_text

@@ -8,7 +8,7 @@ from clipbench.errors import UsageError
 from clipbench.faults.degrade import Fault
 from clipbench.judge.compare import Comparison, compare_runs
 from clipbench.judge.probe_compare import PROBED, STAGES, ProbeFinding, compare_probes, first_moved
-from clipbench.judge.tolerances import read_rules
+from clipbench.judge.rules import read_rules
 from clipbench.models.load import load_encoder
 from clipbench.models.open_clip import OpenClipEncoder
 from clipbench.models.zoo import ModelSpec

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipbench.errors import UsageError
 from clipbench.judge.compare import Comparison, Finding, compare_runs
-from clipbench.judge.tolerances import Rules
+from clipbench.judge.rules import Rules
 from clipbench.result import JsonObject, ReferenceKind, Result, Run, Verdict, dump_json, write_whole
 from clipbench.run_file import Timing, check_document, read_document, run_of, timings_of
 

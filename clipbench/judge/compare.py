@@ -29,7 +29,7 @@ from clipbench.judge.paired import drop_upper_bound, holm, mcnemar, paired_boots
 from clipbench.judge.power import POWER, failed_drop
 from clipbench.judge.probe_compare import PROBED, ProbeFinding, compare_probes, model_of
 from clipbench.judge.reindex import Reindex
-from clipbench.judge.tolerances import Budget, Declared, Rules
+from clipbench.judge.rules import Budget, Declared, Rules
 from clipbench.result import Items, ModelIdentity, Result, Run, Skip, VerdictWord
 from clipbench.run_file import Timing
 

@@ -23,7 +23,7 @@ from clipbench.judge.probe_stages import (
     texts_moved,
     tokens_moved,
 )
-from clipbench.judge.tolerances import Rules, read_rules
+from clipbench.judge.rules import Rules, read_rules
 from clipbench.result import JsonObject
 
 STAGES: Mapping[str, str] = {

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from clipbench.embed.sample import Sample
 from clipbench.judge.probe_samples import DamagedProbeError
-from clipbench.judge.tolerances import Budget
+from clipbench.judge.rules import Budget
 
 State = Literal["same", "moved", "cannot tell"]
 Answer = tuple[State, str, Mapping[str, float]]

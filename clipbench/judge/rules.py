@@ -78,7 +78,7 @@ class Rules:
         A tolerance asked for by name declares the metric in every experiment, from the number of outcomes on that exclude
         it when none of them flips.
         """
-        found = next((d for d in self.metrics if metric in d.metrics and _covers(d.experiment, experiment)), None)
+        found = next((d for d in self.metrics if metric in d.metrics and d.experiment == experiment), None)
         asked = self.overrides.get(metric, self.overrides.get("") if found else None)
         if found is None and asked is not None:
             return Declared(experiment, (metric,), asked, fewest(asked, self.alpha), "--tolerance")
@@ -171,10 +171,6 @@ def check_alpha(alpha: float, where: str) -> None:
     """Raises: UsageError for an error rate outside 0..0.5."""
     if not 0 < alpha < 0.5:
         raise UsageError(f"{where} is {alpha}; expected a fraction between 0 and 0.5, such as 0.05")
-
-
-def _covers(declared: str, experiment: str) -> bool:
-    return experiment == declared or experiment.startswith(f"{declared}:")
 
 
 def _rows(path: Path, tables: Mapping[str, Any], table: str, kind: type[T]) -> tuple[T, ...]:
