@@ -7,7 +7,7 @@ import pytest
 from paired_runs import EYE, RIGHT, RULES, flipped, natural, run_of, scored
 
 from clipbench.errors import UsageError
-from clipbench.judge.baseline import baseline_history, judge_against, update_baseline
+from clipbench.judge.baseline import judge_against, update_baseline
 from clipbench.result import dump_json
 from clipbench.run_file import RunFormatError, read_run
 
@@ -25,6 +25,10 @@ def stored(path, *results):
 
 def update(path, *results, reason="because", **more):
     return update_baseline(path, document(*results), reason, "me", "2026-01-02", RULES, **more)
+
+
+def history_of(path):
+    return json.loads(path.read_text())["clipbench_baseline"]["history"]
 
 
 @pytest.mark.parametrize("kind", ["baseline", "anchor"])
@@ -69,7 +73,7 @@ def test_a_first_baseline_says_so_and_is_a_run_file(tmp_path):
     done = update(path, natural())
     assert (done.is_first, done.changed) == (True, ("the first baseline",))
     assert read_run(path).results[0].experiment == "natural"
-    assert [entry["reason"] for entry in baseline_history(path)] == ["because"]
+    assert [entry["reason"] for entry in history_of(path)] == ["because"]
 
 
 def test_an_update_reports_what_changed_and_keeps_every_reason(tmp_path):
@@ -79,7 +83,7 @@ def test_an_update_reports_what_changed_and_keeps_every_reason(tmp_path):
     assert not done.is_first
     assert any("acc1" in line and "0.6 -> 0.56" in line for line in done.changed)
     assert "precision of ViT-B/32: fp32 -> bf16" in done.changed
-    history = baseline_history(path)
+    history = history_of(path)
     assert [entry["reason"] for entry in history] == ["first", "bf16 is worth it"]
     assert history[1] | {"changed": 0} == {
         "reason": "bf16 is worth it",
@@ -153,4 +157,4 @@ def test_a_history_that_somebody_broke_starts_anew(tmp_path):
     path = tmp_path / "base.json"
     path.write_text(json.dumps(document(natural()) | {"clipbench_baseline": "x"}))
     update(path, natural(), reason="again")
-    assert [entry["reason"] for entry in baseline_history(path)] == ["again"]
+    assert [entry["reason"] for entry in history_of(path)] == ["again"]

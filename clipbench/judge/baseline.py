@@ -4,12 +4,12 @@ A baseline is a run file with one key more, `clipbench_baseline`, that keeps why
 file: nothing here writes one. Floors and published values are other files, which an update never opens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipbench.errors import UsageError
-from clipbench.judge.compare import Comparison, Finding, compare_runs
+from clipbench.judge.compare import Comparison, Finding, compare_runs, key_of
 from clipbench.judge.rules import Rules
 from clipbench.result import JsonObject, ReferenceKind, Result, Run, Verdict, dump_json, write_whole
 from clipbench.run_file import Timing, check_document, read_document, run_of, timings_of
@@ -71,7 +71,12 @@ def update_baseline(
     """
     if not reason.strip():
         raise UsageError("--update-baseline needs --reason TEXT: why is the change accepted?")
-    _check_path(path, protected)
+    if path.suffix != ".json":
+        raise UsageError(
+            f"{path} is not a baseline: expected a .json file; floors and published values are never updated"
+        )
+    if path.resolve() in {p.resolve() for p in protected}:
+        raise UsageError(f"{path} is also the anchor, which is frozen: give the baseline a file of its own")
     head = run_of(path, check_document(path, document))
     if not head.results:
         raise UsageError(
@@ -83,34 +88,22 @@ def update_baseline(
     if not is_first:
         before = read_document(path)
         comparison = compare_runs(run_of(path, before), head, rules, timings_of(before), timings_of(document))
-        changed = changes(comparison)
-        history = _history(before)
+        changed = _changes(comparison)
+        kept = before.get(HISTORY_KEY)
+        history = list(kept.get("history", ())) if isinstance(kept, dict) else []
     history.append({"reason": reason.strip(), "author": author, "date": date, "changed": list(changed)})
     write_whole(path, dump_json(document | {HISTORY_KEY: {"history": history}}))
     return Update(path, is_first, changed)
 
 
-def baseline_history(path: Path) -> list[JsonObject]:
-    """Return the reasons of a baseline, oldest first: {"reason", "author", "date", "changed"}. Empty for a plain run file.
-
-    Raises: RunFormatError when the file is absent or no run.
-    """
-    return _history(read_document(path))
-
-
-def _history(document: JsonObject) -> list[JsonObject]:
-    kept = document.get(HISTORY_KEY)
-    return list(kept.get("history", ())) if isinstance(kept, dict) else []
-
-
-def changes(comparison: Comparison) -> tuple[str, ...]:
-    """Return what an update changes, a line each: everything that does not simply pass, then software, weights and protocol."""
+def _changes(comparison: Comparison) -> tuple[str, ...]:
+    """What an update changes, one line each: all that does not simply pass, then software, weights and protocol."""
     found = [_line(f) for f in comparison.findings if f.verdict != "pass" and f.kind not in ("shown", "churn")]
     values = [
         _line(f) for f in comparison.findings if f.metric and f.kind in ("shown", "in general") and f.base != f.head
     ]
-    told = [f"{d.what}: {d.base} -> {d.head}" for d in comparison.differences if d.is_change]
-    return tuple(dict.fromkeys([*found, *values, *told])) or ("nothing",)
+    beside = [f"{d.what}: {d.base} -> {d.head}" for d in comparison.differences if d.is_change]
+    return tuple(dict.fromkeys([*found, *values, *beside])) or ("nothing",)
 
 
 def _line(finding: Finding) -> str:
@@ -120,20 +113,8 @@ def _line(finding: Finding) -> str:
     return f"{finding.experiment} of {finding.model}{metric}{values}{reason}"
 
 
-def _check_path(path: Path, protected: Sequence[Path]) -> None:
-    if path.suffix != ".json":
-        raise UsageError(
-            f"{path} is not a baseline: expected a .json file; floors and published values are never updated"
-        )
-    if path.resolve() in {p.resolve() for p in protected}:
-        raise UsageError(f"{path} is also the anchor, which is frozen: give the baseline a file of its own")
-
-
-def _verdicts(result: Result, comparison: Comparison, reference: str, kind: ReferenceKind) -> list[Verdict]:
-    key = (result.experiment, result.model.name, result.dataset.name)
-    found = []
+def _verdicts(result: Result, comparison: Comparison, reference: str, kind: ReferenceKind) -> Iterator[Verdict]:
     for f in comparison.findings:
-        if (f.experiment, f.model, f.dataset) == key and f.verdict != "note":
+        if (f.experiment, f.model, f.dataset) == key_of(result) and f.verdict != "note":
             expected = "the same" if f.base is None else f.base
-            found.append(Verdict(f.metric or WHOLE_RESULT, reference, kind, expected, f.verdict, f.reason))
-    return found
+            yield Verdict(f.metric or WHOLE_RESULT, reference, kind, expected, f.verdict, f.reason)
