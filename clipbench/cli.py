@@ -73,7 +73,7 @@ def _report(options: argparse.Namespace) -> int:
     from clipbench.data.dataset import Dataset
     from clipbench.errors import DataUnavailableError
     from clipbench.experiments import all_experiments
-    from clipbench.report.files import write_report
+    from clipbench.report.summary import write_report
     from clipbench.run_file import read_run
     from clipbench.settings import Settings
 

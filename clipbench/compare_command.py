@@ -59,8 +59,7 @@ def run_compare(options: argparse.Namespace) -> tuple[int, str, str]:
     """
     from clipbench.judge.compare import compare_runs
     from clipbench.judge.rules import read_rules, with_options
-    from clipbench.report.compare_markdown import to_pull_request
-    from clipbench.report.compare_text import to_github, to_json, to_text
+    from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
     from clipbench.run_file import read_document, run_of, timings_of
 
     before, after = read_document(options.base), read_document(options.head)
@@ -122,7 +121,7 @@ def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Ru
     from clipbench.errors import UsageError
     from clipbench.judge.compare import by_severity
     from clipbench.reindex import QueryModels, reindex_answers
-    from clipbench.report.reindex_text import index_findings
+    from clipbench.report.comparison import index_findings
 
     if options.index is None:
         if options.queries:

@@ -200,7 +200,7 @@ class BenchmarkSession:
 
     def _report(self, run: Run) -> None:
         from clipbench.experiments import all_experiments
-        from clipbench.report.files import write_report
+        from clipbench.report.summary import write_report
 
         shown = {name: e.shown for name, e in all_experiments().items()}
         write_report(run, self.request.results, self.session.datasets(), shown, self._problems)
@@ -217,7 +217,7 @@ class BenchmarkSession:
         if not self._ran or self._session is None:
             return
         from clipbench.experiments import all_experiments
-        from clipbench.report.terminal import terminal_lines
+        from clipbench.report.summary import terminal_lines
 
         terminalreporter.section("clipbench")
         shown = {name: e.shown for name, e in all_experiments().items()}

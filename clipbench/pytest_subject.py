@@ -8,7 +8,6 @@ import pytest
 
 from clipbench.errors import ClipbenchError, DataUnavailableError, WeightsUnavailableError
 from clipbench.models.zoo import ModelSpec
-from clipbench.report.handled import left_out
 from clipbench.result import Metric, Result, Verdict
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ class Subject:
         Skips where nothing is claimed of this model. Under --require-all an inconclusive verdict, random weights and images that
         are broken or absent fail.
         """
+        from clipbench.report.summary import left_out
         from clipbench.session import RANDOM_REASON
 
         (result,) = self.measure(experiment)

@@ -16,9 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for module in (
     "models.load_open_clip",
     "pytest_session",
-    "report.files",
-    "report.figures",
-    "report.terminal",
+    "report.summary",
     "session",
 ):
     importlib.import_module(f"clipbench.{module}")

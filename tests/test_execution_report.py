@@ -6,7 +6,7 @@ import numpy as np
 from fakes import matching
 
 from clipbench.report.document import to_markdown
-from clipbench.report.execution import execution_blocks, execution_lines
+from clipbench.report.summary import execution_blocks, execution_lines
 from clipbench.result import Run
 
 

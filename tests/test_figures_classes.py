@@ -9,8 +9,7 @@ from PIL import Image
 from planted import PlantedEncoder, write_coco
 
 from clipbench.experiments import experiment
-from clipbench.report.drawing import figures_of
-from clipbench.report.figures_classes import confusion_figure, labels_figure, shown_classes
+from clipbench.report.figures import classes_to_draw, confusion_figure, figures_of, labels_figure
 from clipbench.settings import Settings
 
 ODD = ["a $\\frac$ b", "\u202e\n\x00", "x" * 300, "_^{", ""]
@@ -42,11 +41,11 @@ def test_hits_are_blue_and_confusions_orange():
 def test_classes_that_never_occur_are_left_out_and_of_very_many_the_most_confused_are_shown():
     few = np.zeros((80, 80))
     few[3, 3], few[5, 7] = 4, 1
-    assert shown_classes(few) == [3, 5, 7]
+    assert classes_to_draw(few) == [3, 5, 7]
     many = np.eye(300) * 5
     many[10, 200] = 3
-    assert len(shown_classes(many)) == 80
-    assert {10, 200} <= set(shown_classes(many))
+    assert len(classes_to_draw(many)) == 80
+    assert {10, 200} <= set(classes_to_draw(many))
     assert picture(confusion_figure(many, [str(c) for c in range(300)], "t")).size[0] > 2000
 
 

@@ -9,8 +9,7 @@ import pytest
 import clipbench.models.open_clip  # loaded before the first run inside a run, which forgets what it loads itself
 import clipbench.pytest_session
 import clipbench.report.figures
-import clipbench.report.files
-import clipbench.report.terminal
+import clipbench.report.summary
 import clipbench.session  # noqa: F401
 from clipbench.paths import benchmarks
 
@@ -53,7 +52,7 @@ class Blind:
 @pytest.fixture
 def run(pytester, monkeypatch):
     """Run the medical benchmarks in an empty folder with the encoders above importable, without drawing."""
-    monkeypatch.setattr("clipbench.report.files.figures_of", lambda *_: ())
+    monkeypatch.setattr("clipbench.report.summary.figures_of", lambda *_: ())
     pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
     pytest.importorskip("pydicom", reason="the medical pictures are DICOM")
     pytester.makepyfile(known_pictures=ENCODERS)

@@ -20,8 +20,7 @@ from clipbench.judge.probe_compare import STAGES, compare_probes, first_moved, s
 from clipbench.judge.probe_stages import other_winners, rank_flips, rows_moved
 from clipbench.judge.rules import read_rules
 from clipbench.models.zoo import ModelSpec
-from clipbench.report.compare_markdown import to_pull_request
-from clipbench.report.compare_text import to_github, to_json, to_text
+from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
 from clipbench.result import Run
 from clipbench.settings import Settings
 

@@ -25,9 +25,8 @@ from clipbench.judge.paired import drop_power
 from clipbench.judge.ranking import images_of, rankings, sign_flip_p
 from clipbench.judge.references import published_matrices
 from clipbench.report.document import to_html, to_markdown
-from clipbench.report.files import write_report
-from clipbench.report.ranking import ranking_blocks, ranking_lines
-from clipbench.report.ranking_figure import ranking_figure
+from clipbench.report.ranking import ranking_blocks, ranking_figure, ranking_lines
+from clipbench.report.summary import write_report
 from clipbench.result import DatasetIdentity, Items, ModelIdentity, Result, Run
 
 STUDY = (BEST, *BEATEN)

@@ -16,7 +16,7 @@ from clipbench.experiments.retrieval import retrieval_result
 from clipbench.judge.reindex import BACKWARD, FRESH, MIXED, TODAY, Sample, must_i_reindex, reindex_rules
 from clipbench.metrics import hits_at, retrieval_ranks
 from clipbench.reindex import encode_queries, reindex_answers, saved_sample
-from clipbench.report.reindex_text import index_findings, index_lines
+from clipbench.report.comparison import index_findings, index_lines
 from clipbench.result import DatasetIdentity, Items, Metric, ModelIdentity, Result, Run, dump_json
 
 IMAGES, TEXTS, DIM = 1000, 1500, 24

@@ -13,11 +13,9 @@ from PIL import Image
 
 from clipbench.experiments.matching import matching_result
 from clipbench.judge.verdict import judged
-from clipbench.report.document import Heading, Paragraph, Picture, Table, to_html, to_markdown
+from clipbench.report.document import Heading, Paragraph, Picture, Table, to_html, to_markdown, value_text
 from clipbench.report.figures import figure_name, matrix_figure
-from clipbench.report.files import write_report
-from clipbench.report.summary import summary_blocks, value_text, verdict_line
-from clipbench.report.terminal import terminal_lines
+from clipbench.report.summary import summary_blocks, terminal_lines, verdict_line, write_report
 from clipbench.result import Metric, Run, Skip, Verdict
 from clipbench.settings import Settings
 

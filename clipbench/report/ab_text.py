@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from clipbench.ab import AbReport
 from clipbench.judge.ratios import LOWER_IS_BETTER, Ratio, rounds_needed
-from clipbench.report.compare_words import VERDICTS, WORDS, plain
-from clipbench.report.summary import value_text
+from clipbench.report.comparison import VERDICTS, WORDS
+from clipbench.report.document import Table, aligned, sanitize, value_text
 from clipbench.result import Metric, dump_json
 
 HEADER = ("metric", "base", "head", "head/base", "95 % interval", "shown", "verdict")
@@ -37,11 +37,7 @@ def ab_text(report: AbReport) -> str:
         f"(a loss beyond {report.tolerance:.3g} of base's value fails when it is shown, passes when it is excluded)",
         "",
     ]
-    rows = [HEADER, *(_row(ratio) for ratio in report.metrics)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(HEADER))]
-    lines += [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    lines += aligned(Table(HEADER, [_row(ratio) for ratio in report.metrics]))
     lines += ["", *_undecided(report)]
     lines.append(
         "what differs: "
@@ -56,7 +52,7 @@ def ab_text(report: AbReport) -> str:
         f"measured: {model['name']}, {model['precision']}, batch {report.hello['base']['batch']}, on {model['device']} ({where}); "
         f"{report.rounds} rounds of two fresh processes, {report.turns} turns each, A B B A"
     )
-    return "\n".join(plain(line) for line in lines) + "\n"
+    return "\n".join(sanitize(line) for line in lines) + "\n"
 
 
 def _row(ratio: Ratio) -> tuple[str, ...]:

@@ -1,10 +1,16 @@
-"""A summary as a list of blocks, and its two renderings. Text from data sets and files is untrusted: both escape all of it."""
+"""A report as a list of blocks, its Markdown and HTML, and the words that all reports share.
+
+Text from data sets and files is untrusted: both renderings escape all of it, and `sanitize` is for terminals.
+"""
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from clipbench.result import Metric, ModelIdentity
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 # An underscore inside a word (a metric's name) is plain text in GitHub's Markdown; every other special character is escaped.
 _MARKDOWN = re.compile(r"([\\`*{}\[\]<>#|~!&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _AUTOLINK = re.compile(r"(?<!\w)@(?=\w)|:(?=//)|\bwww(?=\.)", re.IGNORECASE)
@@ -16,6 +22,14 @@ td,th{border:1px solid #d0d7de;padding:.3rem .6rem;text-align:left;vertical-alig
 th{background:#f6f8fa}td.pass{background:#dafbe1}td.fail{background:#ffd7d5}td.inconclusive{background:#fff1c2}
 img{max-width:100%;border:1px solid #d0d7de}figure{margin:1.5rem 0}figcaption{color:#57606a}
 """
+UNITS = {
+    "images_per_second": "images/s",
+    "texts_per_second": "texts/s",
+    "latency_p50": "s",
+    "latency_p90": "s",
+    "latency_p99": "s",
+    "peak_memory_bytes": "bytes",
+}
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,12 @@ class Details:
     blocks: "Sequence[Block]"
 
 
-Block = Heading | Paragraph | Code | Table | Picture | Details
+Block = Heading | Paragraph | Table | Picture
+MarkdownBlock = Block | Code | Details
+"""What a comparison has: it is never rendered to HTML."""
 
 
-def to_markdown(blocks: Sequence[Block]) -> str:
+def to_markdown(blocks: Sequence[MarkdownBlock]) -> str:
     """Return the blocks as GitHub-flavoured Markdown; all text is escaped, so no data can make a link, image or tag."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
@@ -86,11 +102,11 @@ def to_html(blocks: Sequence[Block], title: str) -> str:
 
 def _escaped(text: str) -> str:
     """Text that stays text: no markup, and no address or @name that GitHub makes a link or a notification of."""
-    plain = _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
-    return _AUTOLINK.sub(lambda found: f"{found[0]}{_WORD_JOINER}", plain)
+    escaped = _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return _AUTOLINK.sub(lambda found: f"{found[0]}{_WORD_JOINER}", escaped)
 
 
-def _markdown(block: Block) -> str:
+def _markdown(block: MarkdownBlock) -> str:
     match block:
         case Heading(text, level):
             return f"{'#' * level} {_escaped(text)}"
@@ -115,14 +131,9 @@ def _html(block: Block) -> str:
             return f"<h{level}>{html.escape(text)}</h{level}>"
         case Paragraph(text):
             return f"<p>{html.escape(text)}</p>"
-        case Code(text):
-            return f"<pre><code>{html.escape(text)}</code></pre>"
         case Picture(path, caption):
             safe = html.escape(path)
             return f'<figure><img src="{safe}" alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-        case Details(title, blocks):
-            body = "".join(_html(inner) for inner in blocks)
-            return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
         case Table(header, rows):
             head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
             lines = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
@@ -132,3 +143,36 @@ def _html(block: Block) -> str:
 def _cell(cell: str) -> str:
     kind = f' class="{cell}"' if cell in ("pass", "fail", "inconclusive") else ""
     return f"<td{kind}>{html.escape(cell)}</td>"
+
+
+def sanitize(text: str) -> str:
+    """Return the text in one line without control characters: nothing in a run can steer a terminal or start a line."""
+    return _CONTROL.sub(" ", text)
+
+
+def aligned(table: Table, indent: int = 2) -> Iterator[str]:
+    """Yield a table as lines of text, each column as wide as its widest cell."""
+    rows = [table.header, *table.rows]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(table.header))]
+    for row in rows:
+        cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield " " * indent + cells.rstrip()
+
+
+def model_label(model: ModelIdentity) -> str:
+    """Return the model's name with its weights, as people call it."""
+    return model.name if model.pretrained in ("", "factory", model.name) else f"{model.name} ({model.pretrained})"
+
+
+def value_text(name: str, metric: Metric) -> str:
+    """Return a metric as people read it: rates and cosines with their interval, counts with separators, times with units."""
+    value = metric.value
+    if name == "peak_memory_bytes":
+        return f"{value / 2**20:,.0f} MiB"
+    if name.startswith("latency"):
+        return f"{value * 1e3:,.2f} ms"
+    if name in UNITS:
+        return f"{value:,.1f} {UNITS[name]}"
+    if metric.low is None or metric.high is None:
+        return f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}"
+    return f"{value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"

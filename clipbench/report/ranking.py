@@ -1,13 +1,13 @@
-"""The models confronted, in words and tables: the end of a summary of several models. The figure is `ranking_figure`'s."""
+"""The models confronted, in words, tables and a figure: the end of a summary of several models."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 from clipbench.judge.claim import BEATEN, BEST, imagenet_of, settling_sentences, study_claim
 from clipbench.judge.ranking import Pair, Ranking, rankings
-from clipbench.report.document import Block, Heading, Paragraph, Picture, Table
-from clipbench.report.figures import figure_name
-from clipbench.report.summary import model_label, value_text
+from clipbench.report.document import Block, Heading, Paragraph, Picture, Table, model_label, value_text
+from clipbench.report.figures import figure_name, literal, new_figure, to_png
 from clipbench.result import Run
 
 WHY = (
@@ -19,7 +19,9 @@ WHY = (
     "the number of models shown to be better. Intervals are 95 %, of one score or one pair alone."
 )
 RANDOM_NOTE = "Models with random weights are ranked too: that is what knowing nothing looks like."
-PAIRS_SHOWN = 10
+MOST_PAIRS = 10
+BETTER, WORSE, TIE = "#2b6cb0", "#b45309", "#e8eaed"
+"""Blue and orange: told apart by people who do not tell red from green."""
 CLAIM = f"The study's claim that {BEST} beats {' and '.join(BEATEN)}"
 
 
@@ -55,7 +57,7 @@ def ranking_blocks(run: Run) -> list[Block]:
 
 
 def ranking_lines(run: Run) -> Iterator[str]:
-    """Return the section for a terminal: a line a ranking, the claim's finding under it."""
+    """Return the section for a terminal: one line per ranking, the claim's finding under it."""
     experiments = by_experiment(run)
     if not experiments:
         return
@@ -77,14 +79,31 @@ def ranking_lines(run: Run) -> Iterator[str]:
         yield from (f"  {sentence}" for sentence in settling_sentences())
 
 
+def ranking_figure(title: str, found: Sequence[Ranking]) -> bytes:
+    """Return a PNG: one row per metric, on its left the scores with 95 % intervals, on its right a cell for each pair.
+
+    A cell says by how much the row's model is above the column's: blue where that is shown, orange where the opposite is,
+    grey for a tie.
+    """
+    most = max(len(r.standings) for r in found)
+    figure = new_figure(7.5 + 0.95 * most, 0.7 + len(found) * (1.7 + 0.5 * most))
+    panels = figure.subplots(len(found), 2, squeeze=False, width_ratios=(5, 1.5 + 0.95 * most))
+    for (left, right), ranking in zip(panels, found, strict=True):
+        _scores(left, ranking)
+        _cells(right, ranking)
+    figure.suptitle(literal(f"{title}: the models confronted"), fontsize=13)
+    figure.supxlabel("cells: row minus column; blue: the row is shown better, orange: worse, grey: a tie", fontsize=9)
+    return to_png(figure)
+
+
 def _standings(found: Sequence[Ranking]) -> Table:
     rows = []
     for ranking in found:
         for s in ranking.standings:
-            known = imagenet_of(s.model)
+            published = imagenet_of(s.model)
             score = value_text(ranking.metric, s.score)
             counts = (str(s.wins), str(s.ties), str(s.losses))
-            beside = "-" if known is None else f"{known:.3f}"
+            beside = "-" if published is None else f"{published:.3f}"
             rows.append((ranking.metric, str(s.place), model_label(s.model), score, str(ranking.n), *counts, beside))
     header = ("metric", "place", "model", "score", "n", "wins", "ties", "losses", "published ImageNet accuracy")
     return Table(header, rows)
@@ -92,8 +111,8 @@ def _standings(found: Sequence[Ranking]) -> Table:
 
 def _pairs(found: Sequence[Ranking]) -> Iterator[Block]:
     pairs = [(r.metric, p) for r in found for p in r.pairs]
-    told = pairs if len(pairs) <= PAIRS_SHOWN else [(metric, p) for metric, p in pairs if p.winner is not None]
-    if told:
+    listed = pairs if len(pairs) <= MOST_PAIRS else [(metric, p) for metric, p in pairs if p.winner is not None]
+    if listed:
         header = (
             "metric",
             "pair",
@@ -103,22 +122,68 @@ def _pairs(found: Sequence[Ranking]) -> Iterator[Block]:
             "p (Holm)",
             "the data say",
         )
-        yield Table(header, [(metric, *_pair_cells(p)) for metric, p in told])
-    if len(told) < len(pairs):
-        yield Paragraph(f"{len(pairs) - len(told)} of {len(pairs)} pairs are ties{' and not listed' if told else ''}.")
+        yield Table(header, [(metric, *_pair_cells(p)) for metric, p in listed])
+    if len(listed) < len(pairs):
+        yield Paragraph(
+            f"{len(pairs) - len(listed)} of {len(pairs)} pairs are ties{' and not listed' if listed else ''}."
+        )
     for ranking in found:
         for model, reason in ranking.not_comparable:
             yield Paragraph(f"Not comparable by {ranking.metric}: {model_label(model)}, {reason}.")
 
 
 def _pair_cells(pair: Pair) -> tuple[str, ...]:
-    said = "tie" if pair.winner is None else f"{model_label(pair.winner)} is better"
+    conclusion = "tie" if pair.winner is None else f"{model_label(pair.winner)} is better"
     alone = tuple("-" if count is None else str(count) for count in (pair.a_only, pair.b_only))
     difference = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
-    return f"{model_label(pair.a)} - {model_label(pair.b)}", difference, *alone, f"{pair.p:.3g}", said
+    return f"{model_label(pair.a)} - {model_label(pair.b)}", difference, *alone, f"{pair.p:.3g}", conclusion
 
 
 def _claims(found: Sequence[Ranking]) -> Iterator[Block]:
     for ranking in found:
         if claim := study_claim(ranking):
             yield Paragraph(f"{CLAIM}, by {ranking.metric}: {claim.finding}. {' '.join(claim.sentences)}")
+
+
+def _scores(axes: Any, ranking: Ranking) -> None:
+    for row, standing in enumerate(ranking.standings):
+        score = standing.score
+        low = score.value if score.low is None else score.low
+        high = score.value if score.high is None else score.high
+        axes.plot([low, high], [row, row], color="#57606a", linewidth=2)
+        axes.plot(score.value, row, "o", color="black")
+        axes.text(score.value, row - 0.16, f"{score.value:.3f}", ha="center", va="bottom", size=9)
+    labels = [literal(f"{s.place}. {model_label(s.model)}") for s in ranking.standings]
+    axes.set_yticks(range(len(labels)), labels, fontsize=10)
+    axes.set_ylim(len(labels) - 0.5, -0.6)
+    axes.set_xlim(-0.03, 1.03)
+    axes.grid(axis="x", color="#d0d7de", linewidth=0.6)
+    axes.set_title(literal(f"{ranking.metric}, n={ranking.n}, 95 % intervals"), fontsize=10)
+
+
+def _cells(axes: Any, ranking: Ranking) -> None:
+    from matplotlib.patches import Rectangle
+
+    models = [s.model for s in ranking.standings]
+    pairs: dict[Any, Pair] = {(p.a, p.b): p for p in ranking.pairs}
+    for row, one in enumerate(models):
+        for column, other in enumerate(models):
+            pair = pairs.get((one, other)) or pairs.get((other, one))
+            if pair is None:
+                continue
+            colour = TIE if pair.winner is None else BETTER if pair.winner == one else WORSE
+            difference = pair.difference if pair.a == one else -pair.difference
+            axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, facecolor=colour))
+            text = f"{difference + 0.0:+.3f}" + ("\ntie" if pair.winner is None else "")
+            axes.text(
+                column, row, text, ha="center", va="center", size=9, color="black" if pair.winner is None else "white"
+            )
+    names = [literal(model_label(m)) for m in models]
+    axes.set_xticks(range(len(names)), names, fontsize=8, rotation=20, ha="right")
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.set_xlim(-0.5, len(models) - 0.5)
+    axes.set_ylim(len(models) - 0.5, -0.6)
+    axes.set_title("shown better, or a tie", fontsize=10)
+    for side in ("left", "top", "right", "bottom"):
+        axes.spines[side].set_visible(False)

@@ -1,14 +1,31 @@
-"""The summary of a run: what was measured, what was expected, what the verdict is and why. One list of blocks for all faces."""
+"""The summary of a run: what was measured, what was expected, what the verdict is and why.
+
+`write_report` writes it with its figures as Markdown and HTML, `terminal_lines` is its short form. A run file is untrusted here.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from clipbench.data.dataset import Dataset
+from clipbench.judge.execution import UNCONFIRMED, is_unconfirmed
 from clipbench.judge.published import shown_only
-from clipbench.report.document import Block, Heading, Paragraph, Picture, Table
-from clipbench.report.execution import execution_blocks
-from clipbench.report.handled import handled_blocks
-from clipbench.result import Metric, ModelIdentity, Result, Run, Verdict
+from clipbench.report.document import (
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    model_label,
+    to_html,
+    to_markdown,
+    value_text,
+)
+from clipbench.report.figures import figures_of
+from clipbench.report.ranking import by_experiment, ranking_blocks, ranking_figure, ranking_file, ranking_lines
+from clipbench.result import Result, Run, Verdict, write_whole
 
 ORDER = {"inconclusive": 0, "fail": 1, "pass": 2}
 COSINE_NOTE = (
@@ -19,33 +36,61 @@ LITE_NOTE = (
     "lite is a smoke model, not CLIP: an ImageNet classifier and a sentence encoder joined by a linear map. Its numbers show "
     "that the suite works; they say nothing about any CLIP model."
 )
-UNITS = {
-    "images_per_second": "images/s",
-    "texts_per_second": "texts/s",
-    "latency_p50": "s",
-    "latency_p90": "s",
-    "latency_p99": "s",
-    "peak_memory_bytes": "bytes",
-}
+EXCLUSIONS_NOTE = (
+    "Items that a data set names and that were left out, changed or counted on purpose; broken files by name."
+)
+EXECUTION_NOTE = (
+    "A shortcut gives the plain call's rows with less work; a sample of them is made again by the plain call in the same run, and "
+    "where one is further away than rounding can bring it, all rows are made plainly (`dropped`). --plain takes none."
+)
 
 
-def model_label(model: ModelIdentity) -> str:
-    """Return the model's name with its weights, as people call it."""
-    return model.name if model.pretrained in ("", "factory", model.name) else f"{model.name} ({model.pretrained})"
+def write_report(
+    run: Run,
+    folder: Path,
+    datasets: Mapping[str, Dataset],
+    shown: Mapping[str, Sequence[str]],
+    problems: Sequence[str] = (),
+) -> None:
+    """Write the summary and the figures of a run into a folder.
+
+    `datasets` by name give the pictures and captions of the figures; a data set that is not at hand leaves ids in their place.
+
+    Raises: OSError when the folder cannot be written.
+    """
+    figures: dict[tuple[str, str, str], list[str]] = {}
+    for result in run.results:
+        for name, content in figures_of(result, datasets.get(result.dataset.name)):
+            write_whole(folder / "figures" / name, content)
+            key = (result.experiment, result.dataset.name, model_label(result.model))
+            figures.setdefault(key, []).append(f"figures/{name}")
+    for title, found in by_experiment(run):
+        write_whole(folder / "figures" / ranking_file(title), ranking_figure(title, found))
+    blocks = [*summary_blocks(run, figures, shown, problems), *ranking_blocks(run)]
+    write_whole(folder / "summary.md", to_markdown(blocks))
+    write_whole(folder / "summary.html", to_html(blocks, "clipbench summary"))
 
 
-def value_text(name: str, metric: Metric) -> str:
-    """Return a metric as people read it: rates and cosines with their interval, counts with separators, times with units."""
-    value = metric.value
-    if name == "peak_memory_bytes":
-        return f"{value / 2**20:,.0f} MiB"
-    if name.startswith("latency"):
-        return f"{value * 1e3:,.2f} ms"
-    if name in UNITS:
-        return f"{value:,.1f} {UNITS[name]}"
-    if metric.low is None or metric.high is None:
-        return f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}"
-    return f"{value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
+def terminal_lines(run: Run, shown: Mapping[str, Sequence[str]], problems: Sequence[str]) -> Iterator[str]:
+    """Return the lines: verdict; inconclusive and failed verdicts with reasons; a line a result, a skip, a ranking."""
+    yield verdict_line(run, problems)
+    open_verdicts = [(r, v) for r in run.results for v in r.verdicts if v.verdict != "pass"]
+    for result, verdict in sorted(open_verdicts, key=lambda pair: ORDER[pair[1].verdict]):
+        yield f"  {verdict.verdict}: {result.experiment} of {model_label(result.model)}: {verdict.reason}"
+    width = max((len(model_label(r.model)) for r in run.results), default=0)
+    for result in run.results:
+        names = [n for n in shown.get(result.experiment, ()) if n in result.metrics]
+        values = ", ".join(f"{n} {value_text(n, result.metrics[n])}" for n in names)
+        yield f"  {model_label(result.model):{width}}  {result.experiment:12} {worst_verdict(result.verdicts):13} {values}"
+    together: dict[tuple[str, str], list[str]] = {}
+    for skip in run.skipped:
+        if any(skip.reason in problem for problem in problems):
+            continue  # it failed, and was told in full
+        together.setdefault((skip.model, skip.reason), []).append(skip.experiment)
+    for (model, reason), experiments in together.items():
+        yield f"  skipped: {', '.join(experiments)} of {model}: {reason}"
+    yield from (f"  {line}" for line in (*left_out_lines(run), *execution_lines(run)))
+    yield from ranking_lines(run)
 
 
 def worst_verdict(verdicts: Sequence[Verdict]) -> str:
@@ -92,10 +137,62 @@ def summary_blocks(
     blocks += _figure_blocks(run, figures)
     blocks += _confusions(run)
     blocks += _all_metrics(run)
-    blocks += handled_blocks(run)
+    blocks += exclusion_blocks(run)
     blocks += execution_blocks(run)
     blocks += _environment(run)
     return blocks
+
+
+def exclusion_blocks(run: Run) -> Iterator[Block]:
+    """Yield a heading, a table with one row per result that has something to say, and a note; nothing where none has."""
+    rows = [(r.model.name, r.experiment, r.dataset.name, text) for r in run.results if (text := _counts(r))]
+    if rows:
+        yield Heading("What was handled")
+        yield Table(("model", "experiment", "data set", "counts"), rows)
+        yield Paragraph(EXCLUSIONS_NOTE)
+
+
+def left_out_lines(run: Run) -> Iterator[str]:
+    """Return a line for each result that was measured without images it should have had."""
+    for r in run.results:
+        if lost := left_out(r):
+            yield f"left out: {r.experiment} of {r.model.name} on {r.dataset.name}: {lost}"
+
+
+def left_out(result: Result) -> str:
+    """Return which images were asked for and not measured, "" where none were."""
+    notes, found = _notes(result), []
+    if absent := notes.get("images_absent", 0):
+        found.append(f"{absent:,} absent image(s)")
+    if broken := notes.get("broken_images", 0):
+        found.append(f"{broken:,} broken image(s): {_names(result)}")
+    return ", ".join(found)
+
+
+def execution_blocks(run: Run) -> Iterator[Block]:
+    """Return a heading, a table with a line for the images and one for the texts of each result that took a shortcut, and a word."""
+    rows = [
+        (r.model.name, r.experiment, kind, ", ".join(r.protocol.get("shortcuts", ())) or "-", _part_text(part))
+        for r in run.results
+        for kind, part in _parts(r)
+        if r.protocol.get("shortcuts") or part.get("dropped")
+    ]
+    if rows:
+        yield Heading("How rows were made")
+        yield Table(("model", "experiment", "rows of", "shortcuts of the result", "made"), rows)
+        yield Paragraph(EXECUTION_NOTE)
+
+
+def execution_lines(run: Run) -> Iterator[str]:
+    """Return what somebody must know at the end of a session: shortcuts that were dropped, rows that no model confirmed."""
+    for r in run.results:
+        for kind, part in _parts(r):
+            if part.get("dropped"):
+                yield f"shortcut dropped: {r.experiment} of {r.model.name}, {kind}: {part['dropped']}"
+    for name in dict.fromkeys(r.model.name for r in run.results):
+        unconfirmed = {r.experiment: None for r in run.results if r.model.name == name and is_unconfirmed(r)}
+        if unconfirmed:
+            yield f"{', '.join(unconfirmed)} of {name}: {UNCONFIRMED}"
 
 
 def _open_questions(run: Run, problems: Sequence[str]) -> Iterator[Block]:
@@ -198,3 +295,38 @@ def _environment(run: Run) -> Iterator[Block]:
             (f"model {model_label(model)}", f"weights {weights}, {model.precision} on {model.device}{activation}")
         )
     yield Table(("what", "value"), pairs)
+
+
+def _counts(result: Result) -> str:
+    counted = [f"{name} {count:,}" for name, count in _notes(result).items() if count]
+    names = _names(result)
+    return ", ".join(counted) + (f" ({names})" if names else "") if counted else ""
+
+
+def _names(result: Result) -> str:
+    names = result.protocol.get("broken_images")
+    return ", ".join(str(name) for name in names) if isinstance(names, list) else ""
+
+
+def _notes(result: Result) -> dict[str, int]:
+    notes = result.protocol.get("notes")
+    counts = notes.items() if isinstance(notes, dict) else ()
+    return {str(name): count for name, count in counts if isinstance(count, int)}
+
+
+def _part_text(part: dict[str, Any]) -> str:
+    words = [f"{part.get('n', 0):,} rows"]
+    words += [
+        f"{part[key]:,} {name}" for key, name in (("shared", "shared"), ("cached", "from the cache")) if part.get(key)
+    ]
+    if part.get("checked"):
+        words.append(f"{part['checked']} checked, at most {part.get('largest_distance', 0.0):.1e} away")
+    if part.get("dropped"):
+        words.append(f"dropped: {part['dropped']}")
+    return "; ".join(words)
+
+
+def _parts(result: Result) -> list[tuple[str, dict[str, Any]]]:
+    """(Images or texts, counts) of a result; empty where it does not say."""
+    execution = result.protocol.get("execution")
+    return list(execution.items()) if isinstance(execution, dict) else []

@@ -1,0 +1,407 @@
+"""A comparison as text for a terminal, as JSON, as GitHub annotations, and as Markdown for a pull request.
+
+The text of the runs is untrusted: it is sanitized here, or escaped by the renderer.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from clipbench.judge.compare import Comparison, Finding, ItemChange, Word
+from clipbench.judge.probe_compare import sentence
+from clipbench.judge.reindex import BACKWARD, FRESH, KS, MIXED, TODAY, Answer, Reindex
+from clipbench.report.document import (
+    Block,
+    Code,
+    Details,
+    Heading,
+    MarkdownBlock,
+    Paragraph,
+    Table,
+    aligned,
+    sanitize,
+    to_markdown,
+    value_text,
+)
+from clipbench.result import Metric, dump_json
+
+VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "CANNOT TELL"}
+WORDS = {"fail": "fail", "inconclusive": "cannot tell", "note": "note", "pass": "pass"}
+ROW_KINDS = ("in general", "identical", "speed", "shown", "not comparable")
+METRICS_HEADER = (
+    "model",
+    "experiment",
+    "metric",
+    "base",
+    "head",
+    "change",
+    "95 % interval",
+    "lost",
+    "gained",
+    "verdict",
+)
+STATES = ("same", "agrees", "changed", "not comparable")
+LEVELS = {"fail": "error", "inconclusive": "warning", "note": "notice"}
+ADVICE = {
+    "pass": "Nothing that was compared is worse beyond what is allowed.",
+    "fail": "Do not ship this as it is: what failed is worse than the base, with the evidence beside it.",
+    "inconclusive": "Not enough to say: nothing failed, and something could not be told, compared or found. See the reasons.",
+}
+TEXT_ITEMS = 20
+OPEN_FINDINGS, OPEN_ITEMS = 12, 10
+"""Lines before the fold: what a reader takes in within half a minute."""
+INDEX_VERDICTS: dict[Answer, Word] = {"no need": "pass", "re-index": "fail", "cannot tell": "inconclusive"}
+MEANING = {
+    TODAY: "today",
+    MIXED: "new model, index kept",
+    BACKWARD: "old model, fresh index",
+    FRESH: "new model, fresh index",
+}
+CUTOFFS_HEADER = ("cut-off at today's", "score", "queries that pass it today", "then", "change")
+
+
+def to_text(comparison: Comparison, command: str) -> str:
+    """Return the comparison as lines: verdict, reasons, what differs, which items, all metrics, how to reproduce."""
+    lines = [_headline(comparison), ""]
+    lines += [
+        f"  {WORDS[f.verdict]:12} {_where(f)}: {_reason_of(f)}"
+        for f in [*_pressing(comparison), *comparison.of("pass")]
+    ]
+    lines += ["", "what changed"]
+    lines += list(_difference_lines(comparison)) or ["  nothing but the outcomes, if at all"]
+    if rows := _stage_rows(comparison):
+        lines += ["", "first stage that moved", *(f"  {model}: {words}" for model, words in rows)]
+    if comparison.items:
+        lines += ["", "which items", *_item_lines(comparison)]
+    if metrics := _metric_rows(comparison):
+        lines += ["", *aligned(Table(METRICS_HEADER, metrics))]
+    if comparison.index:
+        lines += ["", *(sanitize(line) for line in index_lines(comparison.index))][:-1]
+    return "\n".join([*lines, "", f"reproduce: {sanitize(command)}"]) + "\n"
+
+
+def to_json(comparison: Comparison, command: str) -> str:
+    """Return the comparison as JSON with sorted keys: verdict, exit_code, headline, findings, items, differences, stages, command;
+    and index where `--index` was given.
+    """
+    return dump_json(
+        {
+            "verdict": comparison.verdict,
+            "exit_code": comparison.exit_code,
+            "headline": _headline(comparison),
+            "alpha": comparison.alpha,
+            "findings": [dataclasses.asdict(f) for f in comparison.findings],
+            "items": [dataclasses.asdict(change) for change in comparison.items],
+            "differences": [dataclasses.asdict(d) | {"changed": d.is_change} for d in comparison.differences],
+            "stages": [dataclasses.asdict(f) for f in comparison.stages],
+            "command": command,
+        }
+        | ({"index": [dataclasses.asdict(answer) for answer in comparison.index]} if comparison.index else {})
+    )
+
+
+def to_github(comparison: Comparison) -> str:
+    """Return GitHub workflow commands: the verdict first, then an annotation for each finding that is no pass.
+
+    Source: https://docs.github.com/actions/reference/workflow-commands-for-github-actions
+    """
+    level = {"fail": "error", "inconclusive": "warning", "pass": "notice"}[comparison.verdict]
+    lines = [f"::{level} title=clipbench::{_message(_headline(comparison))}"]
+    lines += [_annotation(f) for f in _pressing(comparison)]
+    moved = {sanitize(f.model) for f in comparison.stages if f.moved}
+    title = "clipbench, first stage that moved"
+    lines += [
+        f"::notice title={_property(title)}::{_message(f'{m}: {words}')}"
+        for m, words in _stage_rows(comparison)
+        if m in moved
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_pull_request(comparison: Comparison, command: str) -> str:
+    """Return the comparison as GitHub-flavoured Markdown: verdict, reasons, what differs, items, command, folded tables.
+
+    All text of the runs is escaped.
+    """
+    blocks: list[MarkdownBlock] = [Heading(_headline(comparison), 2), Paragraph(ADVICE[comparison.verdict])]
+    findings = _pressing(comparison)
+    blocks += _finding_blocks(findings[:OPEN_FINDINGS], len(findings) - OPEN_FINDINGS)
+    blocks += _difference_blocks(comparison)
+    if stages := _stage_rows(comparison):
+        blocks += [Heading("First stage that moved", 3), Table(("model", "what the probe says"), stages)]
+    if comparison.items:
+        blocks += _item_blocks("Which items", _items_at_a_glance(comparison, OPEN_ITEMS))
+    blocks += index_blocks(comparison.index)
+    blocks += [Heading("Reproduce", 3), Code(sanitize(command))]
+    blocks += _folded(comparison, findings)
+    return to_markdown(blocks)
+
+
+def _difference_lines(comparison: Comparison) -> Iterator[str]:
+    width = max((len(d.what) for d in comparison.differences), default=0)
+    for d in comparison.differences:
+        yield sanitize(f"  {d.what:{width}}  {f'{d.base} -> {d.head}' if d.is_change else f'the same ({d.base})'}")
+
+
+def _item_lines(comparison: Comparison) -> Iterator[str]:
+    place, listed = "", _items_at_a_glance(comparison, TEXT_ITEMS)
+    for change in listed:
+        if _where(change) != place:
+            place = _where(change)
+            yield f"  {place}"
+        yield f"    {change.direction:6} {sanitize(change.item)}  {_margin_text(change)}"
+        if change.top_before:
+            yield f"           before: {_top_text(change.top_before)}"
+            yield f"           after:  {_top_text(change.top_after)}"
+    if len(comparison.items) > len(listed):
+        yield f"    and {len(comparison.items) - len(listed)} more: --format json has them"
+
+
+def _annotation(finding: Finding) -> str:
+    title = f"clipbench {VERDICTS.get(finding.verdict, 'note')}, {_where(finding)}"
+    return f"::{LEVELS[finding.verdict]} title={_property(title)}::{_message(_reason_of(finding))}"
+
+
+def _message(text: str) -> str:
+    return sanitize(text).replace("%", "%25")
+
+
+def _property(text: str) -> str:
+    return _message(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def _finding_blocks(findings: Sequence[Finding], more: int, title: str = "Why") -> Iterator[Block]:
+    if findings:
+        yield Heading(title, 3)
+        yield Table(("verdict", "where", "reason"), [(WORDS[f.verdict], _where(f), _reason_of(f)) for f in findings])
+    if more > 0:
+        yield Paragraph(f"and {more} more, folded below")
+
+
+def _difference_blocks(comparison: Comparison) -> Iterator[Block]:
+    yield Heading("What changed", 3)
+    changed = [d for d in comparison.differences if d.is_change]
+    same = [d.what for d in comparison.differences if not d.is_change]
+    if changed:
+        yield Table(("what", "base", "head"), [[sanitize(cell) for cell in (d.what, d.base, d.head)] for d in changed])
+    else:
+        yield Paragraph("Neither software, machine, weights nor protocol.")
+    if same:
+        yield Paragraph(f"The same: {sanitize(', '.join(same))}.")
+
+
+def _item_blocks(title: str, changes: Sequence[ItemChange]) -> Iterator[Block]:
+    header = ("where", "item", "", "moved", "best five before", "best five after")
+    rows = [
+        (_where(c), sanitize(c.item), c.direction, _margin_text(c), _top_text(c.top_before), _top_text(c.top_after))
+        for c in changes
+    ]
+    yield Heading(title, 3)
+    yield Table(header, rows)
+
+
+def _folded(comparison: Comparison, findings: Sequence[Finding]) -> Iterator[Details]:
+    if rows := _metric_rows(comparison):
+        yield Details(f"All {len(rows)} metrics", [Table(METRICS_HEADER, rows)])
+    if passed := comparison.of("pass"):
+        yield Details(f"{len(passed)} that pass", list(_finding_blocks(passed, 0, "What passes")))
+    if len(findings) > OPEN_FINDINGS:
+        yield Details(
+            f"The other {len(findings) - OPEN_FINDINGS} findings",
+            list(_finding_blocks(findings[OPEN_FINDINGS:], 0, "More")),
+        )
+    if len(comparison.items) > len(_items_at_a_glance(comparison, OPEN_ITEMS)):
+        yield Details(
+            f"All {len(comparison.items)} changed items shown",
+            list(_item_blocks("Items", _items_worst_first(comparison))),
+        )
+
+
+def _headline(comparison: Comparison) -> str:
+    """The verdict and the counts behind it. What nobody could judge is never called a pass."""
+    counts = f"{comparison.count('fail')} fail, {comparison.count('inconclusive')} cannot tell, {comparison.count('pass')} pass"
+    if not {"fail", "inconclusive", "pass"} & {f.verdict for f in comparison.findings}:
+        counts = "nothing was compared"
+    return f"{VERDICTS[comparison.verdict]}: {counts}"
+
+
+def _where(finding: Finding | ItemChange) -> str:
+    items = "" if finding.dataset in ("", "-", "none", finding.experiment) else f" on {finding.dataset}"
+    metric = f", {finding.metric}" if finding.metric else ""
+    return sanitize(f"{finding.experiment} of {finding.model}{items}{metric}")
+
+
+def _pressing(comparison: Comparison) -> list[Finding]:
+    """What a reader must see: failures, what is undecided, notes other than plain values."""
+    return [f for f in comparison.findings if f.verdict != "pass" and not _is_value(f)]
+
+
+def _reason_of(finding: Finding) -> str:
+    change = f"{_value(finding, finding.base)} -> {_value(finding, finding.head)}: " if _has_values(finding) else ""
+    return sanitize(f"{change}{finding.reason}")
+
+
+def _metric_rows(comparison: Comparison) -> list[Sequence[str]]:
+    """One row per metric of both runs, under `METRICS_HEADER`."""
+    rows = []
+    for f in comparison.findings:
+        if f.kind in ROW_KINDS and _has_values(f) and f.base is not None and f.head is not None:
+            verdict = f.verdict if f.verdict != "note" else _state(f)
+            flips = ["-" if count is None else f"{count:,}" for count in (f.lost, f.gained)]
+            interval = "-" if f.interval is None else f"{f.interval[0]:+.4f} to {f.interval[1]:+.4f}"
+            values = (_value(f, f.base), _value(f, f.head), _change(f.base, f.head), interval)
+            rows.append([sanitize(cell) for cell in (f.model, f.experiment, f.metric, *values, *flips, verdict)])
+    return sorted(rows, key=lambda row: (row[0], row[1], row[2]))
+
+
+def _value(finding: Finding, value: float | None) -> str:
+    return "absent" if value is None else value_text(finding.metric, Metric(value, finding.n))
+
+
+def _change(base: float, head: float) -> str:
+    if base == head:
+        return "0"
+    small = max(abs(base), abs(head)) <= 1
+    return f"{head - base:+.2g}" if small or base == 0 else f"{(head - base) / base:+.1%}"
+
+
+def _state(finding: Finding) -> str:
+    return finding.reason if finding.reason in STATES else finding.kind
+
+
+def _has_values(finding: Finding) -> bool:
+    return bool(finding.metric) and (finding.base is not None or finding.head is not None)
+
+
+def _is_value(finding: Finding) -> bool:
+    return finding.verdict == "note" and (
+        finding.kind == "shown" or (finding.kind == "not comparable" and bool(finding.metric))
+    )
+
+
+def _items_worst_first(comparison: Comparison) -> list[ItemChange]:
+    """The changed items: of metrics that failed, of results that failed, of undecided ones, the rest; losses as they stand."""
+    results: dict[tuple[str, str, str], set[str]] = {}
+    failed = set()
+    for f in comparison.findings:
+        results.setdefault((f.experiment, f.model, f.dataset), set()).add(f.verdict)
+        if f.verdict == "fail":
+            failed.add((f.experiment, f.model, f.dataset, f.metric))
+
+    def rank(change: ItemChange) -> int:
+        key = (change.experiment, change.model, change.dataset)
+        words = results.get(key, set())
+        return 0 if (*key, change.metric) in failed else 1 if "fail" in words else 2 if "inconclusive" in words else 3
+
+    return sorted(comparison.items, key=rank)
+
+
+def _items_at_a_glance(comparison: Comparison, limit: int) -> list[ItemChange]:
+    """Up to `limit` changed items, worst first, of each metric no more than three losses and two gains."""
+    seen: dict[tuple[str, str, str, str, str], int] = {}
+    chosen = []
+    for change in _items_worst_first(comparison):
+        key = (change.experiment, change.model, change.dataset, change.metric, change.direction)
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] <= (3 if change.direction == "lost" else 2):
+            chosen.append(change)
+    return chosen[:limit]
+
+
+def _margin_text(change: ItemChange) -> str:
+    """How an item moved: its margin where it is known, else its outcome."""
+    if change.margin_before is None or change.margin_after is None:
+        return f"{change.before:g} -> {change.after:g}"
+    return f"margin {change.margin_before:+.4f} -> {change.margin_after:+.4f}"
+
+
+def _top_text(top: Sequence[tuple[str, float]]) -> str:
+    return sanitize(", ".join(f"{name} {value:.3f}" for name, value in top)) or "-"
+
+
+def _stage_rows(comparison: Comparison) -> list[tuple[str, str]]:
+    """(Model, which stage moved first, by how much, and which did not) for each model that has a probe."""
+    models = dict.fromkeys(f.model for f in comparison.stages)
+    return [(sanitize(model), sanitize(sentence(comparison.stages, model))) for model in models]
+
+
+def index_findings(answers: Sequence[Reindex]) -> list[Finding]:
+    """Return one finding per answer (no need: pass, re-index: fail, cannot tell: inconclusive), and a note on cut-offs that break."""
+    found = []
+    for a in answers:
+        found.append(
+            Finding("index", INDEX_VERDICTS[a.answer], "index", a.what, "-", f"{a.answer}: {a.reason}", n=a.queries)
+        )
+        if a.cutoffs_word == "break":
+            found.append(Finding("index", "note", "index", a.what, "-", _cutoffs_text(a), n=a.queries))
+    return found
+
+
+def index_blocks(answers: Sequence[Reindex]) -> Iterator[Block]:
+    """Yield the answers as blocks of a document: answer, reason, cut-offs, both tables; nothing where none was asked for."""
+    for answer in answers:
+        yield Heading(f"Must I re-index? {answer.answer.capitalize()}", 3)
+        yield Paragraph(f"{answer.what}: {answer.reason}.")
+        if answer.scores:
+            yield _searches(answer)
+            yield Paragraph(f"{_cutoffs_text(answer).capitalize()}.")
+            yield _cutoffs(answer)
+
+
+def index_lines(answers: Sequence[Reindex]) -> Iterator[str]:
+    """Yield the answers as lines of plain text."""
+    for answer in answers:
+        yield f"must I re-index? {answer.answer} ({answer.what})"
+        yield f"  {answer.reason}"
+        if answer.scores:
+            yield from aligned(_searches(answer), indent=4)
+            yield f"  {_cutoffs_text(answer)}"
+            yield from aligned(_cutoffs(answer), indent=4)
+        yield ""
+
+
+def _cutoffs_text(answer: Reindex) -> str:
+    if not answer.cutoffs:
+        return ""
+    worst = max(answer.cutoffs, key=lambda c: abs(c.change.value))
+    words = {"break": "break: set them anew", "hold": "hold", "cannot tell": "cannot be told: too few queries"}
+    return (
+        f"fixed cut-offs on the best score {words[answer.cutoffs_word]} ({answer.cutoffs_on}): {worst.score:.3f} lets "
+        f"{worst.today:.3f} of the queries pass today, then {worst.new:.3f}"
+    )
+
+
+def _searches(answer: Reindex) -> Table:
+    """A row for each search, with overlaps, recall and score quantiles; "-" where not measured."""
+    header = (
+        "queries on rows",
+        "",
+        f"overlap@{answer.k} with today",
+        "with a fresh index",
+        *(f"recall@{k}" for k in KS),
+        *(f"p{q * 100:g}" for q in answer.quantiles),
+    )
+    rows = []
+    for name, scores in answer.scores.items():
+        recall = [_cell(answer.recall.get(name, {}).get(k)) for k in KS]
+        overlaps = [_cell(answer.overlap_today.get(name)), _cell(answer.overlap_fresh.get(name))]
+        rows.append((name, MEANING[name], *overlaps, *recall, *(f"{score:.3f}" for score in scores)))
+    return Table(header, rows)
+
+
+def _cutoffs(answer: Reindex) -> Table:
+    """A row for each cut-off at a quantile of today's best scores."""
+    rows = [
+        (f"p{c.quantile * 100:g}", f"{c.score:.3f}", f"{c.today:.3f}", f"{c.new:.3f}", _interval(c.change, "+.3f"))
+        for c in answer.cutoffs
+    ]
+    return Table(CUTOFFS_HEADER, rows)
+
+
+def _cell(found: Metric | None) -> str:
+    return _interval(found, ".3f") if found else "-"
+
+
+def _interval(metric: Metric, style: str) -> str:
+    if metric.low is None or metric.high is None:
+        return f"{metric.value:{style}}"
+    return f"{metric.value:{style}} ({metric.low:{style}} to {metric.high:{style}})"
