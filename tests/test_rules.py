@@ -86,6 +86,11 @@ def test_an_alpha_out_of_range_is_refused(alpha):
         (BUDGET + METRIC.replace("0.01", "1.5"), "tolerance of m is 1.5"),
         (BUDGET.replace("0.0001", '"x"'), "cosine of fp32 is 'x'"),
         ("[statistics]\nalpha = 0.7\n" + BUDGET, "alpha is 0.7"),
+        ("[statistics]\nalpha = 'x'\n" + BUDGET, "alpha is 'x'"),
+        ("[statistics]\nalhpa = 0.01\n" + BUDGET, "unknown key 'alhpa'; did you mean alpha"),
+        (BUDGET + METRIC.replace("10", '"10"'), "minimum_n is '10'; expected a whole number"),
+        (BUDGET + METRIC.replace('["m"]', '"m"'), "metrics is 'm'; expected a list of texts"),
+        (BUDGET + METRIC.replace('"e"', "3"), "experiment is 3; expected a text"),
     ],
 )
 def test_rules_that_are_wrong_are_refused_by_name(tmp_path, text, words):

@@ -2,15 +2,25 @@
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from clipbench.errors import DataError, UsageError, closest
 from clipbench.paths import fixtures
 
 T = TypeVar("T")
+
+_TYPES: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number", lambda value: type(value) is int),
+    str: ("a text", lambda value: isinstance(value, str)),
+    Sequence[str]: (
+        "a list of texts",
+        lambda value: isinstance(value, list) and all(isinstance(i, str) for i in value),
+    ),
+}
+"""What a row's values must be; fractions and words to choose from are checked with their range, in `read_rules`."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,7 @@ def read_rules(path: Path | None = None) -> Rules:
         ) from error
     _refuse_unknown(f"{path}", tables, ("statistics", "metric", "speed", "budget", "must_pass"))
     statistics = tables.get("statistics", {})
+    _refuse_unknown(f"{path}: [statistics]", statistics, ("alpha", "suspicious_gain", "source"))
     rules = Rules(
         alpha=statistics.get("alpha", 0.05),
         suspicious_gain=statistics.get("suspicious_gain", 0.05),
@@ -182,6 +193,10 @@ def _row(where: str, row: Mapping[str, Any], kind: type[T]) -> T:
     _refuse_unknown(where, row, tuple(known))
     if missing := [name for name, needed in known.items() if needed and row.get(name, "") in ("", [])]:
         raise DataError(f"{where} lacks {', '.join(missing)}; every row has {', '.join(known)}")
+    for key, type_ in get_type_hints(kind).items():
+        expected, is_one = _TYPES.get(type_, ("", lambda value: True))
+        if key in row and not is_one(row[key]):
+            raise DataError(f"{where}: {key} is {row[key]!r}; expected {expected}")
     return kind(**row)
 
 
@@ -193,6 +208,7 @@ def _refuse_unknown(where: str, table: Mapping[str, Any], known: Sequence[str]) 
 
 def _numbers(rules: Rules) -> list[tuple[str, float]]:
     return [
+        ("alpha", rules.alpha),
         ("suspicious_gain", rules.suspicious_gain),
         *((f"tolerance of {row.metrics[0]}", row.tolerance) for row in rules.metrics),
         *((f"allowed of {row.metrics[0]}", row.allowed) for row in rules.speed),
