@@ -21,8 +21,8 @@ from typing import Any, Literal
 from clipbench.ab_worker import PROTOCOL, read_options
 from clipbench.errors import ClipbenchError, UsageError
 from clipbench.judge.compare import EXIT_CODES
-from clipbench.judge.ratios import Ratio, judged_ratio, round_ratio
 from clipbench.result import JsonObject, VerdictWord
+from clipbench.statistics import Ratio, judged_ratio, round_ratio
 
 ROUNDS = 7
 TURNS = 16

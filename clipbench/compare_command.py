@@ -83,8 +83,8 @@ def run_compare(options: argparse.Namespace) -> tuple[int, str, str]:
 def power_text(tolerance: float, alpha: float) -> str:
     """Return the power table. Raises: UsageError for a tolerance or alpha out of range."""
     from clipbench.errors import UsageError
-    from clipbench.judge.power import power_table
     from clipbench.judge.rules import check_alpha
+    from clipbench.statistics import power_table
 
     check_alpha(alpha, "--alpha")
     if not 0 <= tolerance < 1:

@@ -22,8 +22,8 @@ from clipbench.experiments.classification import (
     most_confused,
     score,
 )
-from clipbench.judge.intervals import clustered_wilson_interval, wilson_interval
 from clipbench.settings import Settings
+from clipbench.statistics import clustered_wilson_interval, wilson_interval
 
 SETTINGS = Settings(batch_size=5)
 TEMPLATES = ("a photo of a {}.", "a drawing of the {}.", "{}")

@@ -17,8 +17,8 @@ from clipbench.errors import DataError
 from clipbench.experiments import experiment
 from clipbench.experiments.coco_multilabel import ONE_TEMPLATE, templates_for
 from clipbench.experiments.retrieval import retrieval_result
-from clipbench.judge.intervals import clustered_wilson_interval, wilson_interval
 from clipbench.settings import Settings
+from clipbench.statistics import clustered_wilson_interval, wilson_interval
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "coco_mini"
 RNG = np.random.default_rng(0)

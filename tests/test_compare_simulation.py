@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from paired_runs import RULES, compared, several
 
-from clipbench.judge.power import failed_drop, gate_power, power_table
 from clipbench.judge.rules import with_options
+from clipbench.statistics import failed_drop, gate_power, power_table
 
 RUNS = 200
 ALPHA = RULES.alpha

@@ -17,12 +17,12 @@ from clipbench.errors import DataError, DataUnavailableError
 from clipbench.experiments import experiment
 from clipbench.experiments.medical import PROMPT, load_medical, medical_retrieval, whole_groups
 from clipbench.judge.medical import Contract, Hits, contract_verdicts, contracts, decided, reach
-from clipbench.judge.unpaired import accuracy_difference_interval
 from clipbench.models.zoo import ModelSpec
 from clipbench.notebook import default_experiments
 from clipbench.result import run_from_json
 from clipbench.session import Session
 from clipbench.settings import Settings
+from clipbench.statistics import accuracy_difference_interval
 
 MARGIN, CHANCE = 0.25, 0.125
 EIGHT = [f"item{k}" for k in range(8)]

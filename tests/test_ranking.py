@@ -21,13 +21,13 @@ from clipbench.judge.claim import (
     settling_range,
     study_claim,
 )
-from clipbench.judge.paired import drop_power
 from clipbench.judge.ranking import images_of, rankings, sign_flip_p
 from clipbench.judge.references import published_matrices
 from clipbench.report.document import to_html, to_markdown
 from clipbench.report.ranking import ranking_blocks, ranking_figure, ranking_lines
 from clipbench.report.summary import write_report
 from clipbench.result import DatasetIdentity, Items, ModelIdentity, Result, Run
+from clipbench.statistics import gate_power
 
 STUDY = (BEST, *BEATEN)
 
@@ -217,8 +217,8 @@ def test_a_tie_names_the_n_that_would_show_what_was_seen():
 @pytest.mark.parametrize(("difference", "discordance"), [(0.125, 0.0), (0.085, 0.38), (-0.01, 0.2), (1.0, 0.0)])
 def test_the_items_needed_have_the_power_and_a_tenth_fewer_have_not(difference, discordance):
     n = items_needed(difference, discordance)
-    assert drop_power(n, abs(difference), discordance, 0.025) >= 0.9
-    assert n == 6 or drop_power(int(0.9 * n), abs(difference), discordance, 0.025) < 0.9
+    assert gate_power(n, abs(difference), discordance, 0.0, 0.025) >= 0.9
+    assert n == 6 or gate_power(int(0.9 * n), abs(difference), discordance, 0.0, 0.025) < 0.9
 
 
 def test_no_difference_needs_no_number_and_a_tiny_one_gives_up():

@@ -16,11 +16,11 @@ from clipbench.embed.texts import EmbeddedTexts, embed_texts
 from clipbench.errors import DataError
 from clipbench.experiments.experiment import identity_of, mean, protocol_of, rate
 from clipbench.experiments.handled import check_dims, handled
-from clipbench.judge.intervals import clustered_wilson_interval
 from clipbench.metrics import PerClass, confusion_matrix, hits_at, label_ranks, per_class_recall
 from clipbench.models.encoder import Encoder, Rows, unit_rows
 from clipbench.result import Items, Metric, Result
 from clipbench.settings import Settings
+from clipbench.statistics import clustered_wilson_interval
 
 SHOWN = ("acc1", "acc5", "mean_per_class_recall")
 CONFUSED_PAIRS = 12

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.data.dataset import Dataset
-from clipbench.judge.intervals import bootstrap_interval, wilson_interval
 from clipbench.models.encoder import Encoder
 from clipbench.result import DatasetIdentity, JsonObject, Metric, Result
 from clipbench.settings import Settings
+from clipbench.statistics import bootstrap_interval, wilson_interval
 
 METRIC_VERSION = 1
 Values = Sequence[float] | npt.NDArray[Any]

@@ -10,11 +10,11 @@ from clipbench.embeddings_file import SavedRows
 from clipbench.errors import DataError
 from clipbench.experiments.experiment import identity_of, protocol_of, rate
 from clipbench.experiments.handled import check_dims, handled
-from clipbench.judge.intervals import clustered_wilson_interval
 from clipbench.metrics import RetrievalRanks, hits_at, retrieval_ranks
 from clipbench.models.encoder import Encoder
 from clipbench.result import Items, Metric, Result
 from clipbench.settings import Settings
+from clipbench.statistics import clustered_wilson_interval
 
 KS = (1, 5, 10)
 PROMPT = "{caption}"

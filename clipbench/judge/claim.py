@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from clipbench.judge.paired import drop_power
 from clipbench.judge.published import published_tables
 from clipbench.judge.ranking import ALPHA, Pair, Ranking
 from clipbench.judge.references import weights_of
 from clipbench.result import ModelIdentity
+from clipbench.statistics import gate_power
 
 BEST, BEATEN = "ViT-B/16", ("RN50", "ViT-L/14")
 """Source: the study, whose summary ranks its three models by their cosines on eight natural images."""
@@ -67,21 +67,21 @@ def items_needed(difference: float, discordance: float, power: float = POWER, al
 
     `discordance`: the share of items that only one model has right beyond the difference itself, half either way. The power
     of an exact test is a saw-tooth in n; the answer is within a tooth.
-    Raises: ValueError for a difference of 0 or beyond 1, and as `drop_power`.
-    Source: exact power of McNemar's test (`drop_power`), inverted by doubling and bisection.
+    Raises: ValueError for a difference of 0 or beyond 1, and as `gate_power`.
+    Source: exact power of McNemar's test (`gate_power` without a tolerance), inverted by doubling and bisection.
     """
     if not 0 < abs(difference) <= 1:
         raise ValueError(
             f"difference is {difference}, expected a share between 0 and 1, other than 0: no n shows nothing"
         )
     low, high = 1, 8
-    while drop_power(high, abs(difference), discordance, alpha / 2) < power:
+    while gate_power(high, abs(difference), discordance, 0.0, alpha / 2) < power:
         low, high = high, high * 2
         if high > MOST_ITEMS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        enough = drop_power(middle, abs(difference), discordance, alpha / 2) >= power
+        enough = gate_power(middle, abs(difference), discordance, 0.0, alpha / 2) >= power
         low, high = (low, middle) if enough else (middle, high)
     return high
 

@@ -24,14 +24,22 @@ import numpy.typing as npt
 
 from clipbench.errors import UsageError, closest
 from clipbench.judge.execution import is_unconfirmed
-from clipbench.judge.intervals import Float64s, effective_n
-from clipbench.judge.paired import drop_upper_bound, holm, mcnemar, paired_bootstrap, paired_difference_interval
-from clipbench.judge.power import POWER, failed_drop
 from clipbench.judge.probe_compare import PROBED, ProbeFinding, compare_probes, model_of
 from clipbench.judge.reindex import Reindex
 from clipbench.judge.rules import Budget, Declared, Rules
 from clipbench.result import Items, ModelIdentity, Result, Run, Skip, VerdictWord
 from clipbench.run_file import Timing
+from clipbench.statistics import (
+    POWER,
+    Float64s,
+    drop_upper_bound,
+    effective_n,
+    failed_drop,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    paired_difference_interval,
+)
 
 Bools = npt.NDArray[np.bool_]
 Key = tuple[str, str, str]

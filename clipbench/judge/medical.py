@@ -31,10 +31,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from clipbench.judge.intervals import Interval, wilson_interval
-from clipbench.judge.unpaired import accuracy_difference_interval
 from clipbench.paths import fixtures
 from clipbench.result import Result, Verdict, VerdictWord
+from clipbench.statistics import Interval, accuracy_difference_interval, wilson_interval
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from itertools import combinations
 
 import numpy as np
 
-from clipbench.judge.intervals import Float64s, Interval
-from clipbench.judge.paired import holm, mcnemar, paired_bootstrap, paired_difference_interval
 from clipbench.result import Metric, ModelIdentity, Result, Run
+from clipbench.statistics import Float64s, Interval, holm, mcnemar, paired_bootstrap, paired_difference_interval
 
 RANKED = (
     "text_to_image_top1",

@@ -14,12 +14,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from clipbench.judge.intervals import Clusters, Float64s, bootstrap_interval, clustered_wilson_interval
-from clipbench.judge.paired import paired_difference_interval
 from clipbench.metrics import hits_at
 from clipbench.nearest import Ints, Nearest, Rows, nearest, overlap
 from clipbench.paths import fixtures
 from clipbench.result import Metric
+from clipbench.statistics import (
+    Clusters,
+    Float64s,
+    bootstrap_interval,
+    clustered_wilson_interval,
+    paired_difference_interval,
+)
 
 Answer = Literal["re-index", "no need", "cannot tell"]
 CutOffs = Literal["hold", "break", "cannot tell"]

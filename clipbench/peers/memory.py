@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipbench.data.dataset import Item
-from clipbench.judge.ratios import Ratio, judged_ratio
 from clipbench.models.device import peak_memory_bytes, release, reset_peak_memory
 from clipbench.models.open_clip import OpenClipEncoder
 from clipbench.peers import ours, theirs
@@ -19,6 +18,7 @@ from clipbench.peers.bench import QUICK, STEPS, Bench
 from clipbench.peers.growth import Growth
 from clipbench.peers.work import PeerError
 from clipbench.settings import Settings
+from clipbench.statistics import Ratio, judged_ratio
 
 SIDES = ("clipbench", "clip-benchmark")
 

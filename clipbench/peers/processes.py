@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import median
 
 from clipbench.cache_command import CACHE_VARIABLE
-from clipbench.judge.ratios import Ratio, judged_ratio
 from clipbench.paths import benchmarks
 from clipbench.peers.bench import MODEL, PRETRAINED, Bench
 from clipbench.peers.work import PeerError
 from clipbench.result import Run
 from clipbench.run_file import read_run
+from clipbench.statistics import Ratio, judged_ratio
 
 Start = Callable[[Sequence[str], Path], float]
 """Runs `pytest benchmarks` with these arguments, results into the folder, and returns its seconds."""

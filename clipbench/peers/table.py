@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from clipbench.judge.ratios import Ratio
 from clipbench.peers.bench import STEPS
 from clipbench.peers.growth import Growth
 from clipbench.peers.processes import spread
 from clipbench.peers.work import Flops, Work
 from clipbench.report.document import Table
 from clipbench.result import JsonObject
+from clipbench.statistics import Ratio
 
 Reached = Literal["yes", "no", "cannot tell", "not measured"]
 HEADER = ("work", "peer", "clipbench", "ratio (95 % interval)", "at least", "reached?")

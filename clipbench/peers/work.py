@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.errors import ClipbenchError
-from clipbench.judge.ratios import Ratio, judged_ratio, round_ratio
+from clipbench.statistics import Ratio, judged_ratio, round_ratio
 
 AGREE = 1e-5
 """The largest difference of an element of a unit row between the sides: what the order of float32 additions makes. A recall

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Iterator
 
 from clipbench.ab import AbReport
-from clipbench.judge.ratios import LOWER_IS_BETTER, Ratio, rounds_needed
 from clipbench.report.comparison import VERDICTS, WORDS
 from clipbench.report.document import Table, aligned, sanitize, value_text
 from clipbench.result import Metric, dump_json
+from clipbench.statistics import LOWER_IS_BETTER, Ratio, rounds_needed
 
 HEADER = ("metric", "base", "head", "head/base", "95 % interval", "shown", "verdict")
 

@@ -1,0 +1,589 @@
+"""Intervals, tests and power: how far a value may lie from the one that endless items of this kind would give.
+
+Captions of one image are not independent. Where `clusters` names the image of each outcome, the number of outcomes is replaced by
+the effective one (Rao & Scott 1992, Biometrics 48:577), or whole clusters are resampled.
+
+Paired: the same items, scored before (base) and after (head). A drop is base's mean minus head's. An item is lost when it was right
+and is wrong now, gained the other way round. Unpaired: rates of different items. Ratios: speed of head over speed of base, where the
+unit of repetition is a round of two fresh processes. Nothing here answers "has it changed on these items": that needs no inference.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from clipbench.result import VerdictWord
+
+Float64s = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Values = Sequence[float] | npt.NDArray[Any]
+Clusters = Sequence[str] | Sequence[int] | npt.NDArray[Any]
+Counts = float | npt.NDArray[np.float64]
+Interval = tuple[float, float]
+Direction = Literal["better", "worse", "cannot tell"]
+
+CELLS_AT_ONCE = 1 << 20
+POWER = 0.9
+POWER_SIZES = (100, 500, 5_000, 25_000)
+POWER_DISCORDANCES = (0.0, 0.01, 0.05, 0.10)
+EXACT_UP_TO = 50
+"""Items per side up to which `accuracy_difference_interval` is exact; its grid of unknown rates and its first step follow."""
+NUISANCE_POINTS = 401
+STEP = 0.01
+RATIO_CONFIDENCE = 0.95
+LOWER_IS_BETTER = ("latency_p50", "peak_memory_bytes")
+
+
+def wilson_interval(hits: float, n: float, confidence: float = 0.95) -> Interval:
+    """Return the Wilson score interval of a rate of `hits` in `n` independent outcomes.
+
+    Either may be fractional, as after division by a design effect. Always within 0..1, never of width 0.
+    Raises: ValueError for n <= 0, hits outside 0..n, confidence outside 0..1.
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22:209; equal to scipy.stats.binomtest(...).proportion_ci("wilson").
+    """
+    _check_confidence(confidence)
+    if not (n > 0 and 0 <= hits <= n):
+        raise ValueError(f"hits is {hits} and n is {n}, expected n > 0 and hits in 0..n")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate, shrink = hits / n, 1 + z * z / n
+    centre = (rate + z * z / (2 * n)) / shrink
+    half = z / shrink * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return (0.0 if hits == 0 else max(0.0, centre - half), 1.0 if hits == n else min(1.0, centre + half))
+
+
+def clustered_wilson_interval(outcomes: Values, clusters: Clusters, confidence: float = 0.95) -> Interval:
+    """Return the Wilson interval of the mean of 0/1 outcomes that come in clusters, on their effective number.
+
+    `outcomes`: (n,) of 0 and 1; `clusters`: (n,) the cluster of each. The effective number is cut by (z / t) squared,
+    Student's t having one degree of freedom less than there are clusters: the design effect is itself estimated.
+    One cluster alone gives (0, 1). At no hit or all hits the effective number is that of clusters whose members agree.
+    With one outcome a cluster it is `wilson_interval`.
+    Raises: ValueError for outcomes other than 0 and 1, none, clusters of another length, confidence outside 0..1.
+    Source: Korn & Graubard 1998, Survey Methodology 24:193 (effective number with the t correction); Dean & Pagano
+    2015, J. Survey Stat. Methodol. 3:484 (Wilson on it).
+    """
+    _check_confidence(confidence)
+    array = _binary(outcomes, "outcomes")
+    codes = _codes(clusters, len(array))
+    count = int(codes.max()) + 1
+    if count < 2:
+        return 0.0, 1.0
+    from scipy.special import stdtrit
+
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    t = float(stdtrit(count - 1, 0.5 + confidence / 2))
+    n = effective_n(array, codes) * ((z / t) ** 2 if count < len(array) else 1.0)
+    return wilson_interval(float(array.mean()) * n, n, confidence)
+
+
+def effective_n(values: Values, clusters: Clusters) -> float:
+    """Return how many independent outcomes these are worth: their number divided by the estimated design effect.
+
+    `values`: (n,) float; `clusters`: (n,) the cluster of each. Between n (members of a cluster have nothing in common)
+    and n squared / sum of squared cluster sizes (they all agree); the latter where the values do not vary.
+    Raises: ValueError for no value, NaN or infinity, clusters of another length.
+    Source: Kish 1965, Survey Sampling, ch. 5 and 8: variance of the ratio mean over that of a simple random sample.
+    """
+    array = _finite(values, "values")
+    sums, sizes = _totals(array, _codes(clusters, len(array)))
+    n, count = len(array), len(sums)
+    least = n * n / float(np.sum(sizes**2))
+    spread = float(np.sum((array - array.mean()) ** 2))
+    if count == n:
+        return float(n)
+    if count < 2 or np.ptp(array) == 0:
+        return least
+    clustered = count / (count - 1) * float(np.sum((sums - array.mean() * sizes) ** 2)) / n**2
+    alone = spread / (n - 1)
+    return min(float(n), max(least, alone / clustered)) if clustered > 0 else float(n)
+
+
+def bootstrap_interval(
+    values: Values, confidence: float = 0.95, clusters: Clusters | None = None, seed: int = 0, resamples: int = 2000
+) -> Interval | None:
+    """Return the expanded percentile bootstrap interval of the mean, or None for one value or one cluster.
+
+    `values`: (n,) float; `clusters`: (n,) the cluster of each, resampled whole. The percentiles lie further out than
+    (1 - confidence) / 2, by Student's t and n / (n - 1), since plain percentiles are too narrow for few values; under
+    five values they still are. Values that do not vary give an interval of width 0: the bootstrap knows only what it
+    saw; use `wilson_interval` for rates. The same seed gives the same interval. Memory is bounded for any n.
+    Raises: ValueError for no value, NaN or infinity, clusters of another length, confidence outside 0..1, or
+    resamples < 1.
+    Source: Hesterberg 2015, The American Statistician 69:371 (expanded percentile interval).
+    """
+    _check_confidence(confidence)
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}, expected 1 or more")
+    array = _finite(values, "values")
+    sums, sizes = _totals(array, np.arange(len(array)) if clusters is None else _codes(clusters, len(array)))
+    count = len(sums)
+    if count < 2:
+        return None
+    if np.ptp(array) == 0:
+        return float(array[0]), float(array[0])
+    from scipy.special import ndtr, stdtrit
+
+    tail = float(ndtr(math.sqrt(count / (count - 1)) * stdtrit(count - 1, (1 - confidence) / 2)))
+    low, high = np.quantile(_resampled_means(sums, sizes, seed, resamples), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _resampled_means(sums: Float64s, sizes: Float64s, seed: int, resamples: int) -> Float64s:
+    """Means of `resamples` draws, with replacement, of as many clusters as there are."""
+    generator, count = np.random.default_rng(seed), len(sums)
+    at_once = max(1, CELLS_AT_ONCE // count)
+    even = bool(np.all(sizes == sizes[0]))
+    means = []
+    for start in range(0, resamples, at_once):
+        drawn = generator.integers(count, size=(min(at_once, resamples - start), count), dtype=np.int32)
+        total = count * sizes[0] if even else sizes[drawn].sum(axis=1)
+        means.append(sums[drawn].sum(axis=1) / total)
+    return np.concatenate(means)
+
+
+def _totals(values: Float64s, codes: Ints) -> tuple[Float64s, Float64s]:
+    """Sum and size of each cluster."""
+    return np.bincount(codes, weights=values).astype(np.float64), np.bincount(codes).astype(np.float64)
+
+
+def _codes(clusters: Clusters, n: int) -> Ints:
+    """Each cluster's name as a number from 0 up."""
+    names = np.asarray(clusters)
+    if names.shape != (n,):
+        raise ValueError(f"clusters is {names.shape}, expected one name for each of {n} values")
+    return np.asarray(np.unique(names, return_inverse=True)[1], dtype=np.int64)
+
+
+def _finite(values: Values, name: str) -> Float64s:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0 or not np.isfinite(array).all():
+        raise ValueError(f"{name}: got shape {array.shape}, expected at least one value in a row, all of them finite")
+    return array
+
+
+def _binary(outcomes: Values, name: str) -> Float64s:
+    array = _finite(outcomes, name)
+    if not np.isin(array, (0.0, 1.0)).all():
+        raise ValueError(f"{name} holds {array[~np.isin(array, (0.0, 1.0))][0]}, expected outcomes of 0 and 1")
+    return array
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, expected a fraction between 0 and 1, such as 0.95")
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Items gained and lost, and how likely as many flips of that kind are if either way is equally likely.
+
+    `p_worse` is one-sided (as many lost or more), `p_differs` two-sided. Both are 1 without a flip.
+    """
+
+    gained: int
+    lost: int
+    p_worse: float
+    p_differs: float
+
+
+def mcnemar(base: Values, head: Values, clusters: Clusters | None = None) -> McNemar:
+    """Return the exact McNemar test of two (n,) rows of 0/1 outcomes on the same items.
+
+    Raises: ValueError for outcomes other than 0 and 1, none, or rows of different length.
+    Source: McNemar 1947, Psychometrika 12:153; exact binomial form, equal to scipy.stats.binomtest(lost, flips).
+    """
+    lost, gained, _ = _flips(base, head, clusters)
+    worse, better = float(_tail(lost, gained)), float(_tail(gained, lost))
+    difference = np.asarray(head, dtype=np.float64) - np.asarray(base, dtype=np.float64)
+    counts = int(np.sum(difference > 0)), int(np.sum(difference < 0))
+    return McNemar(*counts, p_worse=worse, p_differs=min(1.0, 2 * min(worse, better)))
+
+
+def drop_bounds(lost: Counts, gained: Counts, n: float, alpha: float = 0.05) -> tuple[Float64s, Float64s]:
+    """Return the one-sided lower and the one-sided upper 1 - alpha confidence bound on the true drop.
+
+    `lost`, `gained`: scalars or arrays of one shape, fractional counts allowed. The exact (Clopper-Pearson) limits of
+    the two shares are combined by MOVER, with their multinomial correlation at those limits. Without a flip the upper
+    bound is 1 - alpha ** (1 / n): .312 at n = 8, .030 at 100, .0006 at 5,000. The lower bound is above 0 exactly where
+    `McNemar.p_worse` <= alpha, the upper one below 0 exactly where head is shown better.
+    Chosen for its coverage, by enumeration: never below nominal for n of 8 to 5,000 while fewer than nine items in ten
+    flip, never by more than two points beyond that. Tango's score interval is about half an item narrower, but covers
+    .915 in place of .95 where flips are few.
+    Raises: ValueError for n <= 0, negative counts, more flips than n, alpha outside 0..0.5.
+    Source: Zou & Donner 2008, Statistics in Medicine 27:1693 (MOVER); Clopper & Pearson 1934, Biometrika 26:404;
+    compared with Tango 1998, Statistics in Medicine 17:891.
+    """
+    lose, gain = np.asarray(lost, dtype=np.float64), np.asarray(gained, dtype=np.float64)
+    if not (n > 0 and np.all(lose >= 0) and np.all(gain >= 0) and np.all(lose + gain <= n * (1 + 1e-12))):
+        raise ValueError(
+            f"lost {lost}, gained {gained}, n {n}: expected counts from 0 up that add to no more than n > 0"
+        )
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha is {alpha}, expected a fraction between 0 and 0.5, such as 0.05")
+    p, q = lose / n, gain / n
+    p_low, p_high = _exact_limits(lose, n, alpha)
+    q_low, q_high = _exact_limits(gain, n, alpha)
+    low = p - q - _combined(p - p_low, q_high - q, _correlation(p_low, q_high))
+    high = p - q + _combined(p_high - p, q - q_low, _correlation(p_high, q_low))
+    low = np.where(_tail(lose, gain) > alpha, np.minimum(low, 0.0), low)
+    high = np.where(_tail(gain, lose) > alpha, np.maximum(high, 0.0), high)
+    return np.clip(low, -1.0, 1.0), np.clip(high, -1.0, 1.0)
+
+
+def drop_upper_bound(base: Values, head: Values, alpha: float = 0.05, clusters: Clusters | None = None) -> float:
+    """Return the drop that is excluded: with confidence 1 - alpha the true drop is smaller (non-inferiority).
+
+    `base`, `head`: (n,) of 0 and 1 on the same items. Method, `Raises:` and `Source:` as `drop_bounds` and `mcnemar`.
+    """
+    return float(drop_bounds(*_flips(base, head, clusters), alpha)[1])
+
+
+def paired_difference_interval(
+    base: Values, head: Values, confidence: float = 0.95, clusters: Clusters | None = None
+) -> Interval:
+    """Return the two-sided interval of head's rate minus base's: both one-sided bounds at half the error, negated.
+
+    `base`, `head`: (n,) of 0 and 1 on the same items. Method, `Raises:` and `Source:` as `drop_bounds` and `mcnemar`.
+    """
+    low, high = drop_bounds(*_flips(base, head, clusters), (1 - confidence) / 2)
+    return -float(high), -float(low)
+
+
+def paired_bootstrap(
+    base: Values,
+    head: Values,
+    confidence: float = 0.95,
+    clusters: Clusters | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Interval | None:
+    """Return the bootstrap interval of the mean of head minus base, for outcomes that are not 0/1 (margins, precision).
+
+    `base`, `head`: (n,) float on the same items. An end of the interval at confidence 1 - 2 alpha is the one-sided
+    bound at alpha. None for one item; width 0 where every item moved alike. Method and `Source:` as
+    `bootstrap_interval`.
+    Raises: ValueError for rows of different length and as `bootstrap_interval`.
+    """
+    return bootstrap_interval(_differences(base, head), confidence, clusters, seed, resamples)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return the p-values adjusted for being several: a name is shown at level alpha where its adjusted value <= alpha.
+
+    In the order of `p_values`; empty for none. Raises: ValueError for a value outside 0..1.
+    Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
+    """
+    if wrong := [name for name, p in p_values.items() if not 0 <= p <= 1]:
+        raise ValueError(f"{wrong[0]} has p = {p_values[wrong[0]]}, expected a probability")
+    adjusted, largest = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
+
+
+def _flips(base: Values, head: Values, clusters: Clusters | None) -> tuple[float, float, float]:
+    """Lost, gained and n, divided by the design effect of the differences where there are clusters."""
+    differences = _differences(base, head)
+    for name, row in (("base", base), ("head", head)):
+        if not np.isin(np.asarray(row, dtype=np.float64), (0.0, 1.0)).all():
+            raise ValueError(f"{name} holds values other than 0 and 1; use paired_bootstrap for those")
+    n = float(len(differences)) if clusters is None else effective_n(differences, clusters)
+    return float(np.mean(differences < 0)) * n, float(np.mean(differences > 0)) * n, n
+
+
+def _differences(base: Values, head: Values) -> Float64s:
+    before, after = np.asarray(base, dtype=np.float64), np.asarray(head, dtype=np.float64)
+    if before.shape != after.shape or before.ndim != 1 or len(before) == 0:
+        raise ValueError(f"base {before.shape} and head {after.shape}: expected one outcome for each of the same items")
+    return after - before
+
+
+def _tail(more: Counts, fewer: Counts) -> Float64s:
+    """P(at least `more` of more + fewer fair coin flips), continued to fractional counts."""
+    from scipy.special import betainc
+
+    k, rest = np.asarray(more, dtype=np.float64), np.asarray(fewer, dtype=np.float64)
+    return np.where(k > 0, betainc(np.maximum(k, 1e-300), rest + 1, 0.5), 1.0)
+
+
+def _exact_limits(count: Float64s, n: float, alpha: float) -> tuple[Float64s, Float64s]:
+    """Clopper-Pearson one-sided limits of count / n, continued to fractional counts."""
+    from scipy.special import betaincinv
+
+    rest = np.maximum(n - count, 0.0)
+    low = np.where(count > 0, betaincinv(np.maximum(count, 1e-300), rest + 1, alpha), 0.0)
+    high = np.where(rest > 0, betaincinv(count + 1, np.maximum(rest, 1e-300), 1 - alpha), 1.0)
+    return low, high
+
+
+def _combined(one: Float64s, other: Float64s, correlation: Float64s) -> Float64s:
+    return np.asarray(np.sqrt(np.maximum(one**2 + other**2 - 2 * correlation * one * other, 0.0)))
+
+
+def _correlation(p: Float64s, q: Float64s) -> Float64s:
+    """Correlation of two shares of one multinomial; -1 where they fill it."""
+    rest = np.maximum((1 - p) * (1 - q), 1e-300)
+    return np.asarray(-np.minimum(np.sqrt(p * q / rest), 1.0))
+
+
+@dataclass(frozen=True)
+class PowerRow:
+    """For `n` independent outcomes of which the share `discordance` flips without any drop, half of them either way.
+
+    `clean_bound`: the drop excluded when nothing flips. `shown`: the drop shown to be one nine times in ten. `failed`: the
+    drop failed nine times in ten at the tolerance. None where no drop is.
+    """
+
+    n: int
+    discordance: float
+    clean_bound: float
+    shown: float | None
+    failed: float | None
+
+
+def gate_power(n: int, drop: float, discordance: float, tolerance: float, alpha: float = 0.05) -> float:
+    """Return how often the gate fails a true drop: one-sided exact McNemar at alpha, and more than `tolerance` lost.
+
+    `discordance`: the share of items that flip without any drop, half of them either way; `drop` is lost on top. One metric;
+    where Holm shares alpha among m of them, at worst as with alpha / m.
+    Raises: ValueError for n < 1, a negative share, or shares that add to more than 1.
+    Source: exact power, summed over the number of flips (binomial) and of losses among them (binomial).
+    """
+    if n < 1 or drop < 0 or discordance < 0 or drop + discordance > 1 + 1e-12:
+        raise ValueError(
+            f"n {n}, drop {drop}, discordance {discordance}: expected n >= 1 and shares from 0 up that add to at most 1"
+        )
+    if drop + discordance == 0:
+        return 0.0
+    from scipy.stats import binom
+
+    flip = min(1.0, drop + discordance)
+    reach = 8 * math.sqrt(n * flip * (1 - flip)) + 8
+    flips = np.arange(max(1, math.floor(n * flip - reach)), min(n, math.ceil(n * flip + reach)) + 1)
+    beyond = np.floor((flips + tolerance * n) / 2 + 1e-9) + 1  # lost - gained > tolerance * n
+    needed = np.maximum(binom.isf(alpha, flips, 0.5) + 1, beyond)
+    failed = binom.sf(needed - 1, flips, (discordance / 2 + drop) / flip)
+    return float(np.sum(binom.pmf(flips, n, flip) * failed))
+
+
+def failed_drop(
+    n: int, discordance: float, tolerance: float, alpha: float = 0.05, power: float = POWER
+) -> float | None:
+    """Return the smallest drop that the gate fails with this power, to four digits; None where it fails none.
+
+    With `tolerance` 0 it is the smallest drop that is shown to be one.
+    Raises: ValueError as `gate_power`, and for power outside 0..1.
+    Source: `gate_power`, inverted by bisection; it grows with the drop.
+    """
+    if not 0 < power < 1:
+        raise ValueError(f"power is {power}, expected a fraction between 0 and 1, such as 0.9")
+    low, high = 0.0, 1 - discordance
+    if gate_power(n, high, discordance, tolerance, alpha) < power:
+        return None
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        enough = gate_power(n, middle, discordance, tolerance, alpha) >= power
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def power_table(
+    tolerance: float,
+    alpha: float = 0.05,
+    sizes: Sequence[int] = POWER_SIZES,
+    discordances: Sequence[float] = POWER_DISCORDANCES,
+) -> list[PowerRow]:
+    """Return a row for each size and discordance. Raises: ValueError as `failed_drop`."""
+    return [
+        PowerRow(
+            n,
+            discordance,
+            1 - alpha ** (1 / n),
+            failed_drop(n, discordance, 0.0, alpha),
+            failed_drop(n, discordance, tolerance, alpha),
+        )
+        for n in sizes
+        for discordance in discordances
+    ]
+
+
+def accuracy_difference_interval(hits_a: int, n_a: int, hits_b: int, n_b: int, confidence: float = 0.95) -> Interval:
+    """Return the interval of rate a minus rate b, two independent samples.
+
+    Up to 50 items a side it is exact and unconditional: two one-sided score tests are inverted, the p-value being the
+    largest over the unknown rate b (on a grid of 401), so coverage is at least `confidence`. 8 of 8 against 0 of 8
+    gives (.59, 1), against 3 of 8 (.17, .91), against 8 of 8 (-.37, .37). Where only one side has more than 50, the
+    exact (Clopper-Pearson) limits of both rates are combined (MOVER): coverage, by enumeration, is at least
+    `confidence`, where Newcombe's falls to .92 for 8 items against 60 or more. Beyond 50 a side it is Newcombe's hybrid
+    score interval, the same combination of Wilson limits, which covers `confidence` on average.
+    Raises: ValueError for no item, hits outside 0..n, confidence outside 0..1.
+    Source: Chan & Zhang 1999, Biometrics 55:1202; score with rates restricted to the difference: Farrington & Manning
+    1990, Statistics in Medicine 9:1447. Beyond: Newcombe 1998, Statistics in Medicine 17:873, method 10.
+    """
+    low_a, high_a = wilson_interval(hits_a, n_a, confidence)
+    low_b, high_b = wilson_interval(hits_b, n_b, confidence)
+    if max(n_a, n_b) <= EXACT_UP_TO:
+        alpha = (1 - confidence) / 2
+        return _exact_low(hits_a, n_a, hits_b, n_b, alpha), -_exact_low(hits_b, n_b, hits_a, n_a, alpha)
+    if min(n_a, n_b) <= EXACT_UP_TO:
+        tail = (1 - confidence) / 2
+        low_a, high_a = map(float, _exact_limits(np.asarray(float(hits_a)), n_a, tail))
+        low_b, high_b = map(float, _exact_limits(np.asarray(float(hits_b)), n_b, tail))
+    a, b = hits_a / n_a, hits_b / n_b
+    return a - b - math.hypot(a - low_a, high_b - b), a - b + math.hypot(high_a - a, b - low_b)
+
+
+def _exact_low(hits_a: int, n_a: int, hits_b: int, n_b: int, alpha: float) -> float:
+    """The smallest difference that the test for a larger one does not reject: a walk up from -1, then bisection."""
+    low, high = -1.0, -1.0 + STEP
+    while high < hits_a / n_a - hits_b / n_b and _p_value(hits_a, n_a, hits_b, n_b, high) <= alpha:
+        low, high = high, high + STEP
+    if low == -1.0:
+        return low
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        rejected = _p_value(hits_a, n_a, hits_b, n_b, middle) <= alpha
+        low, high = (middle, high) if rejected else (low, middle)
+    return low
+
+
+def _p_value(hits_a: int, n_a: int, hits_b: int, n_b: int, difference: float) -> float:
+    """Chance of a score at least as high, at the rates of this difference that make it largest."""
+    scores = _scores(n_a, n_b, difference)
+    extreme = scores >= scores[hits_a, hits_b] - 1e-9
+    rates_b = np.linspace(max(0.0, -difference), min(1.0, 1.0 - difference), NUISANCE_POINTS)
+    chances = (_binomial(n_a, rates_b + difference) @ extreme) * _binomial(n_b, rates_b)
+    return float(chances.sum(axis=1).max())
+
+
+def _binomial(n: int, rates: Float64s) -> Float64s:
+    """(rates, n + 1) chances of 0..n hits."""
+    k = np.arange(n + 1)
+    ways = np.array([math.comb(n, int(i)) for i in k], dtype=np.float64)
+    rate = np.clip(rates, 0.0, 1.0)[:, None]
+    return np.asarray(ways * rate**k * (1 - rate) ** (n - k))
+
+
+def _scores(n_a: int, n_b: int, difference: float) -> Float64s:
+    """(n_a + 1, n_b + 1) score statistic of every table: observed less this difference, over its restricted error."""
+    a, b = np.arange(n_a + 1)[:, None] / n_a, np.arange(n_b + 1)[None, :] / n_b
+    rate_a = _restricted_rates(a, b, n_b / n_a, difference)
+    rate_b = np.clip(rate_a - difference, 0.0, 1.0)
+    error = np.sqrt(rate_a * (1 - rate_a) / n_a + rate_b * (1 - rate_b) / n_b)
+    beyond = a - b - difference
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(error > 1e-9, beyond / error, np.where(np.abs(beyond) < 1e-9, 0.0, np.sign(beyond) * np.inf))
+
+
+def _restricted_rates(a: Float64s, b: Float64s, ratio: float, difference: float) -> Float64s:
+    """The likeliest rate a where rate a minus rate b is the difference: a root of a cubic (Farrington & Manning)."""
+    cubic = 1 + ratio
+    square = -(1 + ratio + a + ratio * b + difference * (ratio + 2))
+    linear = difference**2 + difference * (2 * a + ratio + 1) + a + ratio * b
+    constant = -a * difference * (1 + difference)
+    v = square**3 / (3 * cubic) ** 3 - square * linear / (6 * cubic**2) + constant / (2 * cubic)
+    u = np.where(v >= 0, 1.0, -1.0) * np.sqrt(np.maximum(square**2 / (3 * cubic) ** 2 - linear / (3 * cubic), 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = np.where(np.abs(u) > 1e-12, v / u**3, 0.0)
+    angle = (math.pi + np.arccos(np.clip(cosine, -1.0, 1.0))) / 3
+    root = 2 * u * np.cos(angle) - square / (3 * cubic)
+    return np.asarray(np.clip(root, max(0.0, difference), min(1.0, 1.0 + difference)))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """head / base of one metric. `rounds` holds each round's ratio; `low`, `high` the 95 % interval, None for one round.
+
+    `base` and `head` are the medians over the rounds, in the metric's unit. `direction`: which way it is shown to differ from 1;
+    `verdict`: whether a loss beyond the tolerance is excluded (pass), shown (fail), or neither.
+    """
+
+    metric: str
+    base: float
+    head: float
+    rounds: tuple[float, ...]
+    ratio: float
+    low: float | None
+    high: float | None
+    direction: Direction
+    verdict: VerdictWord
+
+
+def round_ratio(base: Sequence[float], head: Sequence[float]) -> float:
+    """Return the median of head / base over the turns of one round; `base[i]` and `head[i]` were taken one after the other.
+
+    Raises: ValueError for no turn, rows of different length, or a value that is not above 0.
+    """
+    if not base or len(base) != len(head) or not all(0 < v < math.inf for v in (*base, *head)):
+        raise ValueError(
+            f"{len(base)} turns of base and {len(head)} of head: expected as many, each with a time above 0"
+        )
+    return math.exp(statistics.median(math.log(h / b) for b, h in zip(base, head, strict=True)))
+
+
+def judged_ratio(metric: str, rounds: Sequence[tuple[float, float, float]], tolerance: float) -> Ratio:
+    """Return the geometric mean of the rounds' ratios with Student's t interval on their logarithms, judged.
+
+    `rounds`: (ratio, base's value, head's value) of each. A loss is a ratio under 1 - tolerance, or over 1 + tolerance where lower is
+    better (latency, memory). One round has no interval and cannot be judged; rounds that all agree give one of width 0.
+
+    Raises: ValueError for no round, a ratio that is not above 0, or a tolerance outside 0..1.
+    Source: paired t on log ratios, Kalibera & Jones 2013, Rigorous Benchmarking in Reasonable Time, ISMM: the unit of
+    repetition is the process, not the iteration.
+    """
+    if not rounds or not all(0 < r < math.inf for r, _, _ in rounds) or not 0 <= tolerance < 1:
+        raise ValueError(
+            f"{metric}: {len(rounds)} rounds, tolerance {tolerance}: expected ratios above 0, tolerance in 0..1"
+        )
+    ratios = tuple(r for r, _, _ in rounds)
+    logs = [math.log(r) for r in ratios]
+    centre, low, high = statistics.fmean(logs), None, None
+    if len(logs) > 1:
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(len(logs) - 1, 0.5 + RATIO_CONFIDENCE / 2)) * statistics.stdev(logs) / math.sqrt(len(logs))
+        low, high = math.exp(centre - half), math.exp(centre + half)
+    return Ratio(
+        metric,
+        statistics.median(b for _, b, _ in rounds),
+        statistics.median(h for _, _, h in rounds),
+        ratios,
+        math.exp(centre),
+        low,
+        high,
+        _direction(metric, low, high),
+        _verdict(metric, low, high, tolerance),
+    )
+
+
+def rounds_needed(ratio: Ratio, tolerance: float) -> int | None:
+    """Return about how many rounds make the interval half as wide as the distance to the tolerance, at this spread.
+
+    None where no number would: one round, or a ratio that lies on the tolerance.
+    """
+    if ratio.low is None or ratio.high is None:
+        return None
+    edge = math.log(1 + tolerance) if ratio.metric in LOWER_IS_BETTER else math.log(1 - tolerance)
+    distance, half = abs(math.log(ratio.ratio) - edge), math.log(ratio.high / ratio.low) / 2
+    return None if distance < half / 10 else math.ceil(len(ratio.rounds) * (1.2 * half / distance) ** 2)
+
+
+def _direction(metric: str, low: float | None, high: float | None) -> Direction:
+    if low is None or high is None or low <= 1 <= high:
+        return "cannot tell"
+    return "worse" if (low > 1) == (metric in LOWER_IS_BETTER) else "better"
+
+
+def _verdict(metric: str, low: float | None, high: float | None, tolerance: float) -> VerdictWord:
+    if low is None or high is None:
+        return "inconclusive"
+    if metric in LOWER_IS_BETTER:
+        return "fail" if low > 1 + tolerance else "pass" if high <= 1 + tolerance else "inconclusive"
+    return "fail" if high < 1 - tolerance else "pass" if low >= 1 - tolerance else "inconclusive"
