@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import clipbench.nearest as module
-from clipbench.metrics import TIE, retrieval_ranks
-from clipbench.nearest import Nearest, nearest, overlap
+import clipbench.metrics as module
+from clipbench.metrics import TIE, Nearest, nearest, overlap, retrieval_ranks
 
 # Blocks so small that a few rows cross their borders; the sizes that are used otherwise.
 SMALL = {"_QUERIES": 7, "_ROWS": 11, "_CELLS": 40, "_KEPT": 60, "_PAIRS": 3}

@@ -14,8 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from clipbench.metrics import hits_at
-from clipbench.nearest import Ints, Nearest, Rows, nearest, overlap
+from clipbench.metrics import Floats, Ints, Nearest, hits_at, nearest, overlap
 from clipbench.paths import fixtures
 from clipbench.result import Metric
 from clipbench.statistics import (
@@ -57,10 +56,10 @@ class Sample:
     """
 
     what: str
-    old_queries: Rows
-    new_queries: Rows
-    old_rows: Rows
-    new_rows: Rows | None
+    old_queries: Floats
+    new_queries: Floats
+    old_rows: Floats
+    new_rows: Floats | None
     clusters: Clusters
     truth: Ints | None = None
 
