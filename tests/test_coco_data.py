@@ -12,8 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipbench.data.coco import coco_crops, coco_multilabel, coco_retrieval
-from clipbench.data.coco_boxes import SQUARE_PADDING, is_empty, is_outside, square_crop, tight_crop
+from clipbench.data.coco import (
+    SQUARE_PADDING,
+    coco_crops,
+    coco_multilabel,
+    coco_retrieval,
+    is_empty,
+    is_outside,
+    square_crop,
+    tight_crop,
+)
 from clipbench.data.dataset import ImageRef
 from clipbench.data.packaged import packaged_coco
 from clipbench.errors import DataError, DataUnavailableError, UsageError

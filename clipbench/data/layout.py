@@ -1,12 +1,9 @@
 """A published folder layout: what must be there, what is read from it, and what may not leave it."""
 
-import contextlib
-import gc
-import json
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from clipbench.data.dataset import ImageRef
 from clipbench.errors import DataError, DataUnavailableError
@@ -25,49 +22,6 @@ def required(root: Path, relative: str, layout: str) -> Path:
     if not (path.is_dir() if relative.endswith("/") else path.is_file()):
         raise DataUnavailableError(f"{root} lacks {relative}; expected {layout}")
     return path
-
-
-def read_text(path: Path) -> str:
-    """Return the file's text, which must be UTF-8 (a byte order mark is taken off). Line ends stay as they are.
-
-    Raises: DataUnavailableError when the file cannot be read; DataError with the byte's position when it is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataUnavailableError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
-
-
-def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Return the file's parsed JSON.
-
-    Raises: DataUnavailableError when the file cannot be read; DataError with line and column when it is not JSON.
-    """
-    text = read_text(path)
-    try:
-        with _collector_paused():
-            return json.loads(text, object_hook=object_hook)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
-            "the file may be cut off: fetch it again"
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"{path} is not the expected JSON: it is nested too deeply to be read") from error
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Parsing makes millions of objects and no garbage: looking for some took 2.0 of 2.4 s on Karpathy's split file."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def find_images(root: Path, folder: str, names: Mapping[Key, str], named_by: Path) -> dict[Key, ImageRef]:

@@ -3,17 +3,16 @@
 Source: Pelka et al., Radiology Objects in COntext (ROCO), LABELS at MICCAI 2018 (https://github.com/razorx89/roco-dataset).
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 from clipbench.data.dataset import Dataset, Item
-from clipbench.data.layout import find_images, read_text, required
+from clipbench.data.layout import find_images, required
 from clipbench.errors import DataError, DataUnavailableError
-from clipbench.paths import fixtures
+from clipbench.paths import fixtures, read_text, read_toml
 
 SPLIT = "train/radiology"
-LAYOUT = f"ROCO's layout: {SPLIT}/captions.txt with one ID<tab>caption a line and {SPLIT}/images/ID.jpg"
+LAYOUT = f"ROCO's layout: {SPLIT}/captions.txt with one ID<tab>caption per line and {SPLIT}/images/ID.jpg"
 SOURCE = "ROCO (Pelka et al. 2018), train/radiology, https://github.com/razorx89/roco-dataset"
 
 
@@ -27,7 +26,7 @@ def roco_study(root: Path) -> Dataset:
 
     Source: fixtures/roco_study.toml.
     """
-    study = tomllib.loads((fixtures() / "roco_study.toml").read_text(encoding="utf-8"))
+    study = read_toml(fixtures() / "roco_study.toml")
     folder = _split_folder(root)
     captions = _captions(folder / "captions.txt")
     items = _items(folder, {key: captions[key] for key in study["ids"] if captions.get(key)})

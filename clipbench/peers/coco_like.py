@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipbench.data.layout import read_json
+from clipbench.data.coco import read_json
 from clipbench.data.packaged import packaged_coco
 from clipbench.errors import UsageError
 from clipbench.peers.captions import captions
