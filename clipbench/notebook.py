@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
-from clipbench.data.pictures import kept_pictures, picture_budget_bytes
+from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
 from clipbench.experiments import all_experiments, experiment
 from clipbench.judge.execution import doubtful

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from clipbench.data.pictures import kept_pictures, picture_budget_bytes
+from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 from clipbench.errors import ClipbenchError
 from clipbench.judge.execution import doubtful
 from clipbench.models.resolve import resolve

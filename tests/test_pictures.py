@@ -9,9 +9,7 @@ from PIL import Image
 
 import clipbench.data.dataset
 from clipbench import evaluate
-from clipbench.data import pictures
-from clipbench.data.dataset import read_image
-from clipbench.data.pictures import held_bytes, kept_pictures
+from clipbench.data.dataset import held_bytes, kept_pictures, picture_budget_bytes, read_image
 from clipbench.errors import DataError, DataUnavailableError
 
 
@@ -110,12 +108,12 @@ def test_a_session_of_several_experiments_decodes_no_file_twice(tmp_path, decodi
 
 def test_a_containers_limit_bounds_the_budget(tmp_path, monkeypatch):
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr(pictures, "_GROUP_MEMORY", ((limit, used),))
-    unlimited = pictures.picture_budget_bytes()
+    monkeypatch.setattr(clipbench.data.dataset, "_CONTAINER_MEMORY", ((limit, used),))
+    unlimited = picture_budget_bytes()
     limit.write_text("max\n")
     used.write_text("60000000\n")
-    assert pictures.picture_budget_bytes() > unlimited / 2
+    assert picture_budget_bytes() > unlimited / 2
     limit.write_text("100000000\n")
-    assert pictures.picture_budget_bytes() == 10_000_000
+    assert picture_budget_bytes() == 10_000_000
     limit.write_text("50000000\n")
-    assert pictures.picture_budget_bytes() == 0
+    assert picture_budget_bytes() == 0

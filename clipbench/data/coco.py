@@ -22,8 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from clipbench.data.dataset import Dataset, ImageRef, Item
-from clipbench.data.layout import find_images, required
+from clipbench.data.dataset import Dataset, ImageRef, Item, find_images, required
 from clipbench.errors import DataError, DataUnavailableError, UsageError
 from clipbench.paths import read_text
 

@@ -1,17 +1,22 @@
-"""The data set: an immutable list of items with a fingerprint, and the one way to open an item's image."""
+"""The data set: an immutable list of items with a fingerprint, and the one way to find and to open an item's image."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from clipbench.data.pictures import kept_or_decoded
 from clipbench.errors import DataError, DataUnavailableError
+
+Key = TypeVar("Key", bound=Hashable)
 
 WHITE = (255, 255, 255)
 
@@ -38,15 +43,13 @@ class ImageRef:
         return self.cut(read_image(self.path))
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """Return this part of the whole, decoded image (the image itself where there is no crop)."""
+        """Return this part of the whole, decoded RGB image (the image itself where there is no crop)."""
         if self.crop is None:
             return image
         left, top, right, bottom = self.crop
-        if left < 0 or top < 0 or right > image.width or bottom > image.height:
-            border = (max(0, -left), max(0, -top), max(0, right - image.width), max(0, bottom - image.height))
-            image = ImageOps.expand(image, border, fill=WHITE)
-            left, top, right, bottom = left + border[0], top + border[1], right + border[0], bottom + border[1]
-        return image.crop((left, top, right, bottom))
+        part = Image.new("RGB", (right - left, bottom - top), WHITE)
+        part.paste(image, (-left, -top))
+        return part
 
     def check(self) -> None:
         """Raises: DataUnavailableError when the file is missing or is not the pinned one."""
@@ -57,53 +60,6 @@ class ImageRef:
                 f"{self.path.name} is not the expected picture: SHA-256 {found[:16]}..., expected {self.sha256[:16]}... "
                 f"(in {self.path.parent}); install the pinned versions of the demo extra"
             )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes; a file is read again only when its size or time of change moved.
-
-    Raises: FileNotFoundError.
-    """
-    status = path.stat()
-    return _file_sha256(path, status.st_size, status.st_mtime_ns)
-
-
-def forget_hashes() -> None:
-    """Read every file again for its next hash."""
-    _file_sha256.cache_clear()
-
-
-@lru_cache(maxsize=65536)
-def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_image(path: Path) -> Image.Image:
-    """Return the file's picture as RGB, fully decoded. DICOM files are rendered as a radiologist would see them.
-
-    Like the study (and OpenAI's notebook) this is `Image.open(path).convert("RGB")`: transparency is dropped, greyscale
-    and palettes are expanded, CMYK is converted, EXIF orientation is not applied.
-
-    Raises: DataUnavailableError when the file is missing; DataError when it is no image or truncated.
-    """
-    return kept_or_decoded(path, _decoded)
-
-
-def _decoded(path: Path) -> Image.Image:
-    if path.suffix.lower() == ".dcm":
-        from clipbench.data.dicom import read_dicom
-
-        return read_dicom(path)
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataUnavailableError(f"image not found: {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"cannot decode the image {path}: {error}; replace the file or remove it from the data set"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -146,13 +102,181 @@ class Dataset:
         """SHA-256 (hex) over every item's id, file content, crop, captions and labels, and the class names, in order."""
         digest = hashlib.sha256()
         for item in self.items:
-            crop = list(item.image.crop) if item.image.crop else None
-            row = [item.id, _content_or_absent(item.image.path), crop, list(item.captions), list(item.labels)]
+            path, crop = item.image.path, item.image.crop
+            # An absent image changes the fingerprint, it does not hide: the word can be no hash.
+            content = file_sha256(path) if path.is_file() else "absent"
+            row = [item.id, content, list(crop) if crop else None, list(item.captions), list(item.labels)]
             digest.update(json.dumps(row, ensure_ascii=True).encode())
         digest.update(json.dumps(list(self.classes)).encode())
         return digest.hexdigest()
 
 
-def _content_or_absent(path: Path) -> str:
-    """The file's hash, or a word that can be no hash: an absent image changes the fingerprint, it does not hide."""
-    return file_sha256(path) if path.is_file() else "absent"
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's bytes; a file is read again only when its size or time of change moved.
+
+    Raises: FileNotFoundError.
+    """
+    status = path.stat()
+    return _file_sha256(path, status.st_size, status.st_mtime_ns)
+
+
+def forget_hashes() -> None:
+    """Read every file again for its next hash."""
+    _file_sha256.cache_clear()
+
+
+@lru_cache(maxsize=65536)
+def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_image(path: Path) -> Image.Image:
+    """Return the file's picture as RGB, fully decoded: a copy that the caller may change.
+
+    Like the study (and OpenAI's notebook) this is `Image.open(path).convert("RGB")`: transparency is dropped, greyscale
+    and palettes are expanded, CMYK is converted, EXIF orientation is not applied. DICOM files are rendered as a
+    radiologist would see them. Inside `kept_pictures` a file (known by path, size and time of change) is decoded once.
+
+    Raises: DataUnavailableError when the file is missing; DataError when it is no image or truncated.
+    """
+    if not _KEPT.budget or not path.is_file():
+        return _decoded(path)
+    status = path.stat()
+    key = (path, status.st_size, status.st_mtime_ns)
+    image = _KEPT.pictures.get(key)
+    if image is None:
+        image = _decoded(path)
+        size = image.width * image.height * 4  # Pillow pads the three bands to four
+        with _KEPT.lock:
+            if key in _KEPT.pictures or _KEPT.held + size > _KEPT.budget:
+                return image
+            _KEPT.pictures[key] = image
+            _KEPT.held += size
+    return image.copy()
+
+
+def _decoded(path: Path) -> Image.Image:
+    if path.suffix.lower() == ".dcm":
+        from clipbench.data.dicom import read_dicom
+
+        return read_dicom(path)
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataUnavailableError(f"image not found: {path}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"cannot decode the image {path}: {error}; replace the file or remove it from the data set"
+        ) from error
+
+
+class _Kept:
+    """Decoded pictures by path, size and time of change: several experiments and models look at the same files.
+
+    Nothing is thrown out for something newer: a pass over more pictures than fit would find none of them.
+    """
+
+    def __init__(self) -> None:
+        self.budget = self.held = 0
+        self.pictures: dict[tuple[Path, int, int], Image.Image] = {}
+        self.lock = threading.Lock()
+
+
+_KEPT = _Kept()
+_CONTAINER_MEMORY = (  # limit and use, in cgroup v2 and v1
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+@contextmanager
+def kept_pictures(budget_bytes: int) -> Iterator[None]:
+    """Keep up to so many bytes of decoded pictures in memory until the context is left; more are decoded again."""
+    _KEPT.budget = budget_bytes
+    try:
+        yield
+    finally:
+        with _KEPT.lock:
+            _KEPT.pictures.clear()
+            _KEPT.budget = _KEPT.held = 0
+
+
+def held_bytes() -> int:
+    """Return how much memory kept pictures take now: not what a model needs."""
+    return _KEPT.held
+
+
+def picture_budget_bytes() -> int:
+    """Return a quarter of the memory that is free now on this machine, or in this container where that has a limit."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used in _CONTAINER_MEMORY:
+        if limit.is_file() and used.is_file() and limit.read_text().strip().isdecimal():
+            free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+            break
+    return free // 4
+
+
+def required(root: Path, relative: str, layout: str) -> Path:
+    """Return `root / relative`, which must be a folder when `relative` ends in "/" and a file otherwise.
+
+    Raises: DataUnavailableError that says what is missing and what `layout` (words for people) expects.
+    """
+    if not root.is_dir():
+        raise DataUnavailableError(f"there is no folder {root}; expected {layout}")
+    path = root / relative
+    if not (path.is_dir() if relative.endswith("/") else path.is_file()):
+        raise DataUnavailableError(f"{root} lacks {relative}; expected {layout}")
+    return path
+
+
+def find_images(root: Path, folder: str, names: Mapping[Key, str], named_by: Path) -> dict[Key, ImageRef]:
+    """Return where each image is, under the keys of `names`; absent images are left out. No image is opened.
+
+    `names` are file names relative to `root / folder`; `named_by` is the file that gives them. A link inside the folder
+    is followed only to a place inside `root` or inside the folder's own target (so `val2017` itself may be a link).
+
+    Raises: DataError for a name that leaves the root: absolute, through "..", or through a link.
+    """
+    base = root / folder
+    bounds = (os.path.realpath(root), os.path.realpath(base))
+    listed: dict[Path, frozenset[str]] = {}
+    found: dict[Key, ImageRef] = {}
+    for key, name in names.items():
+        path = base / name
+        is_name = bool(name) and "\0" not in name and not Path(name).is_absolute()
+        if is_name and path.parent not in listed:
+            listed[path.parent] = _files_without_links(path.parent) if _inside(path.parent, bounds) else frozenset()
+        if is_name and path.name in listed[path.parent]:
+            found[key] = ImageRef(path)
+        elif not is_name or not _inside(path, bounds):
+            raise DataError(
+                f"{named_by} names the image {name!r}, which leaves {root}: refused; expected a file inside it"
+            )
+        elif _is_file(path):
+            found[key] = ImageRef(path)
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
+
+
+def _inside(path: Path, bounds: tuple[str, ...]) -> bool:
+    real = os.path.realpath(path)
+    return any(os.path.commonpath((real, bound)) == bound for bound in bounds)
+
+
+def _files_without_links(folder: Path) -> frozenset[str]:
+    """One listing instead of one look-up for each of thousands of names."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+    except OSError:  # absent or not a folder: nothing is found in it, which the caller counts
+        return frozenset()

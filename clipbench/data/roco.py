@@ -6,8 +6,7 @@ Source: Pelka et al., Radiology Objects in COntext (ROCO), LABELS at MICCAI 2018
 from collections.abc import Mapping
 from pathlib import Path
 
-from clipbench.data.dataset import Dataset, Item
-from clipbench.data.layout import find_images, required
+from clipbench.data.dataset import Dataset, Item, find_images, required
 from clipbench.errors import DataError, DataUnavailableError
 from clipbench.paths import fixtures, read_text, read_toml
 

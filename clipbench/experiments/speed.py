@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipbench.data.dataset import Dataset
-from clipbench.data.pictures import held_bytes
+from clipbench.data.dataset import Dataset, held_bytes
 from clipbench.errors import EncoderError
 from clipbench.experiments.experiment import Experiment, identity_of, protocol_of
 from clipbench.experiments.natural import load_natural
