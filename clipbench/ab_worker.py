@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import cycle, islice
 from typing import Any, NoReturn, TextIO
 
@@ -42,24 +43,25 @@ def main(arguments: Sequence[str], source: TextIO, answers: TextIO) -> int:
     """Load what the options name, say hello, and time until the input ends. Returns 1 after a one-line error."""
     from clipbench.errors import ClipbenchError
 
-    try:
-        hello, calls = _ready(read_options(arguments))
-    except (ClipbenchError, ValueError) as error:
-        _answer(answers, {"error": str(error)})
-        return 1
-    _answer(answers, hello)
-    for line in source:
-        asked = json.loads(line)
-        call = calls[asked["do"]]
-        _answer(answers, {"seconds": [_seconds(call) for _ in range(asked["calls"])]})
+    with ExitStack() as held:
+        try:
+            hello, calls = _ready(read_options(arguments), held)
+        except (ClipbenchError, ValueError) as error:
+            _answer(answers, {"error": str(error)})
+            return 1
+        _answer(answers, hello)
+        for line in source:
+            asked = json.loads(line)
+            call = calls[asked["do"]]
+            _answer(answers, {"seconds": [_seconds(call) for _ in range(asked["calls"])]})
     return 0
 
 
-def _ready(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
+def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
     """(What this side is, the call of each metric): each call warmed up, and checked to give the plain call's rows."""
     from clipbench.environment import describe_environment
     from clipbench.experiments import experiment, speed
-    from clipbench.models.device import synchronized
+    from clipbench.models.device import ieee_float32, synchronized
     from clipbench.models.load import load_encoder
     from clipbench.models.resolve import resolve
     from clipbench.session import make_settings
@@ -68,6 +70,7 @@ def _ready(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Calla
     specs = resolve([options.model], options.pretrained, options.activation)
     if len(specs) != 1:
         raise ValueError(f"--model {options.model}: expected one model")
+    held.enter_context(ieee_float32(settings.device, settings.precision))
     encoder = load_encoder(specs[0], settings)
     work = speed.workload(experiment("speed").load(settings), settings)
     memory = speed.peak_memory(encoder, work)

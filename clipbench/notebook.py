@@ -44,9 +44,9 @@ def evaluate(
         names = _named(session, experiments)
         specs = _specs(session, model, pretrained, activation)
         failures = _measured(session, specs, names)
+        run = session.run()
     if failures and not session.results:
         raise failures[0]
-    run = session.run()
     for problem in (*session.cache_problems, *doubtful(run)):
         warnings.warn(problem, stacklevel=2)
     return run

@@ -250,6 +250,7 @@ def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str]
     run's `model`; UsageError and CheckpointError as loading does.
     """
     from clipbench.embed.texts import embed_texts
+    from clipbench.models.device import ieee_float32
     from clipbench.models.load import load_encoder
     from clipbench.session import make_settings
 
@@ -267,6 +268,7 @@ def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str]
                 f"{spec.label} has activation {encoder.identity.activation!r} here, the run's model {model.activation!r}; give "
                 f"--activation, or --queries OLD.npy NEW.npy"
             )
-        return embed_texts(encoder, texts, replace(settings, plain=True)).rows
+        with ieee_float32(settings.device, settings.precision):
+            return embed_texts(encoder, texts, replace(settings, plain=True)).rows
     finally:
         encoder.close()

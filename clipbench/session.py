@@ -4,6 +4,7 @@ The plugin and `evaluate` (`clipbench.notebook`) are two faces of it.
 """
 
 import gc
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from clipbench.experiments import all_experiments, experiment
 from clipbench.judge.medical import contracts
 from clipbench.judge.probe_compare import PROBED
 from clipbench.judge.verdict import judged
-from clipbench.models.device import release
+from clipbench.models.device import ieee_float32, release
 from clipbench.models.encoder import Encoder
 from clipbench.models.load import load_encoder
 from clipbench.models.weights import go_offline
@@ -45,6 +46,7 @@ class Session:
     _spec: ModelSpec | None = None
     _encoder: Encoder | None = None
     _known: KnownRows = field(default_factory=KnownRows)
+    _float32: ExitStack = field(default_factory=ExitStack)
     _cache: EncoderCache | None = None
     _failed: dict[ModelSpec, ClipbenchError] = field(default_factory=dict)
     _errors: dict[tuple[str, str], ClipbenchError] = field(default_factory=dict)
@@ -69,7 +71,8 @@ class Session:
         if self._spec != spec or encoder is None:
             self.free()
             load = partial(self._loaded, spec)
-            encoder = load() if self._cache is None else self._cache.encoder(spec, self.settings, load)
+            with ieee_float32(self.settings.device, self.settings.precision):  # the cache's key names it
+                encoder = load() if self._cache is None else self._cache.encoder(spec, self.settings, load)
             self.adopt(spec, encoder)
         return encoder
 
@@ -88,6 +91,7 @@ class Session:
     def adopt(self, spec: ModelSpec, encoder: Encoder) -> None:
         """Take an encoder that was made elsewhere as the one that the spec names."""
         self.free()
+        self._float32.enter_context(ieee_float32(self.settings.device, self.settings.precision))
         self._spec, self._encoder = spec, encoder
         self._known = encoder.known if isinstance(encoder, CachedEncoder) else KnownRows()
 
@@ -95,6 +99,7 @@ class Session:
         """Free the loaded encoder's memory."""
         if self._encoder is not None:
             self._encoder.close()
+        self._float32.close()
         self._encoder = self._spec = None
         self._known = KnownRows()
         gc.collect()

@@ -18,6 +18,9 @@ from clipbench.errors import EncoderError, UnknownModelError, UsageError
 from clipbench.models import device
 from clipbench.models.custom import find_factory
 from clipbench.models.encoder import unit_rows
+from clipbench.models.zoo import ModelSpec
+from clipbench.session import Session
+from clipbench.settings import Settings
 
 RED = [Image.new("RGB", (4, 4), (255, 0, 0))]
 
@@ -138,6 +141,76 @@ def test_a_thread_that_prepares_images_runs_torch_alone_and_the_models_thread_ke
 def test_a_cpu_prepares_many_images_at_once_and_nobody_less_than_a_batch(name, expected):
     assert device.images_at_once(name, 8, 2) == expected
     assert device.images_at_once(name, 100, 2) == 100
+
+
+def float32_switches():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return [place.fp32_precision for place in (matmul, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul)]
+
+
+@pytest.fixture
+def float32_as_it_was():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    places = (torch.backends, cudnn, matmul, cudnn.conv, cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    yield
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = True
+    for place, value in zip(places, before, strict=True):
+        place.fp32_precision = value
+
+
+HOSTS = {
+    "the default": lambda: None,
+    "TF32 for matmul": lambda: torch.set_float32_matmul_precision("high"),
+    "the lowest for matmul": lambda: torch.set_float32_matmul_precision("medium"),
+    "no TF32": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+    "TF32 by the newer names": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "another for convolutions alone": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_float32_on_cuda_is_no_tf32_and_the_host_is_left_as_it_was(float32_as_it_was, host):
+    HOSTS[host]()
+    before = float32_switches()
+    seen = []
+
+    def measured():
+        with device.ieee_float32("cuda:0", "fp32"):
+            seen.extend(float32_switches()[:3])
+            raise EncoderError("whatever happens while it is measured")
+
+    with pytest.raises(EncoderError):
+        measured()
+    assert "tf32" not in seen
+    assert float32_switches() == before
+
+
+@pytest.mark.parametrize(("name", "precision"), [("cpu", "fp32"), ("mps", "fp32"), ("cuda", "bf16"), ("cuda", "fp16")])
+def test_float32_is_left_alone_on_other_devices_and_for_other_precisions(name, precision):
+    before = float32_switches()
+    with device.ieee_float32(name, precision):
+        assert float32_switches() == before
+
+
+def test_a_session_measures_without_tf32_until_its_encoder_is_freed():
+    before = float32_switches()
+    seen = []
+    session = Session(Settings(device="cuda"))
+    session.adopt(ModelSpec("colours", "factory", "factory"), custom(ColourEncoder()))
+    seen.append(float32_switches()[:3])
+    session.close()
+    assert "tf32" in before
+    assert "tf32" not in seen[0]
+    assert float32_switches() == before
+
+
+def test_a_compiled_model_runs_while_tf32_is_off(float32_as_it_was):
+    torch.set_float32_matmul_precision("high")
+    with device.ieee_float32("cuda", "fp32"):
+        doubled = torch.compile(lambda x: x * 2, backend="eager")(torch.ones(2))
+    assert doubled.tolist() == [2, 2]
 
 
 def no_library(name):

@@ -6,6 +6,9 @@ import platform
 import re
 import resource
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,6 +115,44 @@ def _thread_pools() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
+
+
+@contextmanager
+def ieee_float32(device: str, precision: str) -> Iterator[None]:
+    """Multiply float32 on CUDA as IEEE float32 while this is entered, then as before; other devices and precisions are left alone.
+
+    By default cuDNN convolves in TF32, and its result depends on the batch's size: on an H100 a ViT-B/32's rows differed by 1.6e-4.
+    torch has two sets of switches and refuses to mix them. The older is used, which torch.compile reads, unless somebody has used
+    the newer one.
+    """
+    if not device.startswith("cuda") or precision != "fp32":
+        yield
+        return
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    older: list[Any] = [matmul, cudnn]
+    newer: list[Any] = [matmul, cudnn, cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else []
+    with warnings.catch_warnings(action="ignore"):  # some releases call the older switches deprecated
+        names = [place.fp32_precision for place in newer]
+        try:
+            flags, matmul_precision = [place.allow_tf32 for place in older], torch.get_float32_matmul_precision()
+            for place in older:
+                place.allow_tf32 = False
+        except RuntimeError:  # the host has used the newer switches, and torch does not answer for the older ones
+            flags, matmul_precision = [], ""
+            for place in newer:
+                place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings(action="ignore"):
+            for place, flag in zip(older, flags, strict=False):  # no flags where the newer switches were used
+                place.allow_tf32 = flag
+            if matmul_precision == "medium":
+                torch.set_float32_matmul_precision(matmul_precision)  # the flag made it "high"
+            for place, name in zip(newer, names, strict=True):
+                place.fp32_precision = name
 
 
 def batches_ahead(device: str) -> int:
