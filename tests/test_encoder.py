@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import ColourEncoder, NanEncoder, custom
+from fakes import ColourEncoder, NanEncoder, colour_dataset, custom
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from clipbench.embed.images import embed_images
 from clipbench.errors import EncoderError, UnknownModelError, UsageError
 from clipbench.models import device
 from clipbench.models.custom import find_factory
@@ -211,6 +212,28 @@ def test_a_compiled_model_runs_while_tf32_is_off(float32_as_it_was):
     with device.ieee_float32("cuda", "fp32"):
         doubled = torch.compile(lambda x: x * 2, backend="eager")(torch.ones(2))
     assert doubled.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("cuda", 1), ("cuda:1", 1), ("cpu", 3), ("mps", 3)])
+def test_one_thread_feeds_a_cuda_device_and_the_main_thread_has_its_own_again_afterwards(tmp_path, name, expected):
+    seen = []
+
+    class Counting(ColourEncoder):
+        def encode_images(self, images):
+            seen.append(torch.get_num_threads())
+            return super().encode_images(images)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        embed_images(custom(Counting()), colour_dataset(tmp_path).items, Settings(device=name, workers=2))
+        assert seen == [expected]
+        assert torch.get_num_threads() == 3
+        with pytest.raises(EncoderError):
+            embed_images(custom(NanEncoder()), colour_dataset(tmp_path).items, Settings(device=name))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def no_library(name):

@@ -15,7 +15,7 @@ from PIL import Image
 from clipbench.data.dataset import ImageRef, Item, file_sha256, read_image
 from clipbench.embed.rows import AT_ONCE, DisagreementError, Made, Part, Row, gather, shortcuts_of
 from clipbench.errors import DataError
-from clipbench.models.device import batches_ahead, images_at_once, keep_to_one_thread
+from clipbench.models.device import batches_ahead, images_at_once, keep_to_one_thread, one_thread_feeds
 from clipbench.models.encoder import Encoder, Rows, Shortcuts
 from clipbench.settings import Settings
 
@@ -41,11 +41,12 @@ def embed_images(encoder: Encoder, items: Sequence[Item], settings: Settings) ->
     Raises: DataUnavailableError for a file that is missing or not the pinned one; DataError when no image is left.
     """
     shortcuts = shortcuts_of(encoder, settings)
-    try:
-        rows, broken, made = _embed(encoder, items, shortcuts, settings)
-    except DisagreementError as error:
-        rows, broken, made = _embed(encoder, items, None, settings)
-        made += Made(0, dropped=str(error))
+    with one_thread_feeds(settings.device):
+        try:
+            rows, broken, made = _embed(encoder, items, shortcuts, settings)
+        except DisagreementError as error:
+            rows, broken, made = _embed(encoder, items, None, settings)
+            made += Made(0, dropped=str(error))
     if not rows:
         reasons = list(broken.values())
         first = f"; the first: {reasons[0]}" if reasons else ""
