@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from clipbench.embed.rows import TOLERANCE
+from clipbench.models.load_open_clip import load_open_clip
+from clipbench.models.zoo import ModelSpec
 from clipbench.paths import benchmarks
 
 HEADER = "clipbench cache: *cached"
@@ -111,7 +114,16 @@ def test_a_second_session_runs_without_torch_and_says_so_of_every_row(tmp_path):
     }
 
 
-def test_a_shortcut_found_wrong_in_one_experiment_fails_the_session_for_what_took_it_in_another(run, monkeypatch):
+def test_a_shortcut_that_was_dropped_is_a_note_and_the_session_passes(run, monkeypatch, tiny_models):
+    tiny = load_open_clip(ModelSpec("tiny-vit", "random", "random:0", "tiny-vit", "quickgelu"), "cpu", "fp32", True)
+    monkeypatch.setattr("clipbench.session.load_encoder", lambda spec, settings: tiny)
+    monkeypatch.setitem(TOLERANCE, "fp32", -1.0)
+    result = run("--pretrained", "random", model="ViT-B/32", files=str(benchmarks() / "test_natural_labels.py"))
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["*note: shortcut dropped: * made again: with *all made plainly, which is slower*"])
+
+
+def test_rows_of_a_shortcut_that_was_found_wrong_beside_them_fail_the_session(run, monkeypatch):
     monkeypatch.setattr("clipbench.pytest_session.doubtful", lambda run: iter(["coco_crops of x took shortcuts"]))
     result = run()
     assert result.ret == pytest.ExitCode.TESTS_FAILED

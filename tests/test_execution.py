@@ -1,4 +1,4 @@
-"""How rows were made, judged: nothing unconfirmed passes, and a shortcut found wrong casts doubt on the model's other results."""
+"""How rows were made, judged: nothing unconfirmed passes, a dropped shortcut is a note, rows of a wrong one are in doubt."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fakes import matching
 
-from clipbench.judge.execution import UNCONFIRMED, confirmed_only, doubtful, is_unconfirmed
+from clipbench.judge.execution import UNCONFIRMED, confirmed_only, doubtful, dropped_shortcuts, is_unconfirmed
 from clipbench.judge.verdict import judged
 from clipbench.result import Run, Verdict
 
@@ -54,17 +54,31 @@ def test_a_floor_is_not_passed_by_rows_from_the_cache_alone():
     assert set(after.values()) == {"inconclusive"}
 
 
-def test_what_took_shortcuts_is_doubted_where_one_was_dropped_in_another_result_of_the_model():
+def test_rows_that_were_all_made_plainly_after_a_disagreement_are_not_doubted():
+    images = {"n": 5000, "checked": 0, "dropped": "with shared_rows a sampled row is away"}
+    dropped = made({"images": images, "texts": {"n": 8, "checked": 4}}, ["cut_texts"], "coco_retrieval")
     crops = made({"texts": {"n": 8, "checked": 4}}, ["cut_texts"], "coco_crops")
     plain = made({}, (), "natural")
-    retrieval = made({"texts": {"n": 8, "dropped": "a row is away"}}, (), "coco_retrieval")
-    (line,) = doubtful(Run({}, (crops, plain, retrieval)))
-    assert "coco_crops of ViT-B/32 took shortcuts (cut_texts)" in line
-    assert "in coco_retrieval; run again with --plain" in line
+    run = Run({}, (crops, plain, dropped))
+    assert not list(doubtful(run))
+    what, others = dropped_shortcuts(run)
+    assert what.startswith(
+        "shortcut dropped: coco_retrieval of ViT-B/32, 5,000 images made again: with shared_rows a sampled row"
+    )
+    assert others.endswith("whose own sample agreed with the plain call: coco_crops (cut_texts)")
 
 
-def test_another_models_dropped_shortcut_casts_no_doubt():
+@pytest.mark.parametrize("kept", [{"checked": 4}, {"checked": 0, "unconfirmed": 3}])
+def test_rows_of_a_shortcut_beside_others_where_it_disagreed_are_doubted(kept):
+    mixed = made({"texts": {"n": 8, "dropped": "a row is away"} | kept}, ["cut_texts"], "zero_shot")
+    (line,) = doubtful(Run({}, (mixed,)))
+    assert "some texts of zero_shot of ViT-B/32 were made by shortcuts (cut_texts)" in line
+    assert "run again with --plain" in line
+
+
+def test_another_models_dropped_shortcut_is_not_noted_for_this_one():
     crops = made({"texts": {"n": 8, "checked": 4}}, ["cut_texts"], "coco_crops")
     other = made({"texts": {"n": 8, "dropped": "a row is away"}}, (), "coco_retrieval", "RN50")
-    assert not list(doubtful(Run({}, (crops, other))))
-    assert not list(doubtful(Run({}, (crops,))))
+    (line,) = dropped_shortcuts(Run({}, (crops, other)))
+    assert "coco_retrieval of RN50, 8 texts" in line
+    assert not list(dropped_shortcuts(Run({}, (crops,))))

@@ -33,7 +33,7 @@ def test_a_shortcut_is_named_with_its_check():
 def test_a_dropped_shortcut_is_said_at_the_end_of_the_session():
     run = run_with(images={"n": 2, "checked": 0, "dropped": "a sampled row differs"})
     (line,) = execution_lines(run)
-    assert "shortcut dropped: natural of ViT-B/32, images: a sampled row differs" in line
+    assert "note: shortcut dropped: natural of ViT-B/32, 2 images made again: a sampled row differs" in line
     assert "a sampled row differs" in to_markdown(list(execution_blocks(run)))
 
 

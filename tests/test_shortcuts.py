@@ -154,6 +154,17 @@ def test_a_shortcut_that_disagrees_is_dropped_and_the_result_says_so(vit, items,
         assert "dropped" in made.to_json()
 
 
+def test_an_encoder_whose_shortcut_was_found_wrong_takes_none_afterwards(vit, items):
+    settings = replace(FAST, known=KnownRows())
+    assert (
+        "with cut_texts, distinct_texts a sampled row"
+        in embed_texts(Sabotaged(vit, 1e-3), TEXTS * 2, settings).made.dropped
+    )
+    assert embed_texts(vit, TEXTS, settings).made == Made(80)
+    assert embed_images(vit, items, settings).made == Made(60)
+    assert embed_texts(vit, TEXTS, replace(FAST, known=KnownRows())).made.shortcuts == {"cut_texts"}
+
+
 FAULTS = {
     "the shortest texts": lambda text, place: len(text) < 10,
     "the longest texts": lambda text, place: len(text) > 90,

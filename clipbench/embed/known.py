@@ -23,13 +23,13 @@ class KnownRows:
     def __init__(self, store: "RowStore | None" = None, key: bytes = b"") -> None:
         self._memory: dict[str, Row] = {}
         self._bytes = 0
-        self._is_trusted = True
+        self.is_trusted = True
         self._store, self._key = store, key
         self._generation = store.get([key]).get(key, b"") if store is not None else b""
 
     def get(self, names: Sequence[str]) -> tuple[dict[str, Row], dict[str, Row]]:
         """Return the rows this session made, and those of the store; what the store holds and is no unit row is made anew."""
-        if not self._is_trusted:
+        if not self.is_trusted:
             return {}, {}
         shared = {name: self._memory[name] for name in names if name in self._memory}
         cached = self._stored([name for name in names if name not in shared])
@@ -37,7 +37,7 @@ class KnownRows:
 
     def add(self, rows: Mapping[str, Row]) -> None:
         """Keep rows that were just made and checked."""
-        if not self._is_trusted:
+        if not self.is_trusted:
             return
         for name, row in rows.items():
             if self._bytes < MEMORY_BYTES:
@@ -48,7 +48,7 @@ class KnownRows:
 
     def distrust(self) -> None:
         """Forget everything, make all that the store holds of this encoder unreachable, and keep nothing more in this session."""
-        self._is_trusted = False
+        self.is_trusted = False
         self.forget()
         if self._store is not None:
             self._store.put({self._key: hashlib.sha256(self._key + self._generation).digest()})

@@ -38,6 +38,11 @@ Row = Rows
 class Known(Protocol):
     """Rows of items by name; what a session keeps for one encoder."""
 
+    @property
+    def is_trusted(self) -> bool:
+        """False after `distrust`: this encoder is called plainly from then on."""
+        ...
+
     def get(self, names: Sequence[str]) -> tuple[dict[str, Row], dict[str, Row]]:
         """Return the rows this session made, and those of a cache."""
         ...
@@ -53,6 +58,8 @@ class Known(Protocol):
 
 class NothingKnown:
     """No memory: every row is made."""
+
+    is_trusted = True
 
     def get(self, names: Sequence[str]) -> tuple[dict[str, Row], dict[str, Row]]:
         """Return nothing."""
@@ -138,7 +145,7 @@ def gather(part: Part, encoder: Encoder, settings: Settings) -> tuple[dict[int, 
     if names and (encoder.is_loaded or settings.must_check):
         kinds = [name for name in (SHARED, CACHED, _MADE) if name in names or (name == _MADE and used)]
         groups = [[k for k in part.order if k in found and origin[k] == kind] for kind in kinds]
-        how += _checked(part, found, groups, TOLERANCE[encoder.identity.precision], settings)
+        how += _checked(part, found, groups, names, TOLERANCE[encoder.identity.precision], settings)
     else:
         how += Made(0, unconfirmed=counts[CACHED])
     known.add({part.names[k]: row for k, row in made.items()})
@@ -146,7 +153,12 @@ def gather(part: Part, encoder: Encoder, settings: Settings) -> tuple[dict[int, 
 
 
 def _checked(
-    part: Part, found: Mapping[int, Row], groups: Sequence[Sequence[int]], tolerance: float, settings: Settings
+    part: Part,
+    found: Mapping[int, Row],
+    groups: Sequence[Sequence[int]],
+    names: Collection[str],
+    tolerance: float,
+    settings: Settings,
 ) -> Made:
     """A sample of each group made again by the plain call, in its own batches."""
     places = [k for group in groups for k in spread(group, settings.batch_size)]
@@ -160,7 +172,8 @@ def _checked(
     if furthest > tolerance:
         (settings.known or NothingKnown()).distrust()
         raise DisagreementError(
-            f"a sampled row is {furthest:.2g} away from the plain call's, allowed {tolerance:.0e}: all made plainly"
+            f"with {', '.join(sorted(names))} a sampled row is {furthest:.2g} away from the plain call's, allowed {tolerance:.0e}: "
+            f"all made plainly, which is slower, and so is what this model encodes afterwards"
         )
     return Made(0, checked=len(places), largest_distance=furthest)
 
@@ -176,8 +189,8 @@ def spread(places: Sequence[int], batch_size: int) -> list[int]:
 
 
 def shortcuts_of(encoder: Encoder, settings: Settings) -> Shortcuts | None:
-    """Return the encoder's shortcuts, None where they are off (`settings.plain`) or it is not ours."""
-    return None if settings.plain else encoder.shortcuts()
+    """Return the encoder's shortcuts, None where they are off (`settings.plain`), one was found wrong, or it is not ours."""
+    return None if settings.plain or not (settings.known or NothingKnown()).is_trusted else encoder.shortcuts()
 
 
 def text_name(text: str) -> str:

@@ -1,7 +1,8 @@
-"""How rows were made, judged: rows that no model confirmed, and results of a shortcut that was found wrong elsewhere."""
+"""How rows were made, judged: rows that no model confirmed, and rows of a shortcut that was found wrong in the same result."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from clipbench.result import Result, Run, Verdict
 
@@ -26,19 +27,36 @@ def confirmed_only(result: Result, verdicts: tuple[Verdict, ...]) -> tuple[Verdi
 
 
 def doubtful(run: Run) -> Iterator[str]:
-    """Return what was measured with a shortcut of a model's that disagreed with the plain call in another of its results.
+    """Return the results that hold rows of a shortcut which disagreed with the plain call for other rows of the same result.
 
-    There the sample did not find it; nothing says that the rest of the rows is right.
+    Where all rows of a result were made plainly after a disagreement, none of them is in doubt.
+    """
+    for r in run.results:
+        for kind, part in _parts(r).items():
+            if part.get("dropped") and (part.get("checked") or part.get("unconfirmed")):
+                yield (
+                    f"some {kind} of {r.experiment} of {r.model.name} were made by shortcuts "
+                    f"({', '.join(r.protocol.get('shortcuts', ()))}), and one disagreed with the plain call for others; "
+                    f"run again with --plain"
+                )
+
+
+def dropped_shortcuts(run: Run) -> Iterator[str]:
+    """Return notes: each shortcut that was dropped, what that cost, and the model's other results that took shortcuts.
+
+    Their own sample agreed with the plain call.
     """
     for name in dict.fromkeys(r.model.name for r in run.results):
         results = [r for r in run.results if r.model.name == name]
-        dropped = [
-            r.experiment for r in results if any(p.get("dropped") for p in r.protocol.get("execution", {}).values())
-        ]
-        for r in results:
-            if dropped and r.protocol.get("shortcuts"):
-                taken = ", ".join(r.protocol["shortcuts"])
-                yield (
-                    f"{r.experiment} of {name} took shortcuts ({taken}), and one disagreed with the plain call in "
-                    f"{', '.join(dropped)}; run again with --plain"
-                )
+        dropped = [(r, kind, part) for r in results for kind, part in _parts(r).items() if part.get("dropped")]
+        for r, kind, part in dropped:
+            yield f"shortcut dropped: {r.experiment} of {name}, {part.get('n', 0):,} {kind} made again: {part['dropped']}"
+        taken = [r for r in results if r.protocol.get("shortcuts") and all(r is not d for d, _, _ in dropped)]
+        if dropped and taken:
+            which = ", ".join(f"{r.experiment} ({', '.join(r.protocol['shortcuts'])})" for r in taken)
+            yield f"shortcuts of {name} whose own sample agreed with the plain call: {which}"
+
+
+def _parts(result: Result) -> dict[str, dict[str, Any]]:
+    execution = result.protocol.get("execution")
+    return execution if isinstance(execution, dict) else {}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipbench.data.dataset import Dataset
-from clipbench.judge.execution import UNCONFIRMED, is_unconfirmed
+from clipbench.judge.execution import UNCONFIRMED, dropped_shortcuts, is_unconfirmed
 from clipbench.judge.published import shown_only
 from clipbench.report.document import (
     Block,
@@ -185,10 +185,7 @@ def execution_blocks(run: Run) -> Iterator[Block]:
 
 def execution_lines(run: Run) -> Iterator[str]:
     """Return what somebody must know at the end of a session: shortcuts that were dropped, rows that no model confirmed."""
-    for r in run.results:
-        for kind, part in _parts(r):
-            if part.get("dropped"):
-                yield f"shortcut dropped: {r.experiment} of {r.model.name}, {kind}: {part['dropped']}"
+    yield from (f"note: {line}" for line in dropped_shortcuts(run))
     for name in dict.fromkeys(r.model.name for r in run.results):
         unconfirmed = {r.experiment: None for r in run.results if r.model.name == name and is_unconfirmed(r)}
         if unconfirmed:
