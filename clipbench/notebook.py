@@ -8,7 +8,7 @@ from typing import Any
 from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
 from clipbench.experiments import all_experiments, experiment
-from clipbench.judge.execution import doubtful
+from clipbench.judge.references import doubtful
 from clipbench.models.load import wrap_encoder
 from clipbench.models.resolve import resolve
 from clipbench.models.zoo import ModelSpec

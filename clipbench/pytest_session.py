@@ -11,7 +11,7 @@ import pytest
 
 from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 from clipbench.errors import ClipbenchError
-from clipbench.judge.execution import doubtful
+from clipbench.judge.references import doubtful
 from clipbench.models.resolve import resolve
 from clipbench.pytest_baseline import Outcome, judge, update
 from clipbench.pytest_progress import ProgressBar

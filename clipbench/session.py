@@ -17,9 +17,8 @@ from clipbench.embed.probe import probed
 from clipbench.environment import describe_environment
 from clipbench.errors import ClipbenchError, UsageError, WeightsUnavailableError
 from clipbench.experiments import all_experiments, experiment
-from clipbench.judge.medical import contracts
 from clipbench.judge.probe_compare import PROBED
-from clipbench.judge.verdict import judged
+from clipbench.judge.references import contracts, judged
 from clipbench.models.device import ieee_float32, release
 from clipbench.models.encoder import Encoder
 from clipbench.models.load import load_encoder

@@ -9,7 +9,7 @@ import pytest
 from fakes import matching
 
 from clipbench.cli import main
-from clipbench.judge.verdict import judged
+from clipbench.judge.references import judged
 from clipbench.models.zoo import zoo
 from clipbench.result import Run, dump_json
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from fakes import matching
 
-from clipbench.judge.execution import UNCONFIRMED, confirmed_only, doubtful, dropped_shortcuts, is_unconfirmed
-from clipbench.judge.verdict import judged
+from clipbench.judge.references import UNCONFIRMED, confirmed_only, doubtful, dropped_shortcuts, is_unconfirmed, judged
 from clipbench.result import Run, Verdict
 
 PERFECT = np.eye(8)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-import clipbench.judge.medical as contract
+import clipbench.judge.references as contract
 from clipbench.data.packaged import packaged_dataset
 from clipbench.errors import DataError, DataUnavailableError
 from clipbench.experiments import experiment
 from clipbench.experiments.medical import PROMPT, load_medical, medical_retrieval, whole_groups
-from clipbench.judge.medical import Contract, Hits, contract_verdicts, contracts, decided, reach
+from clipbench.judge.references import Contract, Hits, contract_decision, contract_reach, contract_verdicts, contracts
 from clipbench.models.zoo import ModelSpec
 from clipbench.notebook import default_experiments
 from clipbench.result import run_from_json
@@ -47,7 +47,7 @@ def verdict(natural, *medical, **identity):
 
 
 def words(natural, medical, n, margin=MARGIN, alert=None):
-    return [decided(Hits(natural, 8), Hits(k, n), margin, CHANCE, alert)[1].split(" at ")[0] for k in medical]
+    return [contract_decision(Hits(natural, 8), Hits(k, n), margin, CHANCE, alert)[1].split(" at ")[0] for k in medical]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_true_difference_of_the_alert_is_alerted_on_and_one_of_the_margin_pass
 
 
 def test_at_a_true_difference_of_the_margin_each_verdict_is_wrong_at_most_one_time_in_forty():
-    found = [[decided(Hits(a, 8), Hits(b, 8), MARGIN, CHANCE)[1] for b in range(9)] for a in range(9)]
+    found = [[contract_decision(Hits(a, 8), Hits(b, 8), MARGIN, CHANCE)[1] for b in range(9)] for a in range(9)]
     for rate in np.linspace(MARGIN, 1, 16):
         chance_of = stats.binom.pmf(range(9), 8, rate)[:, None] * stats.binom.pmf(range(9), 8, rate - MARGIN)
         for word in ("fails as expected", "no longer fails"):
@@ -113,10 +113,12 @@ def test_one_set_of_eight_cannot_tell_that_a_model_no_longer_fails():
 
 def test_a_large_collection_decides_both_ways():
     natural = Hits(8, 8)
-    assert decided(natural, Hits(300, 1000), MARGIN, CHANCE)[1] == "fails as expected"
-    assert decided(natural, Hits(850, 1000), MARGIN, CHANCE)[1] == "no longer fails"
-    assert reach(natural, 1000, MARGIN).endswith("of n=1000 379 or fewer would pass and 778 or more would fail")
-    around = [decided(natural, Hits(hits, 1000), MARGIN, CHANCE)[0] for hits in (379, 380, 777, 778)]
+    assert contract_decision(natural, Hits(300, 1000), MARGIN, CHANCE)[1] == "fails as expected"
+    assert contract_decision(natural, Hits(850, 1000), MARGIN, CHANCE)[1] == "no longer fails"
+    assert contract_reach(natural, 1000, MARGIN).endswith(
+        "of n=1000 379 or fewer would pass and 778 or more would fail"
+    )
+    around = [contract_decision(natural, Hits(hits, 1000), MARGIN, CHANCE)[0] for hits in (379, 380, 777, 778)]
     assert around == ["pass", "inconclusive", "inconclusive", "fail"]
 
 

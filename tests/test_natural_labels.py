@@ -9,8 +9,7 @@ from clipbench.data.packaged import packaged_dataset
 from clipbench.errors import DataError
 from clipbench.experiments import experiment
 from clipbench.experiments.natural_labels import natural_labels, softmax
-from clipbench.judge.labels import label_verdicts, published_labels
-from clipbench.judge.verdict import judged
+from clipbench.judge.references import judged, label_verdicts, published_labels
 from clipbench.result import DatasetIdentity, Items, Metric, ModelIdentity, Result
 from clipbench.settings import Settings
 

@@ -21,7 +21,7 @@ def floor(monkeypatch):
     names = [f"known_encoders:{n}" for n in ("Oracle", "Swapped", "Nan")]
     metrics = ["text_to_image_top1", "image_to_text_top1"]
     row = Floor("natural", "natural", names, "factory", metrics, 1.0, "the tests' own claim")
-    monkeypatch.setattr("clipbench.judge.verdict.floors", lambda: (row,))
+    monkeypatch.setattr("clipbench.judge.references.floors", lambda: (row,))
 
 
 def run_json(pytester, path="results/run.json"):

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipbench.judge.published import differences, published_tables, sampling_n, shown_only
-from clipbench.judge.verdict import judged
+from clipbench.judge.references import judged, protocol_differences, published_tables, sampling_n, shown_only
 from clipbench.models.zoo import zoo
 from clipbench.report.document import to_markdown
 from clipbench.report.summary import summary_blocks
@@ -161,7 +160,9 @@ def test_every_table_names_its_source_models_of_the_zoo_and_fractions():
         assert set(table.values) <= set(zoo())
         assert all(0 < value < 1 for row in table.values.values() for value in row.values())
         assert table.unenforced or (table.spread > 0 and table.spread_source and table.items >= table.least_items > 0)
-    assert not differences(next(t for t in published_tables() if t.experiment == "coco_retrieval"), retrieval())
+    assert not protocol_differences(
+        next(t for t in published_tables() if t.experiment == "coco_retrieval"), retrieval()
+    )
 
 
 @pytest.mark.skipif(not REFERENCES.is_dir(), reason="the published values are not beside this checkout")

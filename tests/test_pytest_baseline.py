@@ -102,7 +102,7 @@ def test_verdicts_are_properties_of_their_tests_in_junit_xml(run, pytester, monk
     from clipbench.judge.references import Floor
 
     row = Floor("natural", "natural", [OTHER], "factory", ["text_to_image_top1"], 1.0, "the tests' own claim")
-    monkeypatch.setattr("clipbench.judge.verdict.floors", lambda: (row,))
+    monkeypatch.setattr("clipbench.judge.references.floors", lambda: (row,))
     run("--junitxml", "junit.xml", model=OTHER)
     tree = ElementTree.parse(pytester.path / "junit.xml")  # noqa: S314  # written by this test
     found = {p.get("name"): p.get("value") for p in tree.iter("property")}

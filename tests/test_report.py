@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipbench.experiments.matching import matching_result
-from clipbench.judge.verdict import judged
+from clipbench.judge.references import judged
 from clipbench.report.document import Heading, Paragraph, Picture, Table, to_html, to_markdown, value_text
 from clipbench.report.figures import figure_name, matrix_figure
 from clipbench.report.summary import summary_blocks, terminal_lines, verdict_line, write_report

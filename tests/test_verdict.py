@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from fakes import card, matching
 
-from clipbench.judge.references import floors, published_matrices
-from clipbench.judge.verdict import judged
+from clipbench.judge.references import floors, judged, published_matrices
 from clipbench.models.zoo import zoo
 
 MATRICES = published_matrices()

@@ -2,7 +2,7 @@
 
 Source: the study's third experiment (a matrix of eight medical images, and one of eight others), after
 ckurtz/teaching_UPC_UFRMI@2ec69fe, whose medical part repeats the procedure of the natural one. Whether a model fails as
-expected is judged by `clipbench.judge.medical`.
+expected is judged by `clipbench.judge.references`.
 """
 
 from collections.abc import Mapping, Sequence

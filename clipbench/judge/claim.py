@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from clipbench.judge.published import published_tables
 from clipbench.judge.ranking import ALPHA, Pair, Ranking
-from clipbench.judge.references import weights_of
+from clipbench.judge.references import published_tables, weights_of
 from clipbench.result import ModelIdentity
 from clipbench.statistics import gate_power
 

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.errors import UsageError, closest
-from clipbench.judge.execution import is_unconfirmed
 from clipbench.judge.probe_compare import PROBED, ProbeFinding, compare_probes, model_of
+from clipbench.judge.references import is_unconfirmed
 from clipbench.judge.reindex import Reindex
 from clipbench.judge.rules import Budget, Declared, Rules
 from clipbench.result import Items, ModelIdentity, Result, Run, Skip, VerdictWord

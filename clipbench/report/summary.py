@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipbench.data.dataset import Dataset
-from clipbench.judge.execution import UNCONFIRMED, dropped_shortcuts, is_unconfirmed
-from clipbench.judge.published import shown_only
+from clipbench.judge.references import UNCONFIRMED, dropped_shortcuts, is_unconfirmed, shown_only
 from clipbench.report.document import (
     Block,
     Heading,
