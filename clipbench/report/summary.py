@@ -146,7 +146,7 @@ def exclusion_blocks(run: Run) -> Iterator[Block]:
     """Yield a heading, a table with one row per result that has something to say, and a note; nothing where none has."""
     rows = [(r.model.name, r.experiment, r.dataset.name, text) for r in run.results if (text := _counts(r))]
     if rows:
-        yield Heading("What was handled")
+        yield Heading("Exclusions and data quality")
         yield Table(("model", "experiment", "data set", "counts"), rows)
         yield Paragraph(EXCLUSIONS_NOTE)
 
