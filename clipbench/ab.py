@@ -1,29 +1,42 @@
 """`clipbench ab`: two environments on one machine, their processes taking turns, so that a change of 5 % can be shown.
 
-A round starts one fresh process of each interpreter (`ab_worker`), both load the model, and then they are timed in turn, A B B A,
+A round starts one fresh process of each interpreter, both load the model, and then they are timed in turn, A B B A,
 in slices of well under a second: only one works at a time, and what the machine does meanwhile falls on both. Rounds
-alternate which one starts. Imports no torch: that happens in the two processes.
+alternate which one starts. torch is imported in the two processes alone.
+
+The process is `python -m clipbench.ab` (see `serve`), of the clipbench that is installed with that interpreter. What stands
+between the two may be older or newer than this file: the module's name, its options and its answers belong to `PROTOCOL`.
 """
 
+import argparse
+import dataclasses
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TextIO
 
-from clipbench.ab_worker import PROTOCOL, read_options
 from clipbench.errors import ClipbenchError, UsageError
 from clipbench.judge.compare import EXIT_CODES
-from clipbench.result import JsonObject, VerdictWord
-from clipbench.statistics import Ratio, judged_ratio, round_ratio
+from clipbench.report.comparison import VERDICTS, WORDS
+from clipbench.report.document import Table, aligned, sanitize, value_text
+from clipbench.result import JsonObject, Metric, VerdictWord, dump_json
+from clipbench.settings import PRECISIONS
+from clipbench.statistics import LOWER_IS_BETTER, Ratio, judged_ratio, round_ratio, rounds_needed
 
+PROTOCOL = 1
 ROUNDS = 7
 TURNS = 16
 TOLERANCE = 0.05
@@ -33,7 +46,8 @@ SLICE_CALLS = 5
 LOAD_SECONDS = 900.0
 TIMED = ("images_per_second", "texts_per_second", "latency_p50")
 MEMORY = "peak_memory_bytes"
-WORKER = ("-m", "clipbench.ab_worker")
+WORKER = ("-m", "clipbench.ab")
+HEADER = ("metric", "base", "head", "head/base", "95 % interval", "shown", "verdict")
 
 Label = Literal["base", "head"]
 
@@ -67,7 +81,9 @@ class AbReport:
         """Return what is known to differ between the sides: (base's, head's) by name; "absent" where one has none."""
         found = {}
         for part in ("software", "machine", "model"):
-            base, head = (_part(self.hello[label], part) for label in ("base", "head"))
+            base, head = (
+                ({"model": h["model"]} | h["environment"])[part] for h in (self.hello["base"], self.hello["head"])
+            )
             for name in sorted(base.keys() | head.keys()):
                 pair = str(base.get(name, "absent")), str(head.get(name, "absent"))
                 if pair[0] != pair[1]:
@@ -99,10 +115,10 @@ class Worker:
 
     def hello(self) -> JsonObject:
         """Return what this side is, once it has loaded. Raises: AbError when it cannot load, or is of another clipbench."""
-        said = self._read()
-        if said.get("protocol") != PROTOCOL:
-            raise AbError(f"{self._name} has a clipbench of another version; install the same one in both environments")
-        return said
+        answer = self._read()
+        if answer.get("protocol") != PROTOCOL:
+            raise self._other_version()
+        return answer
 
     def seconds(self, metric: str, calls: int) -> float:
         """Return the median seconds of a call, over one slice of calls. Raises: AbError when the process ended."""
@@ -136,19 +152,24 @@ class Worker:
         finally:
             limit.cancel()
         try:
-            said: JsonObject = json.loads(line)
+            answer: JsonObject = json.loads(line)
         except json.JSONDecodeError as error:
             raise self._ended() from error
-        if "error" in said:
-            raise AbError(f"{self._name}: {said['error']}")
-        return said
+        if "error" in answer:
+            raise AbError(f"{self._name}: {answer['error']}")
+        return answer
 
     def _ended(self) -> AbError:
         code = self._process.wait(timeout=60)
+        if code == 0:  # a worker ends with its input only: that clipbench has a module of this name which is none
+            return self._other_version()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         last = lines[-1] if lines else "it said nothing"
         return AbError(f"{self._name} ended with code {code}: {last}; clipbench and the model must work there")
+
+    def _other_version(self) -> AbError:
+        return AbError(f"{self._name} has a clipbench of another version; install the same one in both environments")
 
 
 def find_python(label: Label, given: str) -> str:
@@ -178,16 +199,18 @@ def compare_speed(
     rounds: int = ROUNDS,
     turns: int = TURNS,
     tolerance: float = TOLERANCE,
-    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> AbReport:
     """Return the ratios of head to base; `start` makes a fresh process of each side.
+
+    `progress` is called with a line of text before each round.
 
     Raises: AbError when a process fails, or the sides do not do the same work (device, precision, batch).
     """
     found: dict[str, list[tuple[float, float, float]]] = {}
     hello: dict[Label, JsonObject] = {}
     for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
+        progress(f"round {number + 1} of {rounds}")
         with start["base"]() as base, start["head"]() as head:
             hello = {"base": base.hello(), "head": head.hello()}
             _check_same_work(hello)
@@ -195,6 +218,49 @@ def compare_speed(
                 found.setdefault(metric, []).append(row)
     metrics = tuple(judged_ratio(metric, rows, tolerance) for metric, rows in found.items())
     return AbReport(metrics, rounds, turns, tolerance, hello)
+
+
+def ab_json(report: AbReport) -> str:
+    """Return the report as JSON with sorted keys: verdict, exit_code, rounds, turns, tolerance, metrics, differences, base, head."""
+    return dump_json(
+        {
+            "verdict": report.verdict,
+            "exit_code": report.exit_code,
+            "rounds": report.rounds,
+            "turns": report.turns,
+            "tolerance": report.tolerance,
+            "metrics": [dataclasses.asdict(ratio) for ratio in report.metrics],
+            "differences": {name: list(pair) for name, pair in report.differences().items()},
+            "base": report.hello["base"],
+            "head": report.hello["head"],
+        }
+    )
+
+
+def ab_text(report: AbReport) -> str:
+    """Return the report as lines: verdict, a line a metric, what differs, how it was measured."""
+    counts = {word: sum(r.verdict == word for r in report.metrics) for word in ("fail", "inconclusive", "pass")}
+    lines = [
+        f"{VERDICTS[report.verdict]}: {counts['fail']} fail, {counts['inconclusive']} cannot tell, {counts['pass']} pass "
+        f"(a loss beyond {report.tolerance:.3g} of base's value fails when it is shown, passes when it is excluded)",
+        "",
+    ]
+    lines += aligned(Table(HEADER, [_row(ratio) for ratio in report.metrics]))
+    lines += ["", *_undecided(report)]
+    lines.append(
+        "what differs: "
+        + (
+            "; ".join(f"{name} {base} -> {head}" for name, (base, head) in report.differences().items())
+            or "nothing known"
+        )
+    )
+    model, machine = report.hello["base"]["model"], report.hello["base"]["environment"]["machine"]
+    where = machine.get("accelerator") or f"{machine.get('processor')}, {machine.get('threads')} threads"
+    lines.append(
+        f"measured: {model['name']}, {model['precision']}, batch {report.hello['base']['batch']}, on {model['device']} ({where}); "
+        f"{report.rounds} rounds of two fresh processes, {report.turns} turns each, A B B A"
+    )
+    return "\n".join(sanitize(line) for line in lines) + "\n"
 
 
 def _round(
@@ -235,6 +301,127 @@ def _check_same_work(hello: Mapping[Label, JsonObject]) -> None:
             )
 
 
-def _part(hello: JsonObject, part: str) -> JsonObject:
-    found: JsonObject = hello["model"] if part == "model" else hello["environment"][part]
-    return found
+def _row(ratio: Ratio) -> tuple[str, ...]:
+    values = [value_text(ratio.metric, Metric(v, len(ratio.rounds))) for v in (ratio.base, ratio.head)]
+    interval = "-" if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
+    return (ratio.metric, *values, f"{ratio.ratio:.3f}", interval, _change_text(ratio), WORDS[ratio.verdict])
+
+
+def _change_text(ratio: Ratio) -> str:
+    if ratio.direction == "cannot tell":
+        return "no difference shown"
+    if ratio.metric == "peak_memory_bytes":
+        return f"{abs(ratio.ratio - 1):.1%} {'less' if ratio.direction == 'better' else 'more'}"
+    slower = 1 - ratio.ratio if ratio.metric not in LOWER_IS_BETTER else ratio.ratio - 1
+    return f"{abs(slower):.1%} {'faster' if ratio.direction == 'better' else 'slower'}"
+
+
+def _undecided(report: AbReport) -> Iterator[str]:
+    for ratio in report.metrics:
+        if ratio.verdict == "inconclusive":
+            needed = rounds_needed(ratio, report.tolerance)
+            way = (
+                f"about {needed} rounds would tell (--rounds {needed})"
+                if needed
+                else "it lies close to the tolerance: more --rounds, or another --tolerance"
+            )
+            yield f"cannot tell {ratio.metric}: {way}"
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options that stand after `--`: pytest benchmarks' own that decide what is timed.
+
+    Raises: ValueError in one line for an option or value that cannot be meant.
+    """
+    parser = _OneLineParser(prog="clipbench ab ... --", add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", default="lite")
+    parser.add_argument("--pretrained")
+    parser.add_argument("--activation", choices=("quickgelu", "gelu"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--offline", action="store_true")
+    return parser.parse_args(list(arguments))
+
+
+def serve(arguments: Sequence[str], source: TextIO, answers: TextIO) -> int:
+    """One side of a comparison, run by the interpreter under test: load what the options name, say hello, time until the input ends.
+
+    Reads one JSON object per line, {"do": METRIC, "calls": n}, and answers with one per line, {"seconds": [...]}, one entry per
+    call. Returns 1 after a one-line error.
+    """
+    with ExitStack() as held:
+        try:
+            hello, calls = _ready(read_options(arguments), held)
+        except (ClipbenchError, ValueError) as error:
+            _answer(answers, {"error": str(error)})
+            return 1
+        _answer(answers, hello)
+        for line in source:
+            asked = json.loads(line)
+            call = calls[asked["do"]]
+            _answer(answers, {"seconds": [_seconds(call) for _ in range(asked["calls"])]})
+    return 0
+
+
+def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
+    """(What this side is, the call of each metric): each call warmed up, and checked to give the reference path's rows."""
+    from clipbench.environment import describe_environment
+    from clipbench.experiments import experiment, speed
+    from clipbench.models.device import ieee_float32, synchronized
+    from clipbench.models.load import load_encoder
+    from clipbench.models.resolve import resolve
+    from clipbench.session import make_settings
+
+    settings = make_settings(options.device, options.precision, options.batch_size, offline=options.offline)
+    specs = resolve([options.model], options.pretrained, options.activation)
+    if len(specs) != 1:
+        raise ValueError(f"--model {options.model}: expected one model")
+    held.enter_context(ieee_float32(settings.device, settings.precision))
+    encoder = load_encoder(specs[0], settings)
+    work = speed.workload(experiment("speed").load(settings), settings)
+    memory = speed.peak_memory(encoder, work)
+    images = cycle(work.images)
+    calls: dict[str, Callable[[], object]] = {
+        "images_per_second": encoder.ready_images(work.images),
+        "texts_per_second": encoder.ready_texts(work.texts),
+        "latency_p50": lambda: synchronized(encoder.encode_images(list(islice(images, 1))), encoder.identity.device),
+    }
+    name = encoder.identity.name
+    for metric, batch, row in (
+        ("images_per_second", work.images, encoder.encode_images(work.images[-1:])),
+        ("texts_per_second", work.texts, encoder.encode_texts(work.texts[-1:])),
+    ):
+        speed.check_timed(calls[metric](), len(batch), row, f"{name}: {metric}")
+    hello = {
+        "protocol": PROTOCOL,
+        "environment": describe_environment(settings.device),
+        "model": {"name": name, **{k: getattr(encoder.identity, k) for k in ("weights_sha256", "precision", "device")}},
+        "batch": settings.batch_size,
+        "peak_memory_bytes": memory["peak_memory_bytes"].value if memory else None,
+        "seconds": {metric: min(_seconds(call) for _ in range(2)) for metric, call in calls.items()},
+    }
+    return hello, calls
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _answer(answers: TextIO, entry: dict[str, Any]) -> None:
+    answers.write(json.dumps(entry) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    # The answers keep the real standard output; everything else that is written there goes to standard error.
+    kept = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.exit(serve(sys.argv[1:], sys.stdin, kept))

@@ -1,15 +1,23 @@
-"""The command line. Each command imports what it needs when it runs: `clipbench --help` costs nothing."""
+"""The command line: every command's options, and what it prints. Each imports what it needs when it runs: `--help` costs nothing."""
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clipbench.ab_command import add_ab, run_ab, split_passed
-from clipbench.cache_command import CACHE_VARIABLE, add_cache, run_cache
-from clipbench.compare_command import add_compare
-from clipbench.errors import ClipbenchError
+from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from clipbench.judge.compare import Comparison
+    from clipbench.result import Run
+
+FORMATS = ("text", "json", "markdown", "github")
+CACHE_VARIABLE = "CLIPBENCH_CACHE"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,6 +25,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     `compare` and `ab` also return 1 when head fails and 3 when it cannot be told.
     """
+    own, passed = split_passed(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(own)
+    options.passed = passed
+    commands = {"models": _models, "report": _report, "compare": _compare, "power": _power, "ab": _ab, "cache": _cache}
+    try:
+        return commands[options.command](options)
+    except (ClipbenchError, OSError) as error:
+        print(f"clipbench: error: {error}", file=sys.stderr)
+        return 2
+
+
+def split_passed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (clipbench's own arguments, those of `ab` after `--`, which go to both processes)."""
+    given = list(arguments)
+    if given[:1] != ["ab"] or "--" not in given:
+        return given, []
+    place = given.index("--")
+    return given[:place], given[place + 1 :]
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="clipbench",
         description="Benchmark and regression suite for CLIP models. The measuring itself is `pytest benchmarks`.",
@@ -27,25 +56,79 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="write the summary and figures of a run file again")
     report.add_argument("run", type=Path, help="a run's JSON file")
     report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
-    add_compare(commands)
-    add_ab(commands)
-    add_cache(commands)
-    own, passed = split_passed(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(own)
-    options.passed = passed
-    try:
-        commands_by_name = {
-            "models": _models,
-            "report": _report,
-            "compare": _compare,
-            "power": _power,
-            "ab": _ab,
-            "cache": _cache,
-        }
-        return commands_by_name[options.command](options)
-    except (ClipbenchError, OSError) as error:
-        print(f"clipbench: error: {error}", file=sys.stderr)
-        return 2
+    _add_compare(commands)
+    power = commands.add_parser("power", help="print which drop the gate detects nine times in ten, by number of items")
+    power.add_argument("--tolerance", type=float, default=0.01, metavar="VALUE", help="allowed drop (default: 0.01)")
+    power.add_argument("--alpha", type=float, default=0.05, metavar="A", help="one-sided error rate (default: 0.05)")
+    _add_ab(commands)
+    _add_cache(commands)
+    return parser
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="compare two runs: pass, fail, or cannot tell",
+        description="Exit codes: 0 pass, 1 fail, 2 usage or unreadable input, 3 undecided (a declared metric is inconclusive, not "
+        "comparable, or something the base had is missing).",
+    )
+    compare.add_argument("base", type=Path, metavar="BASE.json", help="the run to hold the other one to")
+    compare.add_argument("head", type=Path, metavar="HEAD.json", help="the run that is judged")
+    compare.add_argument("--tolerance", action="append", default=[], metavar="[METRIC=]VALUE",
+        help="allowed drop, a fraction: of every declared metric, or of one; repeatable")  # fmt: skip
+    compare.add_argument("--alpha", type=float, metavar="A", help="one-sided error rate (default: 0.05)")
+    compare.add_argument("--only", default="", metavar="EXPERIMENT[,...]", help="compare these experiments alone")
+    compare.add_argument("--format", choices=FORMATS, default="text", help="text (default), json, markdown or github")
+    compare.add_argument("--rules", type=Path, metavar="FILE.toml",
+        help="declared metrics, budgets and items that must pass, in place of fixtures/tolerances.toml")  # fmt: skip
+    compare.add_argument("--index", type=Path, nargs="*", metavar="ROWS.npy",
+        help="must I re-index? OLD.npy [NEW.npy] with --queries: rows of your index by the base model, and the same items by the "
+        "head model; no file: the rows that both runs saved with --save-embeddings")  # fmt: skip
+    compare.add_argument("--queries", type=Path, nargs="+", default=[], metavar="TEXTS.txt",
+        help="texts, one per line, encoded here by --model (imports torch); or OLD.npy NEW.npy, their rows")  # fmt: skip
+    compare.add_argument("--model", action="append", default=[], metavar="NAME",
+        help="what encodes TEXTS.txt, as `pytest benchmarks --model`; twice where base and head differ, base's first. A run file "
+        "only says which model it was, it never loads one")  # fmt: skip
+    compare.add_argument("--pretrained", action="append", default=[], metavar="TAG|PATH|random[:SEED]",
+        help="its weights; twice where base and head differ, base's first")  # fmt: skip
+    compare.add_argument(
+        "--activation", choices=("quickgelu", "gelu"), help="its activation, where a checkpoint does not say it"
+    )
+    compare.add_argument(
+        "--offline", action="store_true", help="take its weights from the caches only (HF_HUB_OFFLINE=1 too)"
+    )
+
+
+def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    ab = commands.add_parser(
+        "ab",
+        usage="clipbench ab --base PYTHON --head PYTHON [--rounds N] [--tolerance VALUE] [--format text|json] [-- OPTIONS]",
+        help="compare the speed of two environments on this machine, their processes taking turns",
+        description="Options after -- are those of `pytest benchmarks` that decide what is timed: --model, --pretrained, "
+        "--activation, --device, --precision, --batch-size, --offline. Exit codes: 0 a loss beyond the tolerance is excluded, 1 it "
+        "is shown, 2 usage or a process that failed, 3 undecided.",
+    )
+    ab.add_argument(
+        "--base", required=True, metavar="PYTHON", help="the environment to hold the other one to: its Python"
+    )
+    ab.add_argument("--head", required=True, metavar="PYTHON", help="the environment that is judged: its Python")
+    ab.add_argument("--rounds", type=int, default=7, metavar="N", help="pairs of fresh processes (default: 7)")
+    ab.add_argument("--tolerance", type=float, default=0.05, metavar="VALUE",
+        help="allowed loss of speed or growth of memory, a fraction (default: 0.05)")  # fmt: skip
+    ab.add_argument("--format", choices=("text", "json"), default="text", help="text (default) or json")
+
+
+def _add_cache(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    cache = commands.add_parser(
+        "cache",
+        help="show or clear the folder in which `pytest benchmarks --cache DIR` keeps rows",
+        description="Exit codes: 0 shown or cleared, also where there is nothing; 2 no folder given, or a cache that is damaged or "
+        "in use: then nothing is removed.",
+    )
+    cache.add_argument("folder", type=Path, nargs="?", metavar="DIR", help=f"the cache's folder (default: ${CACHE_VARIABLE})")  # fmt: skip
+    cache.add_argument(
+        "--clear", action="store_true", help="remove the cache's own files, and nothing else in the folder"
+    )
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -71,7 +154,6 @@ def _models(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from clipbench.data.dataset import Dataset
-    from clipbench.errors import DataUnavailableError
     from clipbench.experiments import all_experiments
     from clipbench.report.summary import write_report
     from clipbench.run_file import read_run
@@ -92,30 +174,128 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from clipbench.compare_command import run_compare
+    from clipbench.judge.compare import compare_runs
+    from clipbench.judge.rules import read_rules, with_options
+    from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
+    from clipbench.run_file import read_document, run_of, timings_of
 
-    code, output, summary = run_compare(options)
-    sys.stdout.write(output)
-    step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if summary and step_summary:
-        with Path(step_summary).open("a", encoding="utf-8") as file:
-            file.write(summary)
-    return code
+    before, after = read_document(options.base), read_document(options.head)
+    base, head = run_of(options.base, before), run_of(options.head, after)
+    known = [metric for run in (base, head) for result in run.results for metric in result.metrics]
+    rules = with_options(read_rules(options.rules), options.tolerance, options.alpha, known)
+    only = tuple(name for name in options.only.split(",") if name)
+    comparison = compare_runs(base, head, rules, timings_of(before), timings_of(after), only)
+    comparison = _with_index(comparison, options, base, head)
+    command = _compare_command(options)
+    if options.format == "github":
+        sys.stdout.write(to_github(comparison))
+        if step_summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with Path(step_summary).open("a", encoding="utf-8") as file:
+                file.write(to_pull_request(comparison, command))
+    else:
+        formats = {"text": to_text, "json": to_json, "markdown": to_pull_request}
+        sys.stdout.write(formats[options.format](comparison, command))
+    return comparison.exit_code
+
+
+def _compare_command(options: argparse.Namespace) -> str:
+    """The command that makes this comparison again."""
+    words = ["clipbench", "compare", str(options.base), str(options.head)]
+    words += [word for text in options.tolerance for word in ("--tolerance", text)]
+    words += ["--alpha", f"{options.alpha:g}"] if options.alpha is not None else []
+    words += ["--only", options.only] if options.only else []
+    words += ["--rules", str(options.rules)] if options.rules else []
+    words += ["--index", *map(str, options.index)] if options.index is not None else []
+    words += ["--queries", *map(str, options.queries)] if options.queries else []
+    words += [word for text in options.model for word in ("--model", text)]
+    words += [word for text in options.pretrained for word in ("--pretrained", text)]
+    words += ["--activation", options.activation] if options.activation else []
+    words += ["--offline"] if options.offline else []
+    return shlex.join(words)
+
+
+def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Run", head: "Run") -> "Comparison":
+    """The comparison with the answer to --index, which fails, passes or is undecided like any finding."""
+    from clipbench.judge.compare import by_severity
+    from clipbench.reindex import QueryModels, reindex_answers
+    from clipbench.report.comparison import index_findings
+
+    if options.index is None:
+        if options.queries:
+            raise UsageError(
+                "--queries goes with --index OLD.npy [NEW.npy]; without an index there is nothing to search"
+            )
+        return comparison
+    offline = options.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    by = QueryModels(options.model, options.pretrained, options.activation, offline)
+    index = reindex_answers((options.base, base), (options.head, head), options.index, options.queries, by)
+    return replace(comparison, findings=by_severity([*comparison.findings, *index_findings(index)]), index=index)
 
 
 def _power(options: argparse.Namespace) -> int:
-    from clipbench.compare_command import power_text
+    from clipbench.judge.rules import check_alpha
+    from clipbench.statistics import power_table
 
-    sys.stdout.write(power_text(options.tolerance, options.alpha))
+    tolerance, alpha = options.tolerance, options.alpha
+    check_alpha(alpha, "--alpha")
+    if not 0 <= tolerance < 1:
+        raise UsageError(f"--tolerance {tolerance}: expected a fraction such as 0.01")
+    lines = [
+        f"Drop of a rate that is detected 9 times in 10 (one metric, one-sided alpha {alpha:g}, allowed drop {tolerance:g}).",
+        "flips: share of items that flip without any drop, half of them either way.",
+        "",
+        f"{'n':>7}  {'flips':>6}  {'excluded if none flips':>22}  {'shown to drop':>13}  {'failed by the gate':>18}",
+    ]
+    for row in power_table(tolerance, alpha):
+        cells = ["none" if drop is None else f"{drop:.4f}" for drop in (row.shown, row.failed)]
+        lines.append(f"{row.n:>7,}  {row.discordance:>6.2f}  {row.clean_bound:>22.4f}  {cells[0]:>13}  {cells[1]:>18}")
+    print("\n".join(lines))
     return 0
 
 
 def _ab(options: argparse.Namespace) -> int:
-    code, output = run_ab(options, options.passed, lambda line: print(f"clipbench ab: {line}", file=sys.stderr))
-    sys.stdout.write(output)
-    return code
+    from clipbench.ab import Label, Worker, ab_json, ab_text, check_request, compare_speed, find_python
+
+    check_request(options.passed, options.rounds, options.tolerance)
+    start: dict[Label, Callable[[], Worker]] = {
+        "base": partial(Worker, "base", find_python("base", options.base), options.passed),
+        "head": partial(Worker, "head", find_python("head", options.head), options.passed),
+    }
+    report = compare_speed(
+        start,
+        options.rounds,
+        tolerance=options.tolerance,
+        progress=lambda line: print(f"clipbench ab: {line}", file=sys.stderr),
+    )
+    sys.stdout.write((ab_json if options.format == "json" else ab_text)(report))
+    return report.exit_code
 
 
 def _cache(options: argparse.Namespace) -> int:
-    sys.stdout.write(run_cache(options, os.environ.get(CACHE_VARIABLE, "")))
+    from clipbench.embed.store_folder import clear, describe
+
+    setting = os.environ.get(CACHE_VARIABLE, "")
+    if options.folder is None and not setting:
+        raise UsageError(f"which cache? Give its folder (clipbench cache DIR), or set {CACHE_VARIABLE}")
+    folder = (options.folder or Path(setting)).expanduser()
+    if options.clear:
+        freed = clear(folder)
+        print(f"cleared {folder}: {_size(freed)} freed" if freed else f"nothing to clear in {folder}")
+        return 0
+    found = describe(folder)
+    if not found.exists:
+        print(f"no cache in {found.path.parent}")
+        return 0
+    print(f"folder   {found.path.parent}")
+    if found.is_current:
+        print(f"entries  {found.entries:,}")
+    print(f"size     {_size(found.bytes)}")
+    if not found.is_current:
+        print("entries  of another version of clipbench: the next run with this cache begins it anew")
+    elif found.entries:
+        print(f"used     {found.oldest_use} to {found.newest_use} UTC")
     return 0
+
+
+def _size(n: int) -> str:
+    return f"{n / (1 << 20):,.1f} MiB"

@@ -7,13 +7,19 @@ from functools import partial
 
 import pytest
 
-from clipbench.ab import AbError, Worker, check_request, compare_speed, find_python
-from clipbench.ab_command import split_passed
-from clipbench.ab_worker import main as worker_main
-from clipbench.ab_worker import read_options
-from clipbench.cli import main
+from clipbench.ab import (
+    AbError,
+    Worker,
+    ab_json,
+    ab_text,
+    check_request,
+    compare_speed,
+    find_python,
+    read_options,
+    serve,
+)
+from clipbench.cli import main, split_passed
 from clipbench.errors import UsageError
-from clipbench.report.ab_text import ab_json, ab_text
 
 FAKE = '''
 """Speaks the worker's protocol with times made up: a tenth of a second by the slowness given, with a little noise."""
@@ -29,6 +35,8 @@ hello = {
 for key, value in extra.items():
     hello[key] = {**hello[key], **value} if isinstance(value, dict) else value
 print("a library's greeting", file=sys.stderr)
+if "silent" in extra:
+    sys.exit()
 if "crash" in extra:
     raise RuntimeError("the driver is gone")
 print(json.dumps(hello), flush=True)
@@ -121,6 +129,7 @@ def test_the_json_holds_the_verdict_each_round_and_both_sides(ab):
         ({"quit": True}, r"head \(.*\) ended with code 1: out of memory"),
         ({"error": "no weights for ViT-B/16"}, r"head \(.*\): no weights for ViT-B/16"),
         ({"protocol": 2}, "clipbench of another version"),
+        ({"silent": True}, "clipbench of another version"),
         ({"batch": 8}, "base runs with batch 4, head with 8"),
         ({"model": {"device": "cuda"}}, "base runs with device cpu, head with cuda"),
     ],
@@ -201,7 +210,7 @@ def test_the_real_worker_says_what_it_is_and_times_as_many_calls_as_asked(tmp_pa
     ]
     answers = io.StringIO()
     source = io.StringIO("".join(json.dumps(entry) + "\n" for entry in asked))
-    assert worker_main(["--model", "ab_encoder:Mean", "--device", "cpu", "--batch-size", "3"], source, answers) == 0
+    assert serve(["--model", "ab_encoder:Mean", "--device", "cpu", "--batch-size", "3"], source, answers) == 0
     hello, *timed = (json.loads(line) for line in answers.getvalue().splitlines())
     assert (hello["protocol"], hello["batch"], hello["model"]["name"]) == (1, 3, "ab_encoder:Mean")
     assert "torch" in hello["environment"]["software"]
@@ -210,7 +219,7 @@ def test_the_real_worker_says_what_it_is_and_times_as_many_calls_as_asked(tmp_pa
 
 def test_the_real_worker_answers_a_model_that_it_does_not_know_in_one_line():
     answers = io.StringIO()
-    assert worker_main(["--model", "ViT-B/61", "--device", "cpu"], io.StringIO(), answers) == 1
+    assert serve(["--model", "ViT-B/61", "--device", "cpu"], io.StringIO(), answers) == 1
     assert "closest: ViT-B/16" in json.loads(answers.getvalue())["error"]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
-from clipbench.cache_command import CACHE_VARIABLE
+from clipbench.cli import CACHE_VARIABLE
 from clipbench.paths import benchmarks
 from clipbench.peers.bench import MODEL, PRETRAINED, Bench
 from clipbench.peers.work import PeerError
