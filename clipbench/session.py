@@ -17,8 +17,8 @@ from clipbench.embed.probe import probed
 from clipbench.environment import describe_environment
 from clipbench.errors import ClipbenchError, UsageError, WeightsUnavailableError
 from clipbench.experiments import all_experiments, experiment
-from clipbench.judge.probe_compare import PROBED
 from clipbench.judge.references import contracts, judged
+from clipbench.judge.trace import TRACED
 from clipbench.models.device import ieee_float32, release
 from clipbench.models.encoder import Encoder
 from clipbench.models.load import load_encoder
@@ -159,7 +159,7 @@ class Session:
             try:
                 settings = replace(self.settings, known=self._known)
                 result = experiment(name).measure(encoder, dataset, settings)
-                if name == PROBED:
+                if name == TRACED:
                     result, self.probes[spec.label] = probed(encoder, dataset, self.settings, result)
                 self.record(spec, result, name)
             except ClipbenchError as error:

@@ -14,8 +14,8 @@ from clipbench.faults.__main__ import main
 from clipbench.faults.degrade import FAULTS, NOISE, fault
 from clipbench.faults.table import degraded_run, fault_rows, fault_table
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.probe_compare import OUTCOMES, STAGES, compare_probes, first_moved
 from clipbench.judge.rules import read_rules
+from clipbench.judge.trace import OUTCOMES, STAGES, compare_traces, first_moved
 from clipbench.models.zoo import ModelSpec
 from clipbench.run_file import read_run
 from clipbench.session import Session
@@ -78,7 +78,7 @@ def run_of(spec, chosen):
 @pytest.mark.parametrize("name", [f.name for f in FAULTS])
 def test_a_fault_changes_the_stage_it_names_first_and_no_other_input(runs, name):
     chosen = fault(name)
-    findings = compare_probes(runs["base"].probes, runs[name].probes)
+    findings = compare_traces(runs["base"].probes, runs[name].probes)
     assert first_moved(findings)["tiny-vit"].stage == chosen.stage
     moved = {f.stage for f in findings if f.moved}
     assert moved - set(OUTCOMES) == {chosen.stage} | CONSEQUENCES.get(chosen.stage, set())
@@ -167,7 +167,7 @@ def test_only_a_declared_fault_shows_in_the_protocol(runs):
 def test_the_runs_are_kept_and_can_be_read_again(on_noise, tmp_path):
     list(fault_rows(QUICK, [fault("bf16")], SETTINGS, ["natural"], tmp_path))
     base, head = read_run(tmp_path / "tiny-vit-base.json"), read_run(tmp_path / "tiny-vit-bf16.json")
-    assert first_moved(compare_probes(base.probes, head.probes))["tiny-vit"].stage == "precision"
+    assert first_moved(compare_traces(base.probes, head.probes))["tiny-vit"].stage == "precision"
 
 
 def test_every_fault_names_a_stage_of_the_probe():

@@ -1,6 +1,6 @@
 """The probe: what a model makes of eight fixed pictures and captions, stage by stage, small enough to keep in every run.
 
-`judge.probe_compare` reads two of them and names the first stage that moved. A probe always goes through the encoder's
+`judge.trace` reads two of them and names the first stage that moved. A probe always goes through the encoder's
 plain call, the one that production makes; no shortcut may stand in for it.
 """
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from clipbench.errors import UsageError
 from clipbench.faults.degrade import Fault
 from clipbench.judge.compare import Comparison, compare_runs
-from clipbench.judge.probe_compare import PROBED, STAGES, ProbeFinding, compare_probes, first_moved
 from clipbench.judge.rules import read_rules
+from clipbench.judge.trace import STAGES, TRACED, TraceFinding, compare_traces, first_moved
 from clipbench.models.load import load_encoder
 from clipbench.models.open_clip import OpenClipEncoder
 from clipbench.models.zoo import ModelSpec
@@ -31,7 +31,7 @@ class Row:
     fault: Fault
     why: str = ""
     comparison: Comparison | None = None
-    stages: tuple[ProbeFinding, ...] = ()
+    stages: tuple[TraceFinding, ...] = ()
 
 
 def degraded_run(
@@ -50,8 +50,8 @@ def degraded_run(
         return None, why
     session.adopt(spec, encoder)
     if fault and fault.prompt:
-        natural = session.dataset(PROBED)
-        session.replace_dataset(PROBED, replace(natural, protocol={**natural.protocol, "prompts": fault.prompt}))
+        natural = session.dataset(TRACED)
+        session.replace_dataset(TRACED, replace(natural, protocol={**natural.protocol, "prompts": fault.prompt}))
     for name in experiments:
         session.measure(spec, name)
     session.free()
@@ -78,7 +78,7 @@ def fault_rows(
         if base is None or head is None:
             yield Row(fault, why)
             continue
-        yield Row(fault, "", compare_runs(base, head, rules), tuple(compare_probes(base.probes, head.probes, rules)))
+        yield Row(fault, "", compare_runs(base, head, rules), tuple(compare_traces(base.probes, head.probes, rules)))
 
 
 def table_blocks(spec: ModelSpec, rows: Iterable[Row]) -> list[Block]:

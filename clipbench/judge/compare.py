@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.errors import UsageError, closest
-from clipbench.judge.probe_compare import PROBED, ProbeFinding, compare_probes, model_of
 from clipbench.judge.references import is_unconfirmed
 from clipbench.judge.reindex import Reindex
 from clipbench.judge.rules import Budget, Declared, Rules
+from clipbench.judge.trace import TRACED, TraceFinding, compare_traces, model_of
 from clipbench.result import Items, ModelIdentity, Result, Run, Skip, VerdictWord
 from clipbench.run_file import Timing
 from clipbench.statistics import (
@@ -149,7 +149,7 @@ class Comparison:
     differences: tuple[Difference, ...] = ()
     alpha: float = 0.05
     index: tuple[Reindex, ...] = ()
-    stages: tuple[ProbeFinding, ...] = ()
+    stages: tuple[TraceFinding, ...] = ()
 
     @property
     def verdict(self) -> VerdictWord:
@@ -322,7 +322,7 @@ def compare_runs(
             tested = {f.metric for f in answers if _key(f) == key_of(pair.base)}
             findings += _same_items(pair, rules, tested, pair.base.model.name in judged)
     changes = [change for pair in pairs for change in _item_changes(pair, rules)]
-    stages = tuple(compare_probes(base.probes, head.probes, rules))
+    stages = tuple(compare_traces(base.probes, head.probes, rules))
     return Comparison(
         by_severity(findings), tuple(changes), _differences(base, head, pairs), rules.alpha, stages=stages
     )
@@ -357,7 +357,7 @@ def _vanished_parts(pair: Pair, base: Run, head: Run, rules: Rules) -> Iterator[
     if reasons and not any(_is_about(s, pair.base) for s in base.skipped):
         yield pair.finding("coverage", "inconclusive", f"skipped in part in head: {'; '.join(reasons)}")
     probed = [{model_of(probe) for probe in run.probes} for run in (base, head)]
-    if pair.base.experiment == PROBED and model in probed[0] - probed[1]:
+    if pair.base.experiment == TRACED and model in probed[0] - probed[1]:
         yield pair.finding("coverage", "inconclusive", "the probe vanished: base has it, head has not")
     for metric in pair.base.metrics:
         if metric not in pair.head.metrics:

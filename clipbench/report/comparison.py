@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from clipbench.judge.compare import Comparison, Finding, ItemChange, Word
-from clipbench.judge.probe_compare import sentence
 from clipbench.judge.reindex import BACKWARD, FRESH, KS, MIXED, TODAY, Answer, Reindex
+from clipbench.judge.trace import sentence
 from clipbench.report.document import (
     Block,
     Code,

@@ -16,9 +16,8 @@ from PIL import Image
 from clipbench.embed.probe import probe_of
 from clipbench.embed.sample import read_sample, sample
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.probe_compare import STAGES, compare_probes, first_moved, sentence
-from clipbench.judge.probe_stages import other_winners, rank_flips, rows_moved
 from clipbench.judge.rules import read_rules
+from clipbench.judge.trace import STAGES, compare_traces, first_moved, other_winners, rank_flips, rows_moved, sentence
 from clipbench.models.zoo import ModelSpec
 from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
 from clipbench.result import Run
@@ -56,11 +55,11 @@ def shifted(probe, stage, by, sampled=False):
 
 
 def states(base, head):
-    return {f.stage: f.state for f in compare_probes([base], [head])}
+    return {f.stage: f.state for f in compare_traces([base], [head])}
 
 
 def test_a_probe_against_itself_moved_nowhere_and_every_stage_is_said(probe):
-    findings = compare_probes([probe], [copy.deepcopy(probe)])
+    findings = compare_traces([probe], [copy.deepcopy(probe)])
     assert [f.stage for f in findings] == list(STAGES)
     assert {f.state for f in findings} == {"same"}
     assert first_moved(findings) == {}
@@ -74,7 +73,7 @@ def test_a_probe_against_itself_moved_nowhere_and_every_stage_is_said(probe):
     [("decoded_pixels", 1), ("preprocessed_tensor", 0.012), ("tokens", 1), ("image_rows", 0.01), ("text_rows", 0.01)],
 )
 def test_a_stage_that_moved_is_named_and_no_other(probe, stage, by):
-    findings = compare_probes([probe], [shifted(probe, stage, by)])
+    findings = compare_traces([probe], [shifted(probe, stage, by)])
     assert [f.stage for f in findings if f.moved] == [stage]
     assert first_moved(findings)["tiny-vit"].stage == stage
     assert {f.state for f in findings} == {"same", "moved"}
@@ -93,11 +92,11 @@ def test_what_is_stated_moves_too(probe, stage, change):
     head = copy.deepcopy(probe)
     for key, value in change.items():
         head[key] = {**head[key], **value} if key == "model" else value
-    assert [f.stage for f in compare_probes([probe], [head]) if f.moved] == [stage]
+    assert [f.stage for f in compare_traces([probe], [head]) if f.moved] == [stage]
 
 
 def test_the_sentence_says_what_moved_by_how_much_and_what_did_not(probe):
-    findings = compare_probes([probe], [shifted(probe, "preprocessed_tensor", 0.012)])
+    findings = compare_traces([probe], [shifted(probe, "preprocessed_tensor", 0.012)])
     words = sentence(findings, "tiny-vit")
     assert words.startswith(
         "preprocessing changed (mean abs 0.012, max 0.012, 1 of 4 pictures); decoding, prompts, tokens, weights"
@@ -107,7 +106,7 @@ def test_the_sentence_says_what_moved_by_how_much_and_what_did_not(probe):
 
 def test_the_first_stage_that_moved_comes_before_its_consequences(probe):
     head = shifted(shifted(probe, "image_rows", 0.01), "preprocessed_tensor", 0.5)
-    findings = compare_probes([probe], [head])
+    findings = compare_traces([probe], [head])
     assert [f.stage for f in findings if f.moved] == ["preprocessed_tensor", "image_rows"]
     assert first_moved(findings)["tiny-vit"].numbers["mean_abs"] == pytest.approx(0.5)
 
@@ -129,7 +128,7 @@ def test_the_budget_is_that_of_the_coarser_precision_only_when_both_have_it(prob
 def test_another_hash_with_equal_samples_is_a_change_elsewhere_not_the_same(probe):
     head = copy.deepcopy(probe)
     head["stages"]["preprocessed_tensor"][0]["sha256"] = "f" * 64
-    finding = next(f for f in compare_probes([probe], [head]) if f.stage == "preprocessed_tensor")
+    finding = next(f for f in compare_traces([probe], [head]) if f.stage == "preprocessed_tensor")
     assert finding.moved
     assert "not at the sampled positions" in finding.details
 
@@ -139,7 +138,7 @@ def test_another_resolution_or_context_or_dim_is_a_move(probe):
     head["stages"]["preprocessed_tensor"] = [sample(np.zeros((3, 64, 64), np.float32)) for _ in range(4)]
     head["stages"]["tokens"] = [sample(np.ones(32, np.int64)) for _ in range(4)]
     head["stages"]["image_rows"] = [sample(np.ones(64)) for _ in range(4)]
-    found = {f.stage: f.details for f in compare_probes([probe], [head]) if f.moved}
+    found = {f.stage: f.details for f in compare_traces([probe], [head]) if f.moved}
     assert found["preprocessed_tensor"] == "shape (3, 32, 32) -> (3, 64, 64)"
     assert "context length 77 -> 32" in found["tokens"]
     assert found["image_rows"] == "dim 32 -> 64"
@@ -193,7 +192,7 @@ def test_nan_and_values_that_are_not_those_of_their_hash_are_damage(probe):
 def test_a_probe_without_a_part_says_so(probe, key):
     broken = copy.deepcopy(probe)
     broken[key] = None
-    findings = compare_probes([probe], [broken])
+    findings = compare_traces([probe], [broken])
     assert "cannot tell" in {f.state for f in findings}
     assert "moved" not in {f.state for f in findings}
     assert "cannot tell" in sentence(findings, "tiny-vit")
@@ -201,14 +200,14 @@ def test_a_probe_without_a_part_says_so(probe, key):
 
 @pytest.mark.parametrize("head", [[], [{}], ["text"], [{"model": None}]])
 def test_a_missing_probe_cannot_be_told(probe, head):
-    findings = compare_probes([probe], head)
+    findings = compare_traces([probe], head)
     assert {f.state for f in findings} == {"cannot tell"}
     assert sentence(findings, "tiny-vit").startswith("cannot tell")
 
 
 def test_two_probes_of_one_model_or_of_other_versions_or_items_cannot_be_told(probe):
-    assert {f.state for f in compare_probes([probe, probe], [probe])} == {"cannot tell"}
-    assert {f.state for f in compare_probes([probe], [{**probe, "version": 2}])} == {"cannot tell"}
+    assert {f.state for f in compare_traces([probe, probe], [probe])} == {"cannot tell"}
+    assert {f.state for f in compare_traces([probe], [{**probe, "version": 2}])} == {"cannot tell"}
     other = {**probe, "dataset": {**probe["dataset"], "fingerprint": "f" * 64}}
     found = states(probe, other)
     assert {found[s] for s in SAMPLED} == {"cannot tell"}
@@ -223,7 +222,7 @@ def test_an_encoder_that_is_not_ours_is_compared_by_its_rows_alone(tmp_path):
             return super().encode_images([Image.merge("RGB", image.split()[::-1]) for image in images])
 
     base, head = (probe_of(custom(e), dataset, Settings()) for e in (ColourEncoder(), Swapped()))
-    findings = compare_probes([base], [head])
+    findings = compare_traces([base], [head])
     assert first_moved(findings)["fake"].stage == "image_rows"
     assert {f.stage for f in findings if f.state == "cannot tell"} == {
         "preprocessed_tensor",
