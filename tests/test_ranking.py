@@ -12,16 +12,18 @@ from PIL import Image
 from scipy import stats
 
 from clipbench.experiments.experiment import mean, rate
-from clipbench.judge.claim import (
+from clipbench.judge.ranking import (
     BEATEN,
     BEST,
     imagenet_of,
+    images_of,
     items_needed,
     published_imagenet,
+    rankings,
     settling_range,
+    sign_flip_p,
     study_claim,
 )
-from clipbench.judge.ranking import images_of, rankings, sign_flip_p
 from clipbench.judge.references import published_matrices
 from clipbench.report.document import to_html, to_markdown
 from clipbench.report.ranking import ranking_blocks, ranking_figure, ranking_lines

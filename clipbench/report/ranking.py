@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from clipbench.judge.claim import BEATEN, BEST, imagenet_of, settling_sentences, study_claim
-from clipbench.judge.ranking import Pair, Ranking, rankings
+from clipbench.judge.ranking import BEATEN, BEST, Pair, Ranking, imagenet_of, rankings, settling_sentences, study_claim
 from clipbench.report.document import Block, Heading, Paragraph, Picture, Table, model_label, value_text
 from clipbench.report.figures import figure_name, literal, new_figure, to_png
 from clipbench.result import Run
