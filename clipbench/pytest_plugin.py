@@ -1,8 +1,9 @@
 """The pytest face: options, models as parameters, verdicts as assertions, the run's files at the end of the session."""
 
-from collections.abc import Iterator
+import argparse
+import os
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,10 +13,80 @@ from clipbench.pytest_request import CACHE_VARIABLE, read_request
 from clipbench.settings import CACHE_BYTES, PRECISIONS
 
 _PLUGIN = "clipbench-benchmarks"
+_OFFERED = pytest.StashKey[bool]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add clipbench's options in a group of their own."""
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, object, object]:
+    """Find the benchmarks of `--pyargs clipbench.benchmarks`, and offer our options once all other plugins have theirs.
+
+    The name is turned into a path before pytest looks for it: in a checkout the benchmarks lie beside the package, and conftest.py
+    files are loaded along the path to what runs, so those of another project keep out of it.
+    """
+    if early_config.known_args_namespace.pyargs:
+        args[:] = [_path_of_module(argument) for argument in args]
+        given = early_config.known_args_namespace.file_or_dir
+        given[:] = [_path_of_module(argument) for argument in given]
+    result = yield
+    offer_options(early_config, parser, args)
+    return result
+
+
+def _path_of_module(argument: str) -> str:
+    """The path of `clipbench.benchmarks` or a module in it, test names kept; any other argument as it is."""
+    name, separator, test = argument.partition("::")
+    package, *parts = name.removeprefix("clipbench.").split(".")
+    if not name.startswith("clipbench.") or package != "benchmarks":
+        return argument
+    path = benchmarks().joinpath(*parts)
+    return f"{path if path.is_dir() else path.with_suffix('.py')}{separator}{test}"
+
+
+def _benchmark_folders(paths: Iterable[Path]) -> set[Path]:
+    """The `benchmarks` folders, of whatever clipbench, that these paths are or lie in: beside its package or inside it."""
+    real = [Path(os.path.realpath(path)) for path in paths]
+    folders = {folder for path in real for folder in (path, *path.parents) if folder.name == "benchmarks"}
+    return {folder for folder in folders if any(map(_is_clipbench, (folder.parent / "clipbench", folder.parent)))}
+
+
+def _is_clipbench(package: Path) -> bool:
+    return package.name == "clipbench" and os.path.isfile(package / "pytest_plugin.py")
+
+
+def _named_paths(directory: Path, arguments: Iterable[str]) -> list[Path]:
+    """What arguments of a command line may mean: a path in benchmarks/, or the checkout that has it."""
+    paths = [directory / argument.split("::")[0] for argument in arguments]
+    return [*paths, *(path / "benchmarks" for path in paths)]
+
+
+def offer_options(config: pytest.Config, parser: pytest.Parser, arguments: Sequence[str]) -> None:
+    """Add clipbench's options where the arguments name its benchmarks. Anywhere else their names are other people's.
+
+    Raises: UsageError where the benchmarks named are not this clipbench's, and where an option's name is taken.
+    """
+    known, unknown = parser.parse_known_and_unknown_args(arguments)
+    words = [*known.file_or_dir, *(word for word in unknown if not word.startswith("-")), *config.getini("testpaths")]
+    directory = config.invocation_params.dir
+    found = _benchmark_folders([directory, *_named_paths(directory, words)])
+    for other in sorted(found - {Path(os.path.realpath(benchmarks()))}):
+        raise pytest.UsageError(
+            f"{other} belongs to another clipbench than the one that pytest loaded, {Path(__file__).parent}; "
+            f"run `python -m pytest benchmarks` in {other.parent}, or install that one: pip install -e {other.parent}"
+        )
+    if found:
+        try:
+            _add_options(parser)
+        except (ValueError, argparse.ArgumentError) as error:
+            raise pytest.UsageError(
+                f"an option of clipbench's benchmarks is defined by another plugin or conftest.py, too ({error}); "
+                "leave that out with -p no:NAME or --noconftest"
+            ) from error
+        config.stash[_OFFERED] = True
+
+
+def _add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("clipbench", "clipbench: CLIP benchmarks")
     add = group.addoption
     add("--model", action="append", metavar="NAME", default=None,
@@ -70,24 +141,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--require-all", action="store_true", help="skips and inconclusive verdicts fail: what CI uses")
 
 
-def touches_benchmarks(config: pytest.Config) -> bool:
-    """True when the session's arguments reach the benchmark files, by path or by `--pyargs clipbench.benchmarks`."""
-    root = benchmarks().resolve()
-    installed = "site-packages" in root.parts
-    for argument in config.args:
-        name = argument.split("::")[0]
-        if config.option.pyargs and name.split(".")[:2] == ["clipbench", "benchmarks"]:
-            return True
-        path = Path(config.invocation_params.dir, name).resolve()
-        if path == root or root in path.parents or (path in root.parents and not installed):
-            return True
-    return False
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Look names and devices up before anything runs: what cannot be meant is a usage error (exit code 4)."""
-    if config.option.help or not touches_benchmarks(config):
+    ours = _OFFERED in config.stash and _benchmark_folders(_named_paths(config.invocation_params.dir, config.args))
+    if config.option.help or not ours:
         return
     if (
         hasattr(config, "workerinput")
@@ -105,24 +163,3 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(BenchmarkSession(config, read_request(config)), _PLUGIN)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run every benchmark once a model; the session's scope keeps each model's tests together."""
-    if "subject" in metafunc.fixturenames:
-        running = metafunc.config.pluginmanager.get_plugin(_PLUGIN)
-        if running is None:
-            raise pytest.UsageError(
-                "a test asks for clipbench's fixture `subject` outside benchmarks/; run `pytest benchmarks`"
-            )
-        metafunc.parametrize("subject", list(running.specs), indirect=True, scope="session")
-        if "zero_shot_name" in metafunc.fixturenames:
-            metafunc.parametrize("zero_shot_name", [name for name, _ in running.zero_shot])
-
-
-@pytest.fixture(scope="session")
-def subject(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The model under test: loaded when it is first asked for, freed before the next one."""
-    running: Any = request.config.pluginmanager.get_plugin(_PLUGIN)
-    yield running.subject(request.param)
-    running.free()

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,9 +72,18 @@ class BenchmarkSession:
             raise RuntimeError("nothing is measured under --collect-only")
         return self._session
 
-    def subject(self, name: str) -> Subject:
-        """Return the model under test of that name."""
-        return Subject(self.specs[name], self.session, self.request.require_all, self._note)
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run every benchmark once per model; the session's scope keeps each model's tests together."""
+        if "subject" in metafunc.fixturenames:
+            metafunc.parametrize("subject", list(self.specs), indirect=True, scope="session")
+            if "zero_shot_name" in metafunc.fixturenames:
+                metafunc.parametrize("zero_shot_name", [name for name, _ in self.zero_shot])
+
+    @pytest.fixture(scope="session")
+    def subject(self, request: pytest.FixtureRequest) -> Iterator[Subject]:
+        """The model under test: loaded when it is first asked for, freed before the next one."""
+        yield Subject(self.specs[request.param], self.session, self.request.require_all, self._note)
+        self.session.free()
 
     def _note(self, result: Result, verdict: Verdict) -> None:
         """Make a verdict a property of the test that asserts it: pytest's own --junitxml writes it."""
@@ -86,10 +95,6 @@ class BenchmarkSession:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Remember which test is running."""
         self._item = item
-
-    def free(self) -> None:
-        """Free the loaded model, if any."""
-        self.session.free()
 
     def save_rows(self, rows: "SavedRows") -> None:
         """Write an experiment's rows beside the run (--save-embeddings); a full disk fails the session, not the measurement."""
