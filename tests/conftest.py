@@ -41,6 +41,8 @@ def run(pytester, monkeypatch):
     pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
     pytester.makepyfile(known_encoders=ENCODERS)
     pytester.syspathinsert()
+    # pytest-benchmark switches itself off in a worker of xdist; the session inside the test is none, wherever the test runs.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
 
     def call(*arguments, model="known_encoders:Oracle", files=NATURAL, **more):
         models = [a for m in ([model] if isinstance(model, str) else model) for a in ("--model", m)]
