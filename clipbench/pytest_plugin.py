@@ -78,6 +78,7 @@ def offer_options(config: pytest.Config, parser: pytest.Parser, arguments: Seque
     if found:
         try:
             _add_options(parser)
+            parser.parse_known_args([])  # some versions of pytest look for names that are taken only now
         except (ValueError, argparse.ArgumentError) as error:
             raise pytest.UsageError(
                 f"an option of clipbench's benchmarks is defined by another plugin or conftest.py, too ({error}); "
