@@ -373,9 +373,9 @@ def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any]
     """(What this side is, the call of each metric): each call warmed up, and checked to give the reference path's rows."""
     from clipbench.environment import describe_environment
     from clipbench.experiments import experiment, speed
+    from clipbench.models import load_encoder
     from clipbench.models.device import ieee_float32, synchronized
-    from clipbench.models.load import load_encoder
-    from clipbench.models.resolve import resolve
+    from clipbench.models.zoo import resolve
     from clipbench.session import make_settings
 
     settings = make_settings(options.device, options.precision, options.batch_size, offline=options.offline)

@@ -9,9 +9,8 @@ from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
 from clipbench.experiments import all_experiments, experiment
 from clipbench.judge.references import doubtful
-from clipbench.models.load import wrap_encoder
-from clipbench.models.resolve import resolve
-from clipbench.models.zoo import ModelSpec
+from clipbench.models import wrap_encoder
+from clipbench.models.zoo import ModelSpec, resolve
 from clipbench.result import Run
 from clipbench.session import Session, make_settings
 from clipbench.settings import Settings

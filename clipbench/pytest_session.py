@@ -12,7 +12,7 @@ import pytest
 from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 from clipbench.errors import ClipbenchError
 from clipbench.judge.references import doubtful
-from clipbench.models.resolve import resolve
+from clipbench.models.zoo import resolve
 from clipbench.pytest_baseline import Outcome, judge, update
 from clipbench.pytest_progress import ProgressBar
 from clipbench.pytest_request import checked_folders, measuring
@@ -59,7 +59,7 @@ class BenchmarkSession:
 
         for spec in self.specs.values():
             if spec.source == "factory":
-                from clipbench.models.custom import find_factory
+                from clipbench.models.encoder import find_factory
 
                 find_factory(spec.name)
         keep_rows = {"keep_rows": self.save_rows} if self.request.save_embeddings else {}

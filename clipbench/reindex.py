@@ -217,7 +217,7 @@ def _specs(by: QueryModels, models: Sequence[ModelIdentity]) -> list["ModelSpec"
 
     Raises: UsageError without a name, for more than two, and for a name that is not the run's.
     """
-    from clipbench.models.resolve import expand, resolve
+    from clipbench.models.zoo import expand, resolve
 
     names = expand(by.models)
     if not 0 < len(names) < 3 or len(by.pretrained) > 2:
@@ -250,8 +250,8 @@ def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str]
     run's `model`; UsageError and CheckpointError as loading does.
     """
     from clipbench.embed.texts import embed_texts
+    from clipbench.models import load_encoder
     from clipbench.models.device import ieee_float32
-    from clipbench.models.load import load_encoder
     from clipbench.session import make_settings
 
     settings = make_settings("auto", model.precision, offline=offline)

@@ -19,9 +19,9 @@ from clipbench.errors import ClipbenchError, UsageError, WeightsUnavailableError
 from clipbench.experiments import all_experiments, experiment
 from clipbench.judge.references import contracts, judged
 from clipbench.judge.trace import TRACED
+from clipbench.models import load_encoder
 from clipbench.models.device import ieee_float32, release
 from clipbench.models.encoder import Encoder
-from clipbench.models.load import load_encoder
 from clipbench.models.weights import go_offline
 from clipbench.models.zoo import ModelSpec
 from clipbench.result import JsonObject, Result, Run, Skip

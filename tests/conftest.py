@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Loaded before the first pytest run inside a test: such a run forgets what it loads itself, and torch cannot be loaded twice.
 for module in (
-    "models.load_open_clip",
+    "models.open_clip",
     "pytest_session",
     "report.summary",
     "session",

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from clipbench.data.dataset import Dataset, ImageRef, Item
-from clipbench.models.custom import CustomEncoder
+from clipbench.models.encoder import CustomEncoder
 from clipbench.result import DatasetIdentity, Items, Metric, ModelIdentity, Result
 
 TINY_VIT = {

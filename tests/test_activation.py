@@ -7,7 +7,7 @@ import torch
 
 from clipbench.experiments import experiment
 from clipbench.judge.references import judged
-from clipbench.models.load_open_clip import load_open_clip
+from clipbench.models.open_clip import load_open_clip
 from clipbench.models.zoo import ModelSpec
 from clipbench.settings import Settings
 

@@ -56,7 +56,7 @@ def rows_in(written):
 @pytest.fixture
 def measure(tiny_models, pictures, tmp_path, monkeypatch):
     """Measure retrieval in a session of its own; return (result, how often a model was loaded, the session)."""
-    from clipbench.models.load import load_encoder
+    from clipbench.models import load_encoder
 
     def call(spec=SPEC, cache=tmp_path / "cache", name=RETRIEVAL, dataset=pictures, **settings):
         loads = []
@@ -187,7 +187,7 @@ def test_a_changed_image_is_encoded_again_and_the_others_are_not(measure, pictur
 
 
 def test_a_checkpoint_that_changed_on_disk_is_loaded(measure, tmp_path, tiny_models):
-    from clipbench.models.load_open_clip import load_open_clip
+    from clipbench.models.open_clip import load_open_clip
 
     path = tmp_path / "weights.pt"
     for seed in (0, 1):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from clipbench.embed.rows import TOLERANCE
-from clipbench.models.load_open_clip import load_open_clip
+from clipbench.models.open_clip import load_open_clip
 from clipbench.models.zoo import ModelSpec
 from clipbench.paths import benchmarks
 

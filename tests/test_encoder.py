@@ -17,8 +17,7 @@ from PIL import Image
 from clipbench.embed.images import embed_images
 from clipbench.errors import EncoderError, UnknownModelError, UsageError
 from clipbench.models import device
-from clipbench.models.custom import find_factory
-from clipbench.models.encoder import unit_rows
+from clipbench.models.encoder import find_factory, unit_rows
 from clipbench.models.zoo import ModelSpec
 from clipbench.session import Session
 from clipbench.settings import Settings

@@ -64,7 +64,7 @@ def runs(on_noise):
 
 
 def load(spec, precision="fp32"):
-    from clipbench.models.load_open_clip import load_open_clip
+    from clipbench.models.open_clip import load_open_clip
 
     return load_open_clip(spec, "cpu", precision, True)
 
@@ -186,7 +186,7 @@ def test_an_unknown_fault_or_an_encoder_that_is_not_ours_is_refused_in_one_line(
 
 
 def test_the_command_prints_the_table_and_keeps_it(on_noise, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("clipbench.models.resolve.resolve", lambda names, weights: [QUICK])
+    monkeypatch.setattr("clipbench.models.zoo.resolve", lambda names, weights: [QUICK])
     arguments = ["--model", "x", "--fault", "swapped_channels", "--experiment", "natural", "--results", str(tmp_path)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out

@@ -12,8 +12,7 @@ import pytest
 
 from clipbench.errors import WeightsUnavailableError
 from clipbench.models import lite
-from clipbench.models.lite import DESCRIPTION, lite_cache_directory, lite_directory
-from clipbench.models.lite_recipe import WEIGHTS_FILE
+from clipbench.models.lite import DESCRIPTION, WEIGHTS_FILE, lite_cache_directory, lite_directory
 
 FAKE = {WEIGHTS_FILE: b"weights" * 1000, "config.json": b"{}", "vocab.txt": b"a\nb\n"}
 
@@ -110,7 +109,7 @@ def test_a_moved_cache_names_its_new_folder(tmp_path: Path, builds: list[str]) -
 
 def test_the_folder_changes_with_the_recipe(tmp_path: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     before = lite_directory(tmp_path)
-    monkeypatch.setattr("clipbench.models.lite_recipe.RIDGE", 2.0)
+    monkeypatch.setattr("clipbench.models.lite.RIDGE", 2.0)
     assert lite_directory(tmp_path) != before
     assert len(builds) == 2
 
@@ -152,7 +151,7 @@ def test_a_build_that_loses_its_half_to_a_faster_one_uses_that_and_else_says_so(
 RACE = """
 import sys
 from pathlib import Path
-from clipbench.models import lite, lite_recipe
+from clipbench.models import lite
 lite.require_packages = lambda: None
 lite.build_files = lambda: {lite.WEIGHTS_FILE: b"weights" * 100_000, "config.json": b"{}"}
 for turn in range(40):

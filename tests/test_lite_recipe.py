@@ -13,10 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipbench.models import lite_recipe
-from clipbench.models.lite import lite_directory
-from clipbench.models.lite_recipe import PROMPT, RIDGE, fit_projection, held_out_top1, recipe_key, training_texts
-from clipbench.models.lite_sources import IMAGE_WHEEL, TEXT_WHEEL, Rows, Wheel, class_names, wheel_folder
+from clipbench.models import lite
+from clipbench.models.lite import (
+    IMAGE_WHEEL,
+    PROMPT,
+    RIDGE,
+    TEXT_WHEEL,
+    Rows,
+    Wheel,
+    class_names,
+    fit_projection,
+    held_out_top1,
+    lite_directory,
+    recipe_key,
+    training_texts,
+    wheel_folder,
+)
 
 MATRIX_SHA256 = "f4fe86fdec4ac35f212009bea26efc71f8a2161c4d250fa8b9bf43fdff460c50"
 """Of the (384, 1280) float32 matrix: built with one and two threads, and without AVX, on x86-64."""
@@ -76,7 +88,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     with pytest.MonkeyPatch.context() as patch:
         attempts = block_network(patch)
         patch.setattr(PIL.Image, "open", lambda *_, **__: pytest.fail("the build opened an image"))
-        patch.setattr(lite_recipe, "fit_projection", fit)
+        patch.setattr(lite, "fit_projection", fit)
         state = torch.random.get_rng_state()
         folder = lite_directory(tmp_path_factory.mktemp("cache"))
         assert torch.equal(torch.random.get_rng_state(), state)
@@ -135,7 +147,7 @@ def test_the_held_out_names_are_not_fitted() -> None:
 @pytest.mark.parametrize(("name", "value"), [("RIDGE", 2.0), ("PROMPT", "{}"), ("CONTEXT_LENGTH", 64), ("_RECIPE", 2)])
 def test_the_key_changes_with_every_choice(name: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
     before = recipe_key()
-    monkeypatch.setattr(lite_recipe, name, value)
+    monkeypatch.setattr(lite, name, value)
     assert recipe_key() != before
 
 
@@ -145,9 +157,9 @@ def test_the_key_changes_with_every_source(monkeypatch: pytest.MonkeyPatch) -> N
         for name in wheel.files:
             changed = Wheel(wheel.requirement, wheel.package, wheel.folder, {**wheel.files, name: "0" * 64})
             with monkeypatch.context() as patch:
-                patch.setattr(lite_recipe, wheel_name, changed)
+                patch.setattr(lite, wheel_name, changed)
                 keys.add(recipe_key())
-    monkeypatch.setattr(lite_recipe, "NAMES_SHA256", "0" * 64)
+    monkeypatch.setattr(lite, "NAMES_SHA256", "0" * 64)
     keys.add(recipe_key())
     assert len(keys) == 9
 
@@ -255,7 +267,7 @@ def test_the_encoders_rows_are_open_clips_own_and_short_batches_change_none(buil
     import torch
     from PIL import Image
 
-    from clipbench.models.load_open_clip import load_directory
+    from clipbench.models.open_clip import load_directory
     from clipbench.settings import Settings
 
     encoder = load_directory(built.folder, "lite", "cpu", "fp32")

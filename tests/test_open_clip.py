@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clipbench.errors import CheckpointError
-from clipbench.models.load_open_clip import load_open_clip
+from clipbench.models.open_clip import load_open_clip
 from clipbench.models.zoo import ModelSpec
 
 TEXTS = ["a photo of a cat", "This is a page of text about segmentation", "", "word " * 100]

@@ -14,7 +14,7 @@ from PIL import Image
 from clipbench.data.coco import coco_crops, coco_multilabel, coco_retrieval
 from clipbench.environment import describe_environment
 from clipbench.errors import UsageError
-from clipbench.models.load_open_clip import load_open_clip
+from clipbench.models.open_clip import load_open_clip
 from clipbench.models.zoo import ModelSpec
 from clipbench.peers import bench as bench_module
 from clipbench.peers import growth, measure, memory, ours, processes, table, theirs

@@ -10,7 +10,7 @@ import pytest
 from running import ENCODERS, NATURAL
 
 from clipbench.judge.references import Floor
-from clipbench.models.load import load_encoder
+from clipbench.models import load_encoder
 from clipbench.paths import benchmarks
 from clipbench.run_file import read_run, run_schema
 

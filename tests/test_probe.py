@@ -47,7 +47,7 @@ def colours(tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny(tiny_models):
-    from clipbench.models.load_open_clip import load_open_clip
+    from clipbench.models.open_clip import load_open_clip
 
     return load_open_clip(ModelSpec("tiny-vit", "random", "random:0", "tiny-vit", "quickgelu"), "cpu", "fp32", True)
 

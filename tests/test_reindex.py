@@ -373,11 +373,11 @@ def test_texts_are_encoded_by_the_model_named_if_it_is_the_run_s(tiny_models, mo
 
     from clipbench.errors import ClipbenchError
     from clipbench.models import zoo
-    from clipbench.models.resolve import resolve
+    from clipbench.models.zoo import resolve
     from clipbench.notebook import evaluate
 
     known = {**zoo.open_clip_configs(), **dict.fromkeys(("tiny-vit", "tiny-vit-quickgelu"), Path("unused"))}
-    monkeypatch.setattr("clipbench.models.resolve.open_clip_configs", lambda: known)
+    monkeypatch.setattr("clipbench.models.zoo.open_clip_configs", lambda: known)
     monkeypatch.setattr("clipbench.models.zoo.open_clip_configs", lambda: known)
     run = evaluate("tiny-vit", ["model_card"], pretrained="random:3", device="cpu")
     model = run.results[0].model

@@ -6,8 +6,7 @@ import zipfile
 import pytest
 
 from clipbench.errors import UnknownModelError, UsageError
-from clipbench.models.resolve import expand, is_torchscript, resolve
-from clipbench.models.zoo import open_clip_configs, zoo
+from clipbench.models.zoo import expand, is_torchscript, open_clip_configs, resolve, zoo
 
 
 def only(*arguments):

@@ -13,9 +13,7 @@ from clipbench.embed.images import embed_images
 from clipbench.embed.known import KnownRows
 from clipbench.embed.rows import AT_ONCE, TOLERANCE, Made, spread, text_name
 from clipbench.embed.texts import embed_texts
-from clipbench.models.load_open_clip import load_open_clip
-from clipbench.models.open_clip import OpenClipEncoder
-from clipbench.models.shortcuts import _batches
+from clipbench.models.open_clip import OpenClipEncoder, _batches, load_open_clip
 from clipbench.models.zoo import ModelSpec
 from clipbench.settings import Settings
 
@@ -187,7 +185,7 @@ def test_a_plain_call_that_is_wrong_behind_the_first_image_of_a_batch_is_found_o
 
 
 def test_texts_that_are_only_made_once_are_checked_too(vit, monkeypatch):
-    monkeypatch.setattr("clipbench.models.shortcuts.text_cut", lambda model: None)
+    monkeypatch.setattr("clipbench.models.open_clip.text_cut", lambda model: None)
     found = embed_texts(vit, ["a cat", "a dog", "a cat"], FAST)
     assert found.made.shortcuts == {"distinct_texts"}
     assert (found.made.shared, found.made.checked) == (1, 2)

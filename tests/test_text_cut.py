@@ -7,7 +7,7 @@ import torch
 from fakes import TINY_RESNET, TINY_VIT
 from open_clip.model import CLIP, CustomTextCLIP
 
-from clipbench.models.text_cut import text_cut
+from clipbench.models.open_clip import text_cut
 
 TEXTS = ["a cat", "", "This is a page of text about segmentation", "two dogs " * 12, "word " * 100]
 TEXT = TINY_VIT["text_cfg"]

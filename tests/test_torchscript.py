@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clipbench.errors import CheckpointError
-from clipbench.models.checkpoint import OPENAI_EXTRAS, read_checkpoint
-from clipbench.models.torchscript import read_torchscript
+from clipbench.models.checkpoint import OPENAI_EXTRAS, read_checkpoint, read_torchscript
 
 
 class Block(nn.Module):

@@ -30,7 +30,7 @@ SAMPLED = (*INPUTS, "image_rows", "text_rows", "similarities")
 
 @pytest.fixture(scope="module")
 def probe(tiny_models, tmp_path_factory):
-    from clipbench.models.load_open_clip import load_open_clip
+    from clipbench.models.open_clip import load_open_clip
 
     encoder = load_open_clip(ModelSpec("tiny-vit", "random", "random:0", "tiny-vit", "gelu"), "cpu", "fp32", True)
     dataset = colour_dataset(tmp_path_factory.mktemp("colours"))

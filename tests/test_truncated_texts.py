@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 from fakes import ColourEncoder, custom
 
-from clipbench.models.load_open_clip import load_open_clip
-from clipbench.models.open_clip import OpenClipEncoder
+from clipbench.models.open_clip import OpenClipEncoder, load_open_clip
 from clipbench.models.zoo import ModelSpec
 
 

@@ -28,7 +28,7 @@ folder, offline = sys.argv[1], sys.argv[2] == "offline"
 open_clip.add_model_config(folder)
 pretrained._PRETRAINED["tiny-vit"] = {"openai": pretrained._pcfg(hf_hub="maker/tiny/", quick_gelu=True)}
 from clipbench.errors import ClipbenchError
-from clipbench.models.load_open_clip import load_open_clip
+from clipbench.models.open_clip import load_open_clip
 from clipbench.models.weights import go_offline
 from clipbench.models.zoo import ModelSpec
 if offline:

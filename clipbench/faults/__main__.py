@@ -40,7 +40,7 @@ def _table(options: argparse.Namespace) -> str:
     from clipbench.experiments import experiment
     from clipbench.faults.degrade import FAULTS, fault
     from clipbench.faults.table import EXPERIMENTS, fault_rows, fault_table
-    from clipbench.models.resolve import resolve
+    from clipbench.models.zoo import resolve
     from clipbench.result import write_whole
     from clipbench.session import make_settings
 

@@ -9,7 +9,7 @@ from clipbench.faults.degrade import Fault
 from clipbench.judge.compare import Comparison, compare_runs
 from clipbench.judge.rules import read_rules
 from clipbench.judge.trace import STAGES, TRACED, TraceFinding, compare_traces, first_moved
-from clipbench.models.load import load_encoder
+from clipbench.models import load_encoder
 from clipbench.models.open_clip import OpenClipEncoder
 from clipbench.models.zoo import ModelSpec
 from clipbench.report.document import Block, Heading, Paragraph, Table, to_markdown

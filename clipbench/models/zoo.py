@@ -1,11 +1,22 @@
-"""The models clipbench knows by name, and the architectures of open_clip, as data. Imports neither torch nor open_clip."""
+"""Names: the models clipbench knows, and which of them a word on the command line means, with which weights and activation.
 
+Imports neither torch nor open_clip, but for the tags, which open_clip keeps in no data file. The activation is right by construction:
+known tags say it; OpenAI's spelling, OpenAI's archives and `-quickgelu` names mean QuickGELU; a checkpoint whose name leaves it open
+demands --activation or the open_clip_config.json beside it.
+"""
+
+import json
+import re
 import tomllib
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+
+from clipbench.errors import UnknownModelError, UsageError, closest
 
 LITE = "lite"
 LITE_IMAGE_SIZE, LITE_DIM = 224, 384
@@ -93,3 +104,234 @@ def open_clip_configs() -> dict[str, Path]:
 def is_two_flavoured(architecture: str) -> bool:
     """True for an architecture that open_clip has with GELU and with QuickGELU: the name alone does not say which."""
     return architecture + QUICKGELU_SUFFIX in open_clip_configs() and architecture in open_clip_configs()
+
+
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_RANDOM = re.compile(r"random(:\d{1,9})?")
+
+
+def expand(words: Sequence[str]) -> list[str]:
+    """Return the model names that the values of `--model` mean: comma lists, `study` and `all` written out.
+
+    Raises: UsageError for an empty name.
+    """
+    names: list[str] = []
+    for word in (w.strip() for value in words for w in value.split(",")):
+        if not word:
+            raise UsageError("--model got an empty name; see `clipbench models` for the names")
+        groups = {"all": list(zoo()), "study": [m.name for m in zoo().values() if m.study]}
+        names += groups.get(word, [word])
+    return names
+
+
+def resolve(
+    words: Sequence[str], pretrained: str | None = None, activation: str | None = None
+) -> tuple[ModelSpec, ...]:
+    """Return what to load for the values of `--model`, each model once, in the order given.
+
+    Raises: UnknownModelError with the closest names; UsageError for combinations that cannot be meant.
+    """
+    names = expand(words)
+    specs = {(s.name, s.pretrained): s for s in (_resolve_one(n, pretrained, activation) for n in names)}
+    if any(s.source == "path" for s in specs.values()) and len(specs) > 1:
+        raise UsageError(
+            f"--pretrained {pretrained} is one checkpoint, but {len(specs)} models were given "
+            f"({', '.join(s.name for s in specs.values())}); give one --model"
+        )
+    return tuple(specs.values())
+
+
+def _resolve_one(name: str, pretrained: str | None, activation: str | None) -> ModelSpec:
+    if name == LITE or _FACTORY.fullmatch(name):
+        for option, value in (("--pretrained", pretrained), ("--activation", activation)):
+            if value is not None:
+                raise UsageError(
+                    f"{option} {value} cannot be used with {name!r}, which brings its own weights; drop one"
+                )
+        source: Literal["lite", "factory"] = "lite" if name == LITE else "factory"
+        return ModelSpec(name=name, source=source, pretrained=source)
+    architecture = _architecture(name)
+    by_architecture = {m.open_clip: m for m in zoo().values()}
+    bare = architecture.removesuffix(QUICKGELU_SUFFIX)
+    zoo_row = by_architecture.get(bare)
+    spec = ModelSpec(
+        name=zoo_row.name if zoo_row else architecture,
+        source="tag",
+        pretrained=pretrained or "",
+        architecture=bare if zoo_row else architecture,
+    )
+    if pretrained == "":
+        raise UsageError("--pretrained got an empty value; give a tag, a checkpoint file, or random[:SEED]")
+    if pretrained is None:
+        return _with_tag(replace(spec, pretrained="openai" if zoo_row else _only_tag(architecture)), activation)
+    if _RANDOM.fullmatch(pretrained):
+        spec = replace(spec, source="random", pretrained=pretrained if ":" in pretrained else "random:0")
+        return _with_activation(spec, activation, *_flavour_of_random(spec.architecture, bool(zoo_row)))
+    if _looks_like_path(pretrained):
+        return _with_path(spec, name, _path(pretrained), activation)
+    return _not_against_its_name(_with_tag(spec, activation), name)
+
+
+def _architecture(name: str) -> str:
+    """The open_clip configuration that a name means. Raises: UnknownModelError."""
+    if name in zoo():
+        return zoo()[name].open_clip
+    if name in open_clip_configs():
+        return name
+    known = [LITE, "study", "all", *zoo(), *open_clip_configs()]
+    near = closest(name, known) or ", ".join([LITE, *zoo()])
+    raise UnknownModelError(
+        f"unknown model {name!r}; closest: {near}. `clipbench models` lists all; your own encoder is package.module:factory"
+    )
+
+
+def _looks_like_path(pretrained: str) -> bool:
+    """A tag is one bare word; a file in the current folder is given as ./NAME."""
+    return "/" in pretrained or "\\" in pretrained or "." in pretrained
+
+
+def _path(pretrained: str) -> Path:
+    try:
+        path = Path(pretrained).expanduser()
+        path.exists()
+    except (RuntimeError, OSError) as error:
+        raise UsageError(f"--pretrained {pretrained[:80]} cannot be a path: {error}") from error
+    return path
+
+
+def _with_path(spec: ModelSpec, given: str, path: Path, activation: str | None) -> ModelSpec:
+    if not path.is_file():
+        kind = "a folder, not a file" if path.is_dir() else "not there"
+        raise UsageError(f"--pretrained {path} is {kind}; give a checkpoint file, a tag, or random[:SEED]")
+    spec = replace(spec, source="path", pretrained=str(path))
+    two = is_two_flavoured(spec.architecture.removesuffix(QUICKGELU_SUFFIX))
+    beside = checkpoint_config(path)
+    if is_torchscript(path):
+        if activation == "gelu":
+            raise UsageError(
+                f"--activation gelu: {path} is an OpenAI archive, which was trained with QuickGELU; drop the option"
+            )
+        return replace(spec, activation="quickgelu", why="an OpenAI archive")
+    if activation:
+        return _with_activation(spec, activation, "", "")
+    if beside:
+        found = "quickgelu" if beside["model_cfg"].get("quick_gelu") else "gelu"
+        spec = replace(spec, activation=found if two else "", why="open_clip_config.json beside the checkpoint")
+        return _not_against_its_name(spec, given)
+    if given.endswith(QUICKGELU_SUFFIX):
+        return replace(spec, activation="quickgelu", why=f"the name {given}")
+    if given in zoo():
+        return replace(spec, activation="quickgelu", why=f"{given} is OpenAI's spelling")
+    if two:
+        raise UsageError(
+            f"--model {given} --pretrained {path}: this architecture exists with GELU and with QuickGELU and the name does "
+            f"not say which these weights were trained with; add --activation quickgelu (OpenAI's weights and their "
+            f"fine-tunes, dfn2b, metaclip) or --activation gelu (laion, datacomp)"
+        )
+    return _with_activation(spec, None, *_flavour_of_random(spec.architecture, False))
+
+
+def _not_against_its_name(spec: ModelSpec, given: str) -> ModelSpec:
+    """The spec, unless its name says QuickGELU and what is known of its weights says GELU. Raises: UsageError."""
+    openai_only = given in zoo() and given not in open_clip_configs()  # RN50 is both spellings: it says nothing
+    if spec.activation == "gelu" and (given.endswith(QUICKGELU_SUFFIX) or (openai_only and spec.source == "path")):
+        raise UsageError(
+            f"--model {given} means QuickGELU, but {spec.why} says that {spec.pretrained} was trained with GELU; use the name "
+            f"{spec.architecture.removesuffix(QUICKGELU_SUFFIX)}, or say which with --activation"
+        )
+    return spec
+
+
+def _with_tag(spec: ModelSpec, activation: str | None) -> ModelSpec:
+    if spec.pretrained == "openai" and spec.name in zoo():
+        trained, why = "quickgelu", "the openai tag"
+    else:
+        trained, why = _flavour_of_tag(spec.architecture, spec.pretrained)
+    if activation and activation != trained:
+        raise UsageError(
+            f"--activation {activation}: the weights {spec.pretrained!r} of {spec.name} were trained with "
+            f"{trained or 'the only activation this architecture has'}; drop the option"
+        )
+    return replace(spec, activation=trained, why=why)
+
+
+def _with_activation(spec: ModelSpec, activation: str | None, default: str, why: str) -> ModelSpec:
+    if activation and not is_two_flavoured(spec.architecture.removesuffix(QUICKGELU_SUFFIX)):
+        raise UsageError(f"--activation {activation}: {spec.name} has only one activation; drop the option")
+    return replace(spec, activation=activation or default, why="--activation" if activation else why)
+
+
+def _flavour_of_random(architecture: str, is_openai: bool) -> tuple[str, str]:
+    if is_openai:
+        return "quickgelu", "an OpenAI architecture"
+    if architecture.endswith(QUICKGELU_SUFFIX):
+        return "quickgelu", f"the name {architecture}"
+    return ("gelu", f"the name {architecture}") if is_two_flavoured(architecture) else ("", "")
+
+
+def _flavour_of_tag(architecture: str, tag: str) -> tuple[str, str]:
+    """The activation open_clip states for a tag. Imports open_clip: its tags stand in no data file.
+
+    Raises: UsageError when the architecture has no such tag.
+    """
+    import open_clip
+
+    known = open_clip.list_pretrained_tags_by_model(architecture)
+    configuration = open_clip.get_pretrained_cfg(architecture, tag)
+    if not configuration:
+        near = closest(tag, known) or ", ".join(known) or "none"
+        raise UsageError(
+            f"--pretrained {tag}: {architecture} has no such weights; closest: {near}. A checkpoint file is given by its path"
+        )
+    if not is_two_flavoured(architecture.removesuffix(QUICKGELU_SUFFIX)):
+        return "", ""
+    return ("quickgelu" if configuration.get("quick_gelu") else "gelu"), f"open_clip's table for the tag {tag}"
+
+
+def _only_tag(architecture: str) -> str:
+    """The tag of an architecture that has one. Raises: UsageError listing the tags, or the lack of any."""
+    import open_clip
+
+    known = open_clip.list_pretrained_tags_by_model(architecture)
+    if len(known) == 1:
+        return str(known[0])
+    choice = f"one of {', '.join(known)}" if known else "PATH or random (open_clip has no weights for it)"
+    raise UsageError(f"--model {architecture} needs --pretrained: {choice}")
+
+
+def is_torchscript(path: Path) -> bool:
+    """True for a TorchScript archive (OpenAI's container), by its table of contents; nothing in it is read or run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return any(n.endswith("/constants.pkl") for n in names) and any("/code/" in n for n in names)
+
+
+def checkpoint_config(path: Path) -> dict[str, Any] | None:
+    """Return the open_clip_config.json beside a checkpoint, or None where there is none.
+
+    Raises: UsageError when it is no JSON object with `model_cfg`.
+    """
+    file = path.parent / "open_clip_config.json"
+    if not file.is_file():
+        return None
+    try:
+        entry = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{file} cannot be read as JSON: {error}; mend or remove it") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("model_cfg"), dict):
+        raise UsageError(f"{file} has no object `model_cfg`; mend it (open_clip writes it) or remove it")
+    preprocess = entry.get("preprocess_cfg", {})
+    allowed = {"interpolation": ("bicubic", "bilinear", "nearest"), "resize_mode": ("shortest", "longest", "squash")}
+    if not isinstance(preprocess, dict):
+        raise UsageError(f"{file}: preprocess_cfg is no object; mend it (open_clip writes it) or remove it")
+    for key, values in allowed.items():
+        if preprocess.get(key, values[0]) not in values:
+            raise UsageError(f"{file}: preprocess_cfg.{key} = {preprocess[key]!r}; expected one of {', '.join(values)}")
+    for key in ("mean", "std"):
+        numbers = preprocess.get(key, [0.5])
+        if not isinstance(numbers, list) or not all(isinstance(n, int | float) for n in numbers):
+            raise UsageError(f"{file}: preprocess_cfg.{key} = {numbers!r}; expected a list of numbers")
+    return entry

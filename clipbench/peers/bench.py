@@ -8,9 +8,9 @@ from pathlib import Path
 from clipbench.data.coco import coco_retrieval
 from clipbench.data.dataset import Item
 from clipbench.errors import UsageError
-from clipbench.models.load import load_encoder
+from clipbench.models import load_encoder
 from clipbench.models.open_clip import OpenClipEncoder
-from clipbench.models.resolve import resolve
+from clipbench.models.zoo import resolve
 from clipbench.peers.coco_like import write_coco_like
 from clipbench.peers.flops import TowerFlops, tower_flops
 from clipbench.settings import Settings
