@@ -155,6 +155,7 @@ def _models(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from clipbench.data.dataset import Dataset
     from clipbench.experiments import all_experiments
+    from clipbench.report.ranking import rankings_by_experiment
     from clipbench.report.summary import write_report
     from clipbench.run_file import read_run
     from clipbench.settings import Settings
@@ -168,7 +169,8 @@ def _report(options: argparse.Namespace) -> int:
         except DataUnavailableError:
             continue  # the figures show ids in place of pictures
         datasets[dataset.name] = dataset
-    write_report(run, options.output, datasets, {name: e.shown for name, e in experiments.items()})
+    shown = {name: e.shown for name, e in experiments.items()}
+    write_report(run, rankings_by_experiment(run), options.output, datasets, shown)
     print(f"wrote {options.output / 'summary.md'}, summary.html and figures/")
     return 0
 

@@ -24,6 +24,7 @@ from clipbench.settings import Request
 
 if TYPE_CHECKING:
     from clipbench.embeddings_file import SavedRows
+    from clipbench.report.ranking import Ranked
     from clipbench.session import Session
 
 
@@ -48,6 +49,7 @@ class BenchmarkSession:
         self._item: pytest.Item | None = None
         self._write_error = ""
         self._judged: Run | None = None
+        self._ranked: Ranked = ()
         self._timings: dict[str, Any] = {}
         self._lines: list[str] = []
         self.benchmark_json: Path | None = config.option.benchmark_json
@@ -205,10 +207,12 @@ class BenchmarkSession:
 
     def _report(self, run: Run) -> None:
         from clipbench.experiments import all_experiments
+        from clipbench.report.ranking import rankings_by_experiment
         from clipbench.report.summary import write_report
 
         shown = {name: e.shown for name, e in all_experiments().items()}
-        write_report(run, self.request.results, self.session.datasets(), shown, self._problems)
+        self._ranked = rankings_by_experiment(run)
+        write_report(run, self._ranked, self.request.results, self.session.datasets(), shown, self._problems)
 
     def pytest_unconfigure(self) -> None:
         """Let go of pictures, model and cache."""
@@ -227,7 +231,7 @@ class BenchmarkSession:
         terminalreporter.section("clipbench")
         shown = {name: e.shown for name, e in all_experiments().items()}
         run = self._judged or self._session.run()
-        for line in (*terminal_lines(run, shown, self._problems), *self._lines):
+        for line in (*terminal_lines(run, self._ranked, shown, self._problems), *self._lines):
             terminalreporter.write_line(line)
         if self._write_error:
             terminalreporter.write_line(f"ERROR: {self._write_error}", red=True)

@@ -26,7 +26,7 @@ from clipbench.judge.ranking import (
 )
 from clipbench.judge.references import published_matrices
 from clipbench.report.document import to_html, to_markdown
-from clipbench.report.ranking import ranking_blocks, ranking_figure, ranking_lines
+from clipbench.report.ranking import ranking_blocks, ranking_figure, ranking_lines, rankings_by_experiment
 from clipbench.report.summary import write_report
 from clipbench.result import DatasetIdentity, Items, ModelIdentity, Result, Run
 from clipbench.statistics import gate_power
@@ -245,12 +245,12 @@ def shown():
 
 
 def test_a_run_of_one_model_confronts_nothing():
-    assert ranking_blocks(run(scored("a", right(90)))) == []
-    assert list(ranking_lines(run(scored("a", right(90))))) == []
+    assert ranking_blocks(rankings_by_experiment(run(scored("a", right(90))))) == []
+    assert list(ranking_lines(rankings_by_experiment(run(scored("a", right(90)))))) == []
 
 
 def test_the_section_has_places_pairs_the_claim_and_why_no_cosine_ranks(tmp_path):
-    write_report(shown(), tmp_path, {}, {})
+    write_report(shown(), rankings_by_experiment(shown()), tmp_path, {}, {})
     text = (tmp_path / "summary.md").read_text().replace("\\", "")
     section = text[text.index("## The models confronted") :]
     for words in (
@@ -268,27 +268,31 @@ def test_the_section_has_places_pairs_the_claim_and_why_no_cosine_ranks(tmp_path
 
 
 def test_the_terminal_has_a_line_a_ranking():
-    lines = list(ranking_lines(shown()))
+    lines = list(ranking_lines(rankings_by_experiment(shown())))
     assert any("acc1, n=100: ViT-B/16 (openai) 0.900 (1-1-0)" in line for line in lines)
     assert any(line.strip().endswith("supported in part") for line in lines)
-    tied = list(ranking_lines(run(*(scored(m, right(90)) for m in "ab"))))
+    tied = list(ranking_lines(rankings_by_experiment(run(*(scored(m, right(90)) for m in "ab")))))
     assert "all tie" in tied[1]
 
 
 def test_random_weights_are_ranked_and_named():
-    text = to_markdown(ranking_blocks(run(scored("a", right(90)), scored("b", right(10), pretrained="random:0"))))
+    text = to_markdown(
+        ranking_blocks(
+            rankings_by_experiment(run(scored("a", right(90)), scored("b", right(10), pretrained="random:0")))
+        )
+    )
     assert "b (random:0)" in text
     assert "Models with random weights are ranked too" in text
 
 
 def test_many_ties_are_counted_and_not_listed():
-    text = to_markdown(ranking_blocks(run(*(scored(str(k), right(90)) for k in range(6)))))
+    text = to_markdown(ranking_blocks(rankings_by_experiment(run(*(scored(str(k), right(90)) for k in range(6))))))
     assert "15 of 15 pairs are ties." in text
 
 
 def test_names_of_models_make_no_markup():
     evil = run(scored("<b>x</b>|$y$", right(90)), scored("z", right(10)))
-    assert "<b>" not in to_html(ranking_blocks(evil), "t")
+    assert "<b>" not in to_html(ranking_blocks(rankings_by_experiment(evil)), "t")
 
 
 @pytest.mark.parametrize("models", [2, 9])

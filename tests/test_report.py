@@ -79,7 +79,7 @@ def test_a_failed_test_is_never_summed_up_as_a_pass():
 
 
 def test_inconclusive_comes_first_then_failures_each_with_its_reason():
-    lines = list(terminal_lines(a_run("pass", "fail", "inconclusive"), {}, []))
+    lines = list(terminal_lines(a_run("pass", "fail", "inconclusive"), (), {}, []))
     assert "reason of inconclusive" in lines[1]
     assert "reason of fail" in lines[2]
     text = to_markdown(summary_blocks(a_run("pass", "fail", "inconclusive"), {}, {}))
@@ -123,7 +123,9 @@ def test_values_are_written_as_people_read_them(name, metric, text):
 def test_a_report_has_a_page_a_text_and_a_figure_that_opens(tmp_path):
     dataset = colour_dataset(tmp_path)
     result = matching_result("natural", custom(ColourEncoder()), dataset, Settings())
-    write_report(Run({}, (replace(result, verdicts=judged(result)),)), tmp_path / "out", {dataset.name: dataset}, {})
+    write_report(
+        Run({}, (replace(result, verdicts=judged(result)),)), (), tmp_path / "out", {dataset.name: dataset}, {}
+    )
     figure = Image.open(tmp_path / "out/figures/natural-fake.png")
     assert figure.width > 600
     page = Tags((tmp_path / "out/summary.html").read_text())
@@ -159,10 +161,10 @@ def test_a_matrix_with_other_pictures_shows_ids_in_their_place(tmp_path):
     result = matching_result("natural", custom(ColourEncoder()), dataset, Settings())
     (tmp_path / "red.png").write_bytes((tmp_path / "blue.png").read_bytes())
     changed = replace(dataset, source="again")
-    write_report(Run({}, (result,)), tmp_path / "out", {dataset.name: changed}, {})
+    write_report(Run({}, (result,)), (), tmp_path / "out", {dataset.name: changed}, {})
     assert (tmp_path / "out/figures/natural-fake.png").exists()
 
 
 def test_a_card_has_no_figure(tmp_path):
-    write_report(Run({}, (card("RN50", params=1),)), tmp_path, {}, {})
+    write_report(Run({}, (card("RN50", params=1),)), (), tmp_path, {}, {})
     assert not (tmp_path / "figures").exists()

@@ -23,13 +23,19 @@ BETTER, WORSE, TIE = "#2b6cb0", "#b45309", "#e8eaed"
 """Blue and orange: told apart by people who do not tell red from green."""
 CLAIM = f"The study's claim that {BEST} beats {' and '.join(BEATEN)}"
 
+Ranked = Sequence[tuple[str, Sequence[Ranking]]]
+"""(Title, rankings) of each experiment. It takes seconds of tests to make: once per session, by `rankings_by_experiment`."""
 
-def by_experiment(run: Run) -> list[tuple[str, list[Ranking]]]:
+
+def rankings_by_experiment(run: Run) -> Ranked:
     """Return (title, rankings) of each experiment that two models or more were measured on; [] for one model."""
 
     def title(ranking: Ranking) -> str:
-        name = ranking.experiment
-        return name if name.rpartition(":")[2] == ranking.dataset else f"{name} on {ranking.dataset}"
+        return (
+            ranking.experiment
+            if ranking.experiment == ranking.dataset
+            else f"{ranking.experiment} on {ranking.dataset}"
+        )
 
     return [(key, list(group)) for key, group in groupby(rankings(run), key=title)]
 
@@ -39,30 +45,28 @@ def ranking_file(title: str) -> str:
     return figure_name("ranking", title)
 
 
-def ranking_blocks(run: Run) -> list[Block]:
+def ranking_blocks(ranked: Ranked) -> list[Block]:
     """Return the section, [] for a run of one model. Its figures are expected in figures/ under `ranking_file`."""
-    experiments = by_experiment(run)
-    if not experiments:
+    if not ranked:
         return []
     blocks: list[Block] = [Heading("The models confronted"), Paragraph(WHY)]
-    if any(s.model.is_random for _, found in experiments for r in found for s in r.standings):
+    if any(s.model.is_random for _, found in ranked for r in found for s in r.standings):
         blocks.append(Paragraph(RANDOM_NOTE))
-    for title, found in experiments:
+    for title, found in ranked:
         blocks += [Heading(title, 3), _standings(found), *_pairs(found), *_claims(found)]
         blocks.append(Picture(f"figures/{ranking_file(title)}", f"ranking of the models by {title}"))
-    if any(study_claim(r) for _, found in experiments for r in found):
+    if any(study_claim(r) for _, found in ranked for r in found):
         blocks += [Heading("What would settle the study's claim", 3), Paragraph(" ".join(settling_sentences()))]
     return blocks
 
 
-def ranking_lines(run: Run) -> Iterator[str]:
+def ranking_lines(ranked: Ranked) -> Iterator[str]:
     """Return the section for a terminal: one line per ranking, the claim's finding under it."""
-    experiments = by_experiment(run)
-    if not experiments:
+    if not ranked:
         return
     yield "the models confronted: score (wins-ties-losses); by rates, never by raw cosine, which is no scale that models share"
     claimed = False
-    for title, found in experiments:
+    for title, found in ranked:
         for ranking in found:
             scores = ", ".join(
                 f"{model_label(s.model)} {s.score.value:.3f} ({s.wins}-{s.ties}-{s.losses})" for s in ranking.standings

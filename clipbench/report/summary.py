@@ -23,7 +23,7 @@ from clipbench.report.document import (
     value_text,
 )
 from clipbench.report.figures import figures_of
-from clipbench.report.ranking import by_experiment, ranking_blocks, ranking_figure, ranking_file, ranking_lines
+from clipbench.report.ranking import Ranked, ranking_blocks, ranking_figure, ranking_file, ranking_lines
 from clipbench.result import Result, Run, Verdict, write_whole
 
 ORDER = {"inconclusive": 0, "fail": 1, "pass": 2}
@@ -46,12 +46,13 @@ EXECUTION_NOTE = (
 
 def write_report(
     run: Run,
+    ranked: Ranked,
     folder: Path,
     datasets: Mapping[str, Dataset],
     shown: Mapping[str, Sequence[str]],
     problems: Sequence[str] = (),
 ) -> None:
-    """Write the summary and the figures of a run into a folder.
+    """Write the summary and the figures of a run into a folder. `ranked`: its rankings, see `rankings_by_experiment`.
 
     `datasets` by name give the pictures and captions of the figures; a data set that is not at hand leaves ids in their place.
 
@@ -63,15 +64,17 @@ def write_report(
             write_whole(folder / "figures" / name, content)
             key = (result.experiment, result.dataset.name, model_label(result.model))
             figures.setdefault(key, []).append(f"figures/{name}")
-    for title, found in by_experiment(run):
+    for title, found in ranked:
         write_whole(folder / "figures" / ranking_file(title), ranking_figure(title, found))
-    blocks = [*summary_blocks(run, figures, shown, problems), *ranking_blocks(run)]
+    blocks = [*summary_blocks(run, figures, shown, problems), *ranking_blocks(ranked)]
     write_whole(folder / "summary.md", to_markdown(blocks))
     write_whole(folder / "summary.html", to_html(blocks, "clipbench summary"))
 
 
-def terminal_lines(run: Run, shown: Mapping[str, Sequence[str]], problems: Sequence[str]) -> Iterator[str]:
-    """Return the lines: verdict; inconclusive and failed verdicts with reasons; a line a result, a skip, a ranking."""
+def terminal_lines(
+    run: Run, ranked: Ranked, shown: Mapping[str, Sequence[str]], problems: Sequence[str]
+) -> Iterator[str]:
+    """Return the lines: verdict; inconclusive and failed verdicts with reasons; one line per result, skip and ranking."""
     yield verdict_line(run, problems)
     open_verdicts = [(r, v) for r in run.results for v in r.verdicts if v.verdict != "pass"]
     for result, verdict in sorted(open_verdicts, key=lambda pair: ORDER[pair[1].verdict]):
@@ -89,7 +92,7 @@ def terminal_lines(run: Run, shown: Mapping[str, Sequence[str]], problems: Seque
     for (model, reason), experiments in together.items():
         yield f"  skipped: {', '.join(experiments)} of {model}: {reason}"
     yield from (f"  {line}" for line in (*left_out_lines(run), *execution_lines(run)))
-    yield from ranking_lines(run)
+    yield from ranking_lines(ranked)
 
 
 def worst_verdict(verdicts: Sequence[Verdict]) -> str:
