@@ -170,7 +170,11 @@ def _report(options: argparse.Namespace) -> int:
             continue  # the figures show ids in place of pictures
         datasets[dataset.name] = dataset
     shown = {name: e.shown for name, e in experiments.items()}
-    write_report(run, rankings_by_experiment(run), options.output, datasets, shown)
+    undrawn, unwritten = write_report(run, rankings_by_experiment(run), options.output, datasets, shown)
+    for line in undrawn:
+        print(f"clipbench: no figure: {line}", file=sys.stderr)
+    if unwritten:
+        raise ClipbenchError(f"{options.output} is not complete: {'; '.join(unwritten)}")
     print(f"wrote {options.output / 'summary.md'}, summary.html and figures/")
     return 0
 

@@ -196,23 +196,24 @@ class BenchmarkSession:
                 write_whole(Path(self.request.folder, path), content)
             except OSError as error:
                 errors.append(str(error))
-        try:
-            self._report(outcome.run)
-        except OSError as error:
-            errors.append(str(error))
+        errors += self._report(outcome.run)
         if errors:
             what = "; ".join(errors)
             self._write_error = f"the run's files could not be written: {what}; free space or choose another --results"
         self._lines += update(self.request, document, session.exitstatus == pytest.ExitCode.OK)
 
-    def _report(self, run: Run) -> None:
+    def _report(self, run: Run) -> list[str]:
+        """Write the report; return what could not be written. A figure that could not be drawn is a note."""
         from clipbench.experiments import all_experiments
         from clipbench.report.ranking import rankings_by_experiment
         from clipbench.report.summary import write_report
 
         shown = {name: e.shown for name, e in all_experiments().items()}
         self._ranked = rankings_by_experiment(run)
-        write_report(run, self._ranked, self.request.results, self.session.datasets(), shown, self._problems)
+        datasets = self.session.datasets()
+        undrawn, unwritten = write_report(run, self._ranked, self.request.results, datasets, shown, self._problems)
+        self._lines += [f"NOTE: no figure: {line}" for line in undrawn]
+        return unwritten
 
     def pytest_unconfigure(self) -> None:
         """Let go of pictures, model and cache."""

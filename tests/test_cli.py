@@ -50,6 +50,23 @@ def test_report_writes_the_summary_of_a_run_file_again(tmp_path, capsys):
     assert (tmp_path / "out" / "figures" / "natural-RN50-openai.png").exists()
 
 
+def test_report_names_a_figure_that_cannot_be_drawn_and_files_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    def draw(result, dataset):
+        raise RuntimeError("latex could not be found")
+
+    path = tmp_path / "run.json"
+    path.write_text(
+        dump_json(
+            {"clipbench": Run({"machine": {}, "software": {}}, (matching(np.eye(8), "abcdefgh", "RN50"),)).to_json()}
+        )
+    )
+    monkeypatch.setattr("clipbench.report.summary.figures_of", draw)
+    assert main(["report", str(path), "-o", str(tmp_path / "out")]) == 0
+    assert "no figure: natural of RN50 (openai) on natural: RuntimeError: latex" in capsys.readouterr().err
+    assert main(["report", str(path), "-o", str(path)]) == 2
+    assert f"error: {path} is not complete: summary.md: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"benchmarks": []}'])
 def test_report_of_no_run_is_exit_code_2_and_one_line(tmp_path, capsys, content):
     path = tmp_path / "run.json"

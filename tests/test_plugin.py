@@ -270,6 +270,17 @@ def test_results_that_cannot_be_written_fail_the_session(run, floor, monkeypatch
     result.stdout.fnmatch_lines(["ERROR: the run's files could not be written*No space left on device*"])
 
 
+def test_a_figure_that_cannot_be_drawn_costs_neither_the_summary_nor_the_session(run, floor, monkeypatch, pytester):
+    def draw(result, dataset):
+        raise RuntimeError("latex could not be found")
+
+    monkeypatch.setattr("clipbench.report.summary.figures_of", draw)
+    result = run()
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["NOTE: no figure: natural of *: RuntimeError: latex could not be found"])
+    assert "latex could not be found" in (pytester.path / "results/summary.md").read_text()
+
+
 def test_the_header_says_what_will_run(run):
     result = run("--precision", "bf16", "--batch-size", "3", "--workers", "2")
     result.stdout.fnmatch_lines(

@@ -14,7 +14,8 @@ from PIL import Image
 from clipbench.experiments.matching import matching_result
 from clipbench.judge.references import judged
 from clipbench.report.document import Heading, Paragraph, Picture, Table, to_html, to_markdown, value_text
-from clipbench.report.figures import figure_name, matrix_figure
+from clipbench.report.figures import figure_name, figures_of, matrix_figure
+from clipbench.report.ranking import rankings_by_experiment
 from clipbench.report.summary import summary_blocks, terminal_lines, verdict_line, write_report
 from clipbench.result import Metric, Run, Skip, Verdict
 from clipbench.settings import Settings
@@ -168,3 +169,63 @@ def test_a_matrix_with_other_pictures_shows_ids_in_their_place(tmp_path):
 def test_a_card_has_no_figure(tmp_path):
     write_report(Run({}, (card("RN50", params=1),)), (), tmp_path, {}, {})
     assert not (tmp_path / "figures").exists()
+
+
+def two_models():
+    return Run({}, tuple(replace(matching(np.eye(8), NAMES, model), verdicts=()) for model in ("RN50", "RN101")))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("latex could not be found\nusetex"), "RuntimeError: latex could not be found usetex"),
+        (OSError("no such font"), "OSError: no such font"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_an_error_of_a_figure_costs_that_figure_alone_and_is_named(tmp_path, monkeypatch, error, words):
+    def draw(result, dataset):
+        if result.model.name == "RN50":
+            raise error
+        return figures_of(result, dataset)
+
+    monkeypatch.setattr("clipbench.report.summary.figures_of", draw)
+    undrawn, unwritten = write_report(two_models(), (), tmp_path, {}, {})
+    assert unwritten == []
+    assert [line.startswith(f"natural of RN50 (openai) on natural: {words}") for line in undrawn] == [True]
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["natural-RN101-openai.png"]
+    text = (tmp_path / "summary.md").read_text()
+    assert words in text[text.index("## Missing figures") :]
+    assert "natural-RN50-openai.png" not in text
+    assert words in (tmp_path / "summary.html").read_text()
+
+
+def test_a_ranking_that_cannot_be_drawn_is_in_the_summary_without_its_figure(tmp_path, monkeypatch):
+    def draw(title, found):
+        raise ValueError("a bad setting of matplotlib")
+
+    monkeypatch.setattr("clipbench.report.summary.ranking_figure", draw)
+    undrawn, unwritten = write_report(two_models(), rankings_by_experiment(two_models()), tmp_path, {}, {})
+    assert undrawn == ["ranking of natural: ValueError: a bad setting of matplotlib"]
+    assert unwritten == []
+    text = (tmp_path / "summary.md").read_text()
+    assert "The models confronted" in text
+    assert "figures/ranking" not in text
+
+
+def test_a_figure_or_a_page_that_cannot_be_written_costs_no_other_file(tmp_path):
+    (tmp_path / "figures").write_text("a file in the folder's place")
+    (tmp_path / "summary.md").mkdir()
+    undrawn, unwritten = write_report(a_run("pass"), (), tmp_path, {}, {})
+    assert undrawn == []
+    assert [line.split(":")[0] for line in unwritten] == ["natural-ViT-B-32-openai.png", "summary.md"]
+    assert "natural-ViT-B-32-openai.png" in (tmp_path / "summary.html").read_text()
+
+
+def test_a_run_that_no_summary_can_be_made_of_keeps_its_figures_and_says_so(tmp_path):
+    result = matching(np.eye(8), NAMES)
+    damaged = replace(result, arrays={**result.arrays, "most_confused": np.array([[9.0, 9, 1, 1]])})
+    undrawn, unwritten = write_report(Run({}, (damaged,)), (), tmp_path, {}, {})
+    assert undrawn == []
+    assert [line.startswith("summary.md, summary.html: IndexError") for line in unwritten] == [True]
+    assert (tmp_path / "figures/natural-ViT-B-32-openai.png").exists()

@@ -1,6 +1,6 @@
 """The models confronted, in words, tables and a figure: the end of a summary of several models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -45,8 +45,8 @@ def ranking_file(title: str) -> str:
     return figure_name("ranking", title)
 
 
-def ranking_blocks(ranked: Ranked) -> list[Block]:
-    """Return the section, [] for a run of one model. Its figures are expected in figures/ under `ranking_file`."""
+def ranking_blocks(ranked: Ranked, pictured: Collection[str] = ()) -> list[Block]:
+    """Return the section, [] for a run of one model. `pictured`: the titles whose figure is in figures/, under `ranking_file`."""
     if not ranked:
         return []
     blocks: list[Block] = [Heading("The models confronted"), Paragraph(WHY)]
@@ -54,7 +54,8 @@ def ranking_blocks(ranked: Ranked) -> list[Block]:
         blocks.append(Paragraph(RANDOM_NOTE))
     for title, found in ranked:
         blocks += [Heading(title, 3), _standings(found), *_pairs(found), *_claims(found)]
-        blocks.append(Picture(f"figures/{ranking_file(title)}", f"ranking of the models by {title}"))
+        if title in pictured:
+            blocks.append(Picture(f"figures/{ranking_file(title)}", f"ranking of the models by {title}"))
     if any(study_claim(r) for _, found in ranked for r in found):
         blocks += [Heading("What would settle the study's claim", 3), Paragraph(" ".join(settling_sentences()))]
     return blocks

@@ -18,6 +18,7 @@ from clipbench.report.document import (
     Picture,
     Table,
     model_label,
+    sanitize,
     to_html,
     to_markdown,
     value_text,
@@ -43,6 +44,10 @@ EXECUTION_NOTE = (
     "where one is further away than rounding can bring it, all rows are made plainly (`dropped`). --plain takes none."
 )
 
+REPORT_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, OSError, ImportError, MemoryError)
+"""What matplotlib raises for its settings, fonts and size, and what a damaged run file leads to: the loss of one file."""
+LONGEST_ERROR = 300
+
 
 def write_report(
     run: Run,
@@ -51,24 +56,44 @@ def write_report(
     datasets: Mapping[str, Dataset],
     shown: Mapping[str, Sequence[str]],
     problems: Sequence[str] = (),
-) -> None:
-    """Write the summary and the figures of a run into a folder. `ranked`: its rankings, see `rankings_by_experiment`.
+) -> tuple[list[str], list[str]]:
+    """Write the summary and the figures of a run into a folder; return (what could not be drawn, what could not be written).
 
-    `datasets` by name give the pictures and captions of the figures; a data set that is not at hand leaves ids in their place.
-
-    Raises: OSError when the folder cannot be written.
+    An error costs one figure, or one of the two pages, and no other file: it is returned in a line, and the summary lists the
+    figures that are missing. `ranked`: the run's rankings, see `rankings_by_experiment`. `datasets` by name give the pictures
+    and captions of the figures; a data set that is not at hand leaves ids in their place.
     """
     figures: dict[tuple[str, str, str], list[str]] = {}
+    pictured: set[str] = set()
+    undrawn: list[str] = []
+    unwritten: list[str] = []
     for result in run.results:
-        for name, content in figures_of(result, datasets.get(result.dataset.name)):
-            write_whole(folder / "figures" / name, content)
-            key = (result.experiment, result.dataset.name, model_label(result.model))
-            figures.setdefault(key, []).append(f"figures/{name}")
+        key = (result.experiment, result.dataset.name, model_label(result.model))
+        try:
+            drawn = figures_of(result, datasets.get(result.dataset.name))
+        except REPORT_ERRORS as error:
+            undrawn.append(f"{result.experiment} of {key[2]} on {result.dataset.name}: {_error_text(error)}")
+            continue
+        for name, content in drawn:
+            if _written(folder / "figures" / name, content, unwritten):
+                figures.setdefault(key, []).append(f"figures/{name}")
     for title, found in ranked:
-        write_whole(folder / "figures" / ranking_file(title), ranking_figure(title, found))
-    blocks = [*summary_blocks(run, figures, shown, problems), *ranking_blocks(ranked)]
-    write_whole(folder / "summary.md", to_markdown(blocks))
-    write_whole(folder / "summary.html", to_html(blocks, "clipbench summary"))
+        try:
+            content = ranking_figure(title, found)
+        except REPORT_ERRORS as error:
+            undrawn.append(f"ranking of {title}: {_error_text(error)}")
+            continue
+        if _written(folder / "figures" / ranking_file(title), content, unwritten):
+            pictured.add(title)
+    try:
+        blocks = summary_blocks(run, figures, shown, problems, [*undrawn, *unwritten])
+        blocks += ranking_blocks(ranked, pictured)
+        pages = {"summary.md": to_markdown(blocks), "summary.html": to_html(blocks, "clipbench summary")}
+    except REPORT_ERRORS as error:
+        return undrawn, [*unwritten, f"summary.md, summary.html: {_error_text(error)}"]
+    for name, page in pages.items():
+        _written(folder / name, page, unwritten)
+    return undrawn, unwritten
 
 
 def terminal_lines(
@@ -122,11 +147,12 @@ def summary_blocks(
     figures: Mapping[tuple[str, str, str], Sequence[str]],
     shown: Mapping[str, Sequence[str]],
     problems: Sequence[str] = (),
+    missing_figures: Sequence[str] = (),
 ) -> list[Block]:
     """Return the summary of a run.
 
     `figures`: (experiment, data set, model label) -> paths relative to the summary. `shown`: experiment -> the metrics the table
-    leads with. `problems`: tests that failed, a line each.
+    leads with. `problems`: tests that failed, one line each. `missing_figures`: why a figure is not there, one line each.
     """
     blocks: list[Block] = [Heading("clipbench summary", 1), Paragraph(verdict_line(run, problems))]
     blocks += _open_questions(run, problems)
@@ -137,6 +163,11 @@ def summary_blocks(
         rows = [(s.model, s.experiment, s.reason) for s in run.skipped]
         blocks += [Heading("Not measured, or not held to a reference"), Table(("model", "experiment", "reason"), rows)]
     blocks += _figure_blocks(run, figures)
+    if missing_figures:
+        blocks += [
+            Heading("Missing figures"),
+            Table(("what is missing, and why",), [(line,) for line in missing_figures]),
+        ]
     blocks += _confusions(run)
     blocks += _all_metrics(run)
     blocks += exclusion_blocks(run)
@@ -329,3 +360,17 @@ def _parts(result: Result) -> list[tuple[str, dict[str, Any]]]:
     """(Images or texts, counts) of a result; empty where it does not say."""
     execution = result.protocol.get("execution")
     return list(execution.items()) if isinstance(execution, dict) else []
+
+
+def _written(path: Path, content: str | bytes, unwritten: list[str]) -> bool:
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        unwritten.append(f"{path.name}: {error}")
+        return False
+    return True
+
+
+def _error_text(error: BaseException) -> str:
+    text = sanitize(f"{type(error).__name__}: {error}")
+    return text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."
