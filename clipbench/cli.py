@@ -223,7 +223,7 @@ def _compare_command(options: argparse.Namespace) -> str:
 def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Run", head: "Run") -> "Comparison":
     """The comparison with the answer to --index, which fails, passes or is undecided like any finding."""
     from clipbench.judge.compare import by_severity
-    from clipbench.reindex import QueryModels, reindex_answers
+    from clipbench.judge.reindex import QueryModels, reindex_answers
     from clipbench.report.comparison import index_findings
 
     if options.index is None:

@@ -13,9 +13,19 @@ from clipbench.cli import main
 from clipbench.embeddings_file import SavedRows, write_rows
 from clipbench.errors import UsageError
 from clipbench.experiments.retrieval import retrieval_result
-from clipbench.judge.reindex import BACKWARD, FRESH, MIXED, TODAY, Sample, must_i_reindex, reindex_rules
+from clipbench.judge.reindex import (
+    CROSS_MODEL,
+    CROSS_REVERSED,
+    SELF_NEW,
+    SELF_OLD,
+    SearchSample,
+    encode_queries,
+    reindex_advice,
+    reindex_answers,
+    reindex_rules,
+    saved_sample,
+)
 from clipbench.metrics import hits_at, retrieval_ranks
-from clipbench.reindex import encode_queries, reindex_answers, saved_sample
 from clipbench.report.comparison import index_findings, index_lines
 from clipbench.result import DatasetIdentity, Items, Metric, ModelIdentity, Result, Run, dump_json
 
@@ -37,11 +47,11 @@ ROTATION = np.linalg.qr(np.random.default_rng(2).standard_normal((DIM, DIM)))[0]
 
 
 def sample(new_queries=QUERIES, new_rows=ROWS, truth=TRUTH, **more):
-    return Sample("a test", QUERIES, new_queries, more.pop("old_rows", ROWS), new_rows, TRUTH, truth)
+    return SearchSample("a test", QUERIES, new_queries, more.pop("old_rows", ROWS), new_rows, TRUTH, truth)
 
 
 def ask(**sides):
-    return must_i_reindex(sample(**sides), reindex_rules())
+    return reindex_advice(sample(**sides), reindex_rules())
 
 
 def noisy(rows, share, seed=5):
@@ -52,7 +62,7 @@ def noisy(rows, share, seed=5):
 def test_a_model_that_did_not_move_needs_no_new_index(truth):
     found = ask(truth=truth)
     assert found.answer == "no need"
-    assert found.overlap_fresh[MIXED].value == 1
+    assert found.overlap_fresh[CROSS_MODEL].value == 1
     assert found.cutoffs_word == "hold"
 
 
@@ -60,12 +70,12 @@ def test_a_model_that_did_not_move_needs_no_new_index(truth):
 def test_a_model_whose_space_was_turned_needs_one_though_it_is_as_good_on_its_own(truth):
     found = ask(new_queries=QUERIES @ ROTATION, new_rows=ROWS @ ROTATION, truth=truth)
     assert found.answer == "re-index"
-    assert found.overlap_today[FRESH].value > 0.99
-    assert found.overlap_fresh[MIXED].high < 0.1
-    assert found.cutoffs_on == FRESH
+    assert found.overlap_today[SELF_NEW].value > 0.99
+    assert found.overlap_fresh[CROSS_MODEL].high < 0.1
+    assert found.cutoffs_on == SELF_NEW
     assert found.cutoffs_word == "hold"
     if truth is not None:
-        assert found.recall[FRESH] == found.recall[TODAY]
+        assert found.recall[SELF_NEW] == found.recall[SELF_OLD]
         assert found.recall_loss.low > 0.5
 
 
@@ -77,20 +87,20 @@ def test_a_model_that_moved_a_little_needs_none_and_one_that_moved_more_does():
 def test_other_results_that_are_as_right_need_no_new_index_where_the_truth_is_known():
     new_rows = noisy(ROWS, 0.2)
     found = ask(new_rows=new_rows)
-    assert found.overlap_fresh[MIXED].high < reindex_rules().overlap
+    assert found.overlap_fresh[CROSS_MODEL].high < reindex_rules().overlap
     assert found.answer == "no need"
     assert ask(new_rows=new_rows, truth=None).answer == "re-index"
 
 
 def test_dims_that_differ_need_a_new_index_whatever_the_sample():
-    found = must_i_reindex(Sample("a test", QUERIES[:3], drawn(3, 7, 8), ROWS, None, TRUTH[:3]), reindex_rules())
+    found = reindex_advice(SearchSample("a test", QUERIES[:3], drawn(3, 7, 8), ROWS, None, TRUTH[:3]), reindex_rules())
     assert found.answer == "re-index"
     assert "rows of dim 24, the new model's queries have 8" in found.reason
 
 
 def test_new_rows_of_another_dim_are_compared_where_they_can_be():
-    found = must_i_reindex(
-        Sample("a test", QUERIES, drawn(TEXTS, 7, 8), ROWS, drawn(IMAGES, 8, 8), TRUTH, TRUTH), reindex_rules()
+    found = reindex_advice(
+        SearchSample("a test", QUERIES, drawn(TEXTS, 7, 8), ROWS, drawn(IMAGES, 8, 8), TRUTH, TRUTH), reindex_rules()
     )
     assert found.answer == "re-index"
 
@@ -98,22 +108,24 @@ def test_new_rows_of_another_dim_are_compared_where_they_can_be():
 @pytest.mark.parametrize(("queries", "rows"), [(199, 1000), (1000, 999)])
 def test_a_sample_too_small_cannot_tell_and_says_what_to_supply(queries, rows):
     truth = np.arange(queries) % rows
-    small = Sample("a test", QUERIES[:queries], QUERIES[:queries], ROWS[:rows], ROWS[:rows], truth, truth)
-    found = must_i_reindex(small, reindex_rules())
+    small = SearchSample("a test", QUERIES[:queries], QUERIES[:queries], ROWS[:rows], ROWS[:rows], truth, truth)
+    found = reindex_advice(small, reindex_rules())
     assert found.answer == "cannot tell"
     assert "are too few" in found.reason
     assert "--index OLD.npy NEW.npy --queries TEXTS.txt" in found.reason
-    assert found.overlap_fresh[MIXED].value == 1
+    assert found.overlap_fresh[CROSS_MODEL].value == 1
 
 
 def test_repeated_queries_count_once():
     again = replace(sample(), clusters=np.arange(TEXTS) % 50, truth=None)
-    assert "50 independent queries" in must_i_reindex(again, reindex_rules()).reason
+    assert "50 independent queries" in reindex_advice(again, reindex_rules()).reason
 
 
 def test_an_interval_across_the_threshold_cannot_tell():
-    rules = replace(reindex_rules(), overlap=ask(new_rows=noisy(ROWS, 0.2), truth=None).overlap_fresh[MIXED].value)
-    found = must_i_reindex(sample(new_rows=noisy(ROWS, 0.2), truth=None), rules)
+    rules = replace(
+        reindex_rules(), overlap=ask(new_rows=noisy(ROWS, 0.2), truth=None).overlap_fresh[CROSS_MODEL].value
+    )
+    found = reindex_advice(sample(new_rows=noisy(ROWS, 0.2), truth=None), rules)
     assert found.answer == "cannot tell"
     assert "supply more queries" in found.reason
 
@@ -123,7 +135,7 @@ def test_without_new_rows_it_can_be_shown_that_nothing_need_be_done_and_never_th
     turned = ask(new_queries=QUERIES @ ROTATION, new_rows=None, truth=None)
     assert (same.answer, turned.answer) == ("no need", "cannot tell")
     assert "supply the same items encoded by the new model" in turned.reason
-    assert set(turned.scores) == {TODAY, MIXED}
+    assert set(turned.scores) == {SELF_OLD, CROSS_MODEL}
 
 
 def test_scores_that_shrink_break_cut_offs_though_every_list_stays_the_same():
@@ -131,17 +143,21 @@ def test_scores_that_shrink_break_cut_offs_though_every_list_stays_the_same():
     lift[0, -1] = 1.0
     wide = np.hstack([ROWS, np.zeros((IMAGES, 1), np.float32)])
     queries = np.hstack([QUERIES, np.zeros((TEXTS, 1), np.float32)])
-    found = must_i_reindex(Sample("a test", queries, unit(queries + lift), wide, wide, TRUTH, TRUTH), reindex_rules())
+    found = reindex_advice(
+        SearchSample("a test", queries, unit(queries + lift), wide, wide, TRUTH, TRUTH), reindex_rules()
+    )
     assert found.answer == "no need"
     assert found.cutoffs_word == "break"
     assert [c.new for c in found.cutoffs] == [0, 0, 0, 0]
-    assert found.scores[MIXED] == pytest.approx(np.array(found.scores[TODAY]) / np.sqrt(2), rel=1e-5)
+    assert found.scores[CROSS_MODEL] == pytest.approx(np.array(found.scores[SELF_OLD]) / np.sqrt(2), rel=1e-5)
     assert [f.verdict for f in index_findings([found])] == ["pass", "note"]
 
 
 def test_every_search_that_can_be_made_is_shown_with_overlap_recall_and_scores():
     text = "\n".join(index_lines([ask(new_queries=noisy(QUERIES, 0.01), new_rows=noisy(ROWS, 0.01))]))
-    assert all(name in text for name in (TODAY, MIXED, BACKWARD, FRESH, "overlap@10", "recall@10", "p95"))
+    assert all(
+        name in text for name in (SELF_OLD, CROSS_MODEL, CROSS_REVERSED, SELF_NEW, "overlap@10", "recall@10", "p95")
+    )
 
 
 def result_of(saved):
@@ -246,7 +262,7 @@ def test_items_are_matched_by_id_and_those_of_one_run_alone_are_left_out():
     assert found.old_rows.shape == (IMAGES - 5, DIM)
     np.testing.assert_array_equal(found.old_rows, found.new_rows)
     np.testing.assert_array_equal(found.old_queries, found.new_queries)
-    assert must_i_reindex(found, replace(reindex_rules(), rows=IMAGES - 5)).answer == "no need"
+    assert reindex_advice(found, replace(reindex_rules(), rows=IMAGES - 5)).answer == "no need"
 
 
 @pytest.fixture
@@ -387,6 +403,8 @@ def test_texts_are_encoded_by_the_model_named_if_it_is_the_run_s(tiny_models, mo
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     with pytest.raises(ClipbenchError, match="are not the run's"):
         encode_queries(spec, replace(model, weights_sha256="0" * 64), ["a dog"])
+    with pytest.raises(ClipbenchError, match="the run has precision 'int8', expected one of fp32"):
+        encode_queries(spec, replace(model, precision="int8"), ["a dog"])
     with pytest.raises(ClipbenchError, match="the run's model 'other'; give --activation"):
         encode_queries(spec, replace(model, activation="other"), ["a dog"])
 

@@ -1,22 +1,40 @@
-"""Must I re-index? What an index made by the base model is worth to queries of the head model. Pure, imports no torch.
+"""Must I re-index? What an index made by the base model is worth to queries of the head model. Imports no torch for saved rows.
 
-Old and new are base and head. "new on old" is what a service gives that changes the model and keeps its index, "old on old"
-what it gives today, "new on new" what a fresh index would give. The answer holds for an index like the sample: a larger one
-is denser, and overlaps less.
+Old and new are base and head. A self search is one model's queries on its own rows: "old on old" is what a service gives today, "new
+on new" what a fresh index would give. A cross-model search is what backward compatibility is about: "new on old" is what a service
+gives that changes the model and keeps its index. The answer holds for an index like the sample: a larger one is denser, and overlaps
+less.
+
+`clipbench compare BASE HEAD --index` takes the rows that both runs saved with `--save-embeddings`: with them also the truth (which
+image a caption belongs to), so recall is known. `--index OLD.npy [NEW.npy] --queries TEXTS.txt` takes your own index: OLD is what
+the base model made, NEW the same items by the head model (a sample of both will do). Without NEW it can be shown that nothing
+need be done, not that re-indexing would help. TEXTS.txt is encoded here by the models that `--model` names, which imports torch:
+a run file is untrusted, so the names in it are compared with those and never resolved. `--queries OLD.npy NEW.npy` takes rows
+encoded where the models live, and then `compare` imports no torch.
 """
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from clipbench.metrics import Floats, Ints, Nearest, hits_at, nearest, overlap
+from clipbench.embeddings_file import (
+    EmbeddingsFileError,
+    Rows,
+    SavedRows,
+    read_index,
+    read_queries,
+    read_rows,
+    saved_beside,
+)
+from clipbench.errors import UsageError
+from clipbench.metrics import Bools, Ints, Nearest, hits_at, nearest, overlap
 from clipbench.paths import fixtures
-from clipbench.result import Metric
+from clipbench.result import Metric, ModelIdentity, Result, Run
 from clipbench.statistics import (
     Clusters,
     Float64s,
@@ -25,10 +43,19 @@ from clipbench.statistics import (
     paired_difference_interval,
 )
 
+if TYPE_CHECKING:
+    from clipbench.models.zoo import ModelSpec
+
 Answer = Literal["re-index", "no need", "cannot tell"]
 CutOffs = Literal["hold", "break", "cannot tell"]
-TODAY, MIXED, BACKWARD, FRESH = "old on old", "new on old", "old on new", "new on new"
+SELF_OLD, CROSS_MODEL, CROSS_REVERSED, SELF_NEW = "old on old", "new on old", "old on new", "new on new"
 KS = (1, 5, 10)
+
+_HOW = "measure both with `pytest benchmarks --coco ROOT --save-embeddings`, or give --index OLD.npy NEW.npy --queries TEXTS.txt"
+_SAME_MODEL = (
+    "both runs have the same weights in the same precision: what differs is software, and texts encoded here would not show "
+    "it; encode the queries in both environments and give --queries OLD.npy NEW.npy, or use --save-embeddings in both"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +74,7 @@ class ReindexRules:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SearchSample:
     """Queries by both models and rows of the same items: `old_*` and `new_*` align item by item.
 
     `old_queries`, `new_queries`: (queries, dim); `old_rows`, `new_rows`: (rows, dim), the latter None where the items were
@@ -56,10 +83,10 @@ class Sample:
     """
 
     what: str
-    old_queries: Floats
-    new_queries: Floats
-    old_rows: Floats
-    new_rows: Floats | None
+    old_queries: Rows
+    new_queries: Rows
+    old_rows: Rows
+    new_rows: Rows | None
     clusters: Clusters
     truth: Ints | None = None
 
@@ -103,13 +130,247 @@ class Reindex:
     cutoffs_on: str = ""
 
 
+@dataclass(frozen=True)
+class QueryModels:
+    """The models that may encode queries, as the command line names them: one of each for both runs, or base's and head's."""
+
+    models: Sequence[str] = ()
+    pretrained: Sequence[str] = ()
+    activation: str | None = None
+    offline: bool = False
+
+
 @cache
 def reindex_rules() -> ReindexRules:
     """Return fixtures/reindex.toml."""
     return ReindexRules(**tomllib.loads((fixtures() / "reindex.toml").read_text(encoding="utf-8")))
 
 
-def must_i_reindex(sample: Sample, rules: ReindexRules) -> Reindex:
+def reindex_answers(
+    base: tuple[Path, Run],
+    head: tuple[Path, Run],
+    index: Sequence[Path],
+    queries: Sequence[Path],
+    by: QueryModels = QueryModels(),
+) -> tuple[Reindex, ...]:
+    """Return the answers that `compare --index` asks for; `base` and `head` are a run's file and the run in it.
+
+    `index`: [] (the rows saved beside both files), [OLD.npy] or [OLD.npy, NEW.npy]; `queries`: [TEXTS.txt] or [OLD.npy, NEW.npy].
+    `by`: what encodes TEXTS.txt. One answer per retrieval experiment that both runs saved, else one. Where no rows were saved the
+    answer is "cannot tell".
+
+    Raises: UsageError for options that cannot be meant, and for texts without a model to encode them; EmbeddingsFileError for a
+    file that is absent, damaged, not of this run, or of dims that do not fit; WeightsUnavailableError when a model's weights
+    cannot be had here.
+    """
+    rules = reindex_rules()
+    if len(index) > 2 or len(queries) > 2 or (bool(index) != bool(queries)):
+        raise UsageError(
+            "--index takes no file (the rows both runs saved), or OLD.npy [NEW.npy] together with --queries TEXTS.txt (or "
+            "--queries OLD.npy NEW.npy)"
+        )
+    if not index:
+        return _from_saved(base, head, rules)
+    return (_from_own(base[1], head[1], index, queries, by, rules),)
+
+
+def _from_saved(base: tuple[Path, Run], head: tuple[Path, Run], rules: ReindexRules) -> tuple[Reindex, ...]:
+    pairs = [
+        (one, other)
+        for one in _saved_of(*base)
+        for other in _saved_of(*head)
+        if _belong(one[0], other[0], base[1], head[1])
+    ]
+    if not pairs:
+        reason = f"no retrieval rows of the same data set are saved beside both {base[0]} and {head[0]}; {_HOW}"
+        return (Reindex("saved rows", "cannot tell", reason, 0, 0, rules.k),)
+    answers = []
+    for (old, old_result), (new, new_result) in pairs:
+        sample = saved_sample(old, new)
+        answer = reindex_advice(sample, rules)
+        if len(sample.old_rows) == len(old.image_ids) == len(new.image_ids):
+            _check_recall(base[0], answer, SELF_OLD, old_result)
+            _check_recall(head[0], answer, SELF_NEW, new_result)
+        answers.append(answer)
+    return tuple(answers)
+
+
+def _saved_of(path: Path, run: Run) -> list[tuple[SavedRows, Result]]:
+    """The rows beside a run that belong to one of its results; files of other models, weights and data sets are passed over."""
+    found = []
+    for saved in (read_rows(file) for file in saved_beside(path)):
+        found += [
+            (saved, result)
+            for result in run.results
+            if (result.experiment, result.model, result.dataset) == (saved.experiment, saved.model, saved.dataset)
+        ]
+    return found
+
+
+def _belong(old: SavedRows, new: SavedRows, base: Run, head: Run) -> bool:
+    """Same experiment and items; and the same model name, unless each run has one model: then one replaces the other."""
+    single = len({r.model.name for r in base.results}) == len({r.model.name for r in head.results}) == 1
+    return (
+        old.experiment == new.experiment
+        and old.dataset.fingerprint == new.dataset.fingerprint
+        and (single or old.model.name == new.model.name)
+    )
+
+
+def saved_sample(old: SavedRows, new: SavedRows) -> SearchSample:
+    """Return the items that both runs scored, in base's order: captions as queries, images as rows, truth known.
+
+    Captions of one image are resampled together.
+    Raises: EmbeddingsFileError when they share no image.
+    """
+    places = {name: k for k, name in enumerate(new.image_ids)}
+    kept = [k for k, name in enumerate(old.image_ids) if name in places]
+    if not kept:
+        raise EmbeddingsFileError(f"{old.experiment}: the two runs saved rows of different images; {_HOW}")
+    moved = {k: place for place, k in enumerate(kept)}
+    texts = {name: k for k, name in enumerate(new.text_ids)}
+    asked = [k for k, name in enumerate(old.text_ids) if name in texts and int(old.text_image[k]) in moved]
+    truth = np.array([moved[int(old.text_image[k])] for k in asked], dtype=np.int64)
+    names = old.model.name if old.model.name == new.model.name else f"{old.model.name} -> {new.model.name}"
+    return SearchSample(
+        what=f"{names} on {old.experiment} ({old.dataset.name})",
+        old_queries=old.text_rows[asked],
+        new_queries=new.text_rows[[texts[old.text_ids[k]] for k in asked]],
+        old_rows=old.image_rows[kept],
+        new_rows=new.image_rows[[places[old.image_ids[k]] for k in kept]],
+        clusters=truth,
+        truth=truth,
+    )
+
+
+def _check_recall(path: Path, answer: Reindex, search: str, result: Result) -> None:
+    """Rows of an older session beside a newer run would answer another question: their recall must be the run's own."""
+    for k in KS:
+        name, found = f"image_retrieval_recall@{k}", answer.recall.get(search, {}).get(k)
+        if found and name in result.metrics and abs(found.value - result.metrics[name].value) > 1e-9:
+            raise EmbeddingsFileError(
+                f"{path}: the rows saved beside it give {name} = {found.value:.4f}, the run says "
+                f"{result.metrics[name].value:.4f}: they are of another session; measure again with --save-embeddings"
+            )
+
+
+def _from_own(
+    base: Run, head: Run, index: Sequence[Path], queries: Sequence[Path], by: QueryModels, rules: ReindexRules
+) -> Reindex:
+    rows = [read_index(path) for path in index]
+    if len(rows) == 2 and len(rows[0]) != len(rows[1]):
+        raise EmbeddingsFileError(
+            f"{index[0]} has {len(rows[0])} rows, {index[1]} has {len(rows[1])}; expected row i of both to be the same item"
+        )
+    if len(queries) == 2:
+        old, new = (read_index(path) for path in queries)
+        if len(old) != len(new):
+            raise EmbeddingsFileError(
+                f"{queries[0]} has {len(old)} rows, {queries[1]} has {len(new)}; expected row i of both to be the same query"
+            )
+        clusters: Sequence[int] | Sequence[str] = range(len(old))
+    else:
+        clusters = read_queries(queries[0])
+        models = [_the_model(side, run) for side, run in (("BASE", base), ("HEAD", head))]
+        if len({replace(model, device="") for model in models}) == 1 and models[0].pretrained != "factory":
+            return Reindex(index[0].name, "cannot tell", _SAME_MODEL, 0, 0, rules.k)
+        specs = _specs(by, models)
+        old, new = (encode_queries(*pair, clusters, by.offline) for pair in zip(specs, models, strict=True))
+    _check_dims(index[0], rows[0], old, "base")
+    if len(rows) == 2:
+        _check_dims(index[1], rows[1], new, "head")
+    what = f"{index[0].name} ({len(clusters)} queries)"
+    sample = SearchSample(what, old, new, rows[0], rows[1] if len(rows) == 2 else None, np.asarray(clusters))
+    return reindex_advice(sample, rules)
+
+
+def _check_dims(path: Path, rows: Rows, queries: Rows, side: str) -> None:
+    if rows.shape[1] != queries.shape[1]:
+        raise EmbeddingsFileError(
+            f"{path} has rows of dim {rows.shape[1]}, the {side} model's queries have {queries.shape[1]}; expected an index "
+            f"that the {side} model made"
+        )
+
+
+def _the_model(side: str, run: Run) -> ModelIdentity:
+    """The one model of a run. Raises: UsageError where it has none or several."""
+    models = list(dict.fromkeys(result.model for result in run.results))
+    if len(models) != 1:
+        names = ", ".join(f"{m.name} ({m.pretrained})" for m in models) or "none"
+        raise UsageError(f"--queries: {side} has results of {len(models)} models ({names}); expected one: the index's")
+    return models[0]
+
+
+def _specs(by: QueryModels, models: Sequence[ModelIdentity]) -> list["ModelSpec"]:
+    """What to load for base and for head: named by the user alone, and the run's model by name.
+
+    Raises: UsageError without a name, for more than two, and for a name that is not the run's.
+    """
+    from clipbench.models.zoo import expand, resolve
+
+    names = expand(by.models)
+    if not 0 < len(names) < 3 or len(by.pretrained) > 2:
+        raise UsageError(
+            f"--queries TEXTS.txt is encoded by models that you name, here {len(names)}: add --model NAME (twice where base and "
+            "head differ, base's first; --pretrained likewise), or give --queries OLD.npy NEW.npy"
+        )
+    specs = []
+    for side, (word, model) in enumerate(zip(_both(names), models, strict=True)):
+        weights = _both(by.pretrained)[side] if by.pretrained else None
+        (spec,) = resolve([word], weights, by.activation)
+        if spec.name != model.name:
+            raise UsageError(
+                f"--model {word} is {spec.name!r}, but {('BASE', 'HEAD')[side]} was measured with {model.name!r}; name the run's "
+                "own model (--model twice, base's first, where they differ), or give --queries OLD.npy NEW.npy"
+            )
+        specs.append(spec)
+    return specs
+
+
+def _both(words: Sequence[str]) -> Sequence[str]:
+    return words if len(words) == 2 else [*words, *words]
+
+
+def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str], offline: bool = False) -> Rows:
+    """Return (texts, dim) float32 unit rows by the model of `spec`, in the precision of the run's, with the software of this
+    process. Imports torch.
+
+    Raises: WeightsUnavailableError when its weights cannot be had here; EmbeddingsFileError when they are not those of the
+    run's `model`; UsageError and CheckpointError as loading does.
+    """
+    from clipbench.embed.texts import embed_texts
+    from clipbench.models import load_encoder
+    from clipbench.models.device import default_batch_size, default_text_positions, ieee_float32, resolve_device
+    from clipbench.models.weights import go_offline
+    from clipbench.settings import PRECISIONS, Settings
+
+    if (precision := next((p for p in PRECISIONS if p == model.precision), None)) is None:
+        raise EmbeddingsFileError(f"the run has precision {model.precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if offline:
+        go_offline()
+    device = resolve_device("auto")
+    size, positions = default_batch_size(device), default_text_positions(device)
+    settings = Settings(device, precision, size, text_positions=positions, offline=offline, plain=True)
+    encoder = load_encoder(spec, settings)
+    try:
+        if encoder.identity.weights_sha256 != model.weights_sha256:
+            raise EmbeddingsFileError(
+                f"the weights of {spec.label} here (SHA-256 {encoder.identity.weights_sha256[:12]}...) are not the run's "
+                f"({model.weights_sha256[:12]!r}...); name the run's with --pretrained, or encode the queries where they are and "
+                f"give --queries OLD.npy NEW.npy"
+            )
+        if encoder.identity.activation != model.activation:
+            raise EmbeddingsFileError(
+                f"{spec.label} has activation {encoder.identity.activation!r} here, the run's model {model.activation!r}; give "
+                f"--activation, or --queries OLD.npy NEW.npy"
+            )
+        with ieee_float32(settings.device, settings.precision):
+            return embed_texts(encoder, texts, settings).rows
+    finally:
+        encoder.close()
+
+
+def reindex_advice(sample: SearchSample, rules: ReindexRules) -> Reindex:
     """Return the answer for one sample.
 
     "re-index" where new queries cannot be searched in old rows at all (dims differ), or are shown to do worse there than in a fresh
@@ -122,7 +383,7 @@ def must_i_reindex(sample: Sample, rules: ReindexRules) -> Reindex:
     Raises: ValueError for old queries and old rows, or new queries and new rows, of different dim.
     """
     searches = _searches(sample, rules.k)
-    if MIXED not in searches:
+    if CROSS_MODEL not in searches:
         reason = (
             f"dims differ: the index has rows of dim {sample.old_rows.shape[1]}, the new model's queries have "
             f"{sample.new_queries.shape[1]}, so no new query can be searched in it"
@@ -130,8 +391,8 @@ def must_i_reindex(sample: Sample, rules: ReindexRules) -> Reindex:
         return Reindex(sample.what, "re-index", reason, len(sample.old_queries), len(sample.old_rows), rules.k)
     figures = _figures(sample, searches, rules)
     answer, reason = _answer(sample, figures, rules)
-    on = FRESH if answer == "re-index" and FRESH in searches else MIXED
-    cutoffs = _cutoffs(searches[TODAY].best, searches[on].best, sample.clusters, rules)
+    on = SELF_NEW if answer == "re-index" and SELF_NEW in searches else CROSS_MODEL
+    cutoffs = _cutoffs(searches[SELF_OLD].best, searches[on].best, sample.clusters, rules)
     word = _cutoffs_word(cutoffs, rules) if len(set(sample.clusters)) >= rules.queries else "cannot tell"
     return Reindex(
         sample.what,
@@ -149,19 +410,19 @@ def must_i_reindex(sample: Sample, rules: ReindexRules) -> Reindex:
     )
 
 
-def _searches(sample: Sample, k: int) -> dict[str, Nearest]:
+def _searches(sample: SearchSample, k: int) -> dict[str, Nearest]:
     sides = {"old": (sample.old_queries, sample.old_rows), "new": (sample.new_queries, sample.new_rows)}
     found = {}
-    for name in (TODAY, MIXED, BACKWARD, FRESH):
+    for name in (SELF_OLD, CROSS_MODEL, CROSS_REVERSED, SELF_NEW):
         queries, rows = sides[name[:3]][0], sides[name[-3:]][1]
-        if rows is not None and (name in (TODAY, FRESH) or queries.shape[1] == rows.shape[1]):
+        if rows is not None and (name in (SELF_OLD, SELF_NEW) or queries.shape[1] == rows.shape[1]):
             found[name] = nearest(queries, rows, k, sample.truth)
     return found
 
 
-def _figures(sample: Sample, searches: Mapping[str, Nearest], rules: ReindexRules) -> dict[str, Any]:
+def _figures(sample: SearchSample, searches: Mapping[str, Nearest], rules: ReindexRules) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    for key, reference in (("overlap_today", TODAY), ("overlap_fresh", FRESH)):
+    for key, reference in (("overlap_today", SELF_OLD), ("overlap_fresh", SELF_NEW)):
         if reference in searches and len(sample.old_rows) > rules.k:
             others = {name: s for name, s in searches.items() if name != reference}
             figures[key] = {name: _overlap(s, searches[reference], sample, rules) for name, s in others.items()}
@@ -172,25 +433,27 @@ def _figures(sample: Sample, searches: Mapping[str, Nearest], rules: ReindexRule
     figures["recall"] = {
         name: {k: _recall(h, sample.clusters, rules) for k, h in by_k.items() if k < few} for name, by_k in hits.items()
     }
-    if FRESH in hits:
+    if SELF_NEW in hits:
         k = max(KS)
-        low, high = paired_difference_interval(hits[MIXED][k], hits[FRESH][k], rules.confidence, sample.clusters)
-        loss = float(np.mean(hits[FRESH][k])) - float(np.mean(hits[MIXED][k]))
-        figures["recall_loss"] = Metric(loss, len(hits[MIXED][k]), low, high)
+        low, high = paired_difference_interval(
+            hits[CROSS_MODEL][k], hits[SELF_NEW][k], rules.confidence, sample.clusters
+        )
+        loss = float(np.mean(hits[SELF_NEW][k])) - float(np.mean(hits[CROSS_MODEL][k]))
+        figures["recall_loss"] = Metric(loss, len(hits[CROSS_MODEL][k]), low, high)
     return figures
 
 
-def _overlap(one: Nearest, other: Nearest, sample: Sample, rules: ReindexRules) -> Metric:
+def _overlap(one: Nearest, other: Nearest, sample: SearchSample, rules: ReindexRules) -> Metric:
     shares = overlap(one, other)
     interval = bootstrap_interval(shares, rules.confidence, sample.clusters)
     return Metric(float(shares.mean()), len(shares), *(interval or (None, None)))
 
 
-def _recall(hits: npt.NDArray[np.bool_], clusters: Clusters, rules: ReindexRules) -> Metric:
+def _recall(hits: Bools, clusters: Clusters, rules: ReindexRules) -> Metric:
     return Metric(float(np.mean(hits)), len(hits), *clustered_wilson_interval(hits, clusters, rules.confidence))
 
 
-def _answer(sample: Sample, figures: Mapping[str, Any], rules: ReindexRules) -> tuple[Answer, str]:
+def _answer(sample: SearchSample, figures: Mapping[str, Any], rules: ReindexRules) -> tuple[Answer, str]:
     queries, rows = len(set(np.asarray(sample.clusters).tolist())), len(sample.old_rows)
     if queries < rules.queries or rows < rules.rows:
         return "cannot tell", (
@@ -199,7 +462,7 @@ def _answer(sample: Sample, figures: Mapping[str, Any], rules: ReindexRules) -> 
             f"--coco ROOT --save-embeddings"
         )
     if sample.new_rows is None:
-        kept: Metric = figures["overlap_today"][MIXED]
+        kept: Metric = figures["overlap_today"][CROSS_MODEL]
         finding = f"new queries find {_of(kept, rules)} of what is found today in the old rows"
         if (kept.low or 0) >= rules.overlap:
             return "no need", finding
@@ -207,7 +470,7 @@ def _answer(sample: Sample, figures: Mapping[str, Any], rules: ReindexRules) -> 
             f"{finding}; whether a fresh index would find the same is not known: supply the same items encoded by the new "
             f"model, --index OLD.npy NEW.npy (a sample of {rules.rows:,} rows of each will do)"
         )
-    shared: Metric = figures["overlap_fresh"][MIXED]
+    shared: Metric = figures["overlap_fresh"][CROSS_MODEL]
     if (loss := figures.get("recall_loss")) is not None:
         reason = f"recall@{max(KS)} of new queries is {_change(loss)} on old rows than in a fresh index; of its lists they find "
         reason += _of(shared, rules)

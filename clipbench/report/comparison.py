@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from clipbench.judge.compare import Comparison, Finding, ItemChange, Word
-from clipbench.judge.reindex import BACKWARD, FRESH, KS, MIXED, TODAY, Answer, Reindex
+from clipbench.judge.reindex import CROSS_MODEL, CROSS_REVERSED, KS, SELF_NEW, SELF_OLD, Answer, Reindex
 from clipbench.judge.trace import sentence
 from clipbench.report.document import (
     Block,
@@ -51,10 +51,10 @@ OPEN_FINDINGS, OPEN_ITEMS = 12, 10
 """Lines before the fold: what a reader takes in within half a minute."""
 INDEX_VERDICTS: dict[Answer, Word] = {"no need": "pass", "re-index": "fail", "cannot tell": "inconclusive"}
 MEANING = {
-    TODAY: "today",
-    MIXED: "new model, index kept",
-    BACKWARD: "old model, fresh index",
-    FRESH: "new model, fresh index",
+    SELF_OLD: "today",
+    CROSS_MODEL: "new model, index kept",
+    CROSS_REVERSED: "old model, fresh index",
+    SELF_NEW: "new model, fresh index",
 }
 CUTOFFS_HEADER = ("cut-off at today's", "score", "queries that pass it today", "then", "change")
 
