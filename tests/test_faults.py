@@ -2,17 +2,15 @@
 
 from dataclasses import replace
 
+import faults
 import numpy as np
 import pytest
 from fakes import ColourEncoder, colour_dataset, custom
+from faults import FAULTS, NOISE, degraded_run, fault, fault_row, fault_table, main
 from PIL import Image
 
 from clipbench.embed.probe import probe_of
 from clipbench.errors import UsageError
-from clipbench.faults import table
-from clipbench.faults.__main__ import main
-from clipbench.faults.degrade import FAULTS, NOISE, fault
-from clipbench.faults.table import degraded_run, fault_rows, fault_table
 from clipbench.judge.compare import compare_runs
 from clipbench.judge.rules import read_rules
 from clipbench.judge.trace import OUTCOMES, STAGES, compare_traces, first_moved
@@ -91,12 +89,10 @@ def test_the_gate_lets_no_fault_pass(runs, name):
     assert compare_runs(runs["base"], runs[name], read_rules()).exit_code in (1, 3)
 
 
-def test_the_gate_passes_the_same_model_and_its_row_says_that_no_stage_moved(on_noise):
+def test_the_gate_passes_the_same_model_and_its_row_says_that_no_stage_moved(runs, on_noise):
     none = replace(fault("noise"), degrade=lambda encoder, seed: "")
-    (row,) = fault_rows(QUICK, [none], SETTINGS, ["natural"])
-    assert row.comparison.exit_code == 0
-    assert not any(f.moved for f in row.stages)
-    assert "| none | 1.00000 | pass | 0 |" in fault_table([(QUICK, [row])])
+    row = fault_row(none, runs["base"], run_of(QUICK, none))
+    assert row[2:6] == ("none", "1.00000", "pass", "0")
 
 
 def test_a_degraded_run_is_the_same_every_time_and_depends_on_the_seed(runs, on_noise):
@@ -145,10 +141,8 @@ def test_the_activation_is_swapped_either_way_without_a_word_in_the_identity(noi
 
 
 def test_where_there_is_no_choice_the_fault_does_not_apply_and_the_table_says_so(on_noise):
-    rows = list(fault_rows(PLAIN, [fault("other_activation")], SETTINGS, ["natural"]))
-    assert rows[0].comparison is None
-    assert "does not apply" in fault_table([(PLAIN, rows)])
-    assert "one activation" in fault_table([(PLAIN, rows)])
+    _, table = fault_table(PLAIN, [fault("other_activation")], SETTINGS, ["natural"])
+    assert table.rows[0][4:] == ("does not apply", "-", "the architecture has one activation")
 
 
 def test_bilinear_needs_a_bicubic_resize(noisy):
@@ -165,7 +159,7 @@ def test_only_a_declared_fault_shows_in_the_protocol(runs):
 
 
 def test_the_runs_are_kept_and_can_be_read_again(on_noise, tmp_path):
-    list(fault_rows(QUICK, [fault("bf16")], SETTINGS, ["natural"], tmp_path))
+    fault_table(QUICK, [fault("bf16")], SETTINGS, ["natural"], tmp_path)
     base, head = read_run(tmp_path / "tiny-vit-base.json"), read_run(tmp_path / "tiny-vit-bf16.json")
     assert first_moved(compare_traces(base.probes, head.probes))["tiny-vit"].stage == "precision"
 
@@ -180,13 +174,13 @@ def test_an_unknown_fault_or_an_encoder_that_is_not_ours_is_refused_in_one_line(
     assert "closest: bf16" in capsys.readouterr().err
     assert main(["--pretrained", "openai"]) == 2
     assert "--pretrained needs --model" in capsys.readouterr().err
-    monkeypatch.setattr(table, "load_encoder", lambda spec, settings: custom(ColourEncoder()))
+    monkeypatch.setattr(faults, "load_encoder", lambda spec, settings: custom(ColourEncoder()))
     with pytest.raises(UsageError, match="your own"):
         degraded_run(QUICK, None, SETTINGS)
 
 
 def test_the_command_prints_the_table_and_keeps_it(on_noise, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("clipbench.models.zoo.resolve", lambda names, weights: [QUICK])
+    monkeypatch.setattr(faults, "resolve", lambda names, weights: [QUICK])
     arguments = ["--model", "x", "--fault", "swapped_channels", "--experiment", "natural", "--results", str(tmp_path)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out

@@ -1,1 +1,0 @@
-"""Degraded runs, made for real: what does the gate say of each? `python -m clipbench.faults` writes the table."""
