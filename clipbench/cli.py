@@ -253,7 +253,7 @@ def _power(options: argparse.Namespace) -> int:
         f"{'n':>7}  {'flips':>6}  {'excluded if none flips':>22}  {'shown to drop':>13}  {'failed by the gate':>18}",
     ]
     for row in power_table(tolerance, alpha):
-        cells = ["none" if drop is None else f"{drop:.4f}" for drop in (row.shown, row.failed)]
+        cells = ["none" if drop is None else f"{drop:.4f}" for drop in (row.significant, row.failed)]
         lines.append(f"{row.n:>7,}  {row.discordance:>6.2f}  {row.clean_bound:>22.4f}  {cells[0]:>13}  {cells[1]:>18}")
     print("\n".join(lines))
     return 0

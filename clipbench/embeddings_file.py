@@ -1,6 +1,6 @@
 """Saved rows: what `--save-embeddings` writes beside a run and `clipbench compare --index` reads. Imports no torch.
 
-One .npz file a model and data set, in `embeddings/` beside `run.json`. It holds image_rows, text_rows, image_ids, text_ids,
+One .npz file per model and data set, in `embeddings/` beside `run.json`. It holds image_rows, text_rows, image_ids, text_ids,
 text_image, and `about`, a JSON text with experiment, model and data set. Nothing in it is pickled, and nothing pickled is read.
 """
 
@@ -151,16 +151,16 @@ def read_index(path: Path) -> Rows:
 
 
 def read_queries(path: Path) -> tuple[str, ...]:
-    """Return the queries of a UTF-8 text file, one a line; blank lines are left out, repeated queries are kept.
+    """Return the queries of a UTF-8 text file, one per line; blank lines are left out, repeated queries are kept.
 
     Raises: EmbeddingsFileError for a file that is absent, not UTF-8, or without a query.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise EmbeddingsFileError(f"{path} cannot be read: {error}; expected UTF-8 text, one query a line") from error
+        raise EmbeddingsFileError(f"{path} cannot be read: {error}; expected UTF-8 text, one query per line") from error
     if not (queries := tuple(text for line in lines if (text := line.strip()))):
-        raise EmbeddingsFileError(f"{path} holds no query; expected one a line, as your users type them")
+        raise EmbeddingsFileError(f"{path} holds no query; expected one per line, as your users type them")
     return queries
 
 

@@ -63,7 +63,7 @@ def clustered_wilson_interval(outcomes: Values, clusters: Clusters, confidence: 
     `outcomes`: (n,) of 0 and 1; `clusters`: (n,) the cluster of each. The effective number is cut by (z / t) squared,
     Student's t having one degree of freedom less than there are clusters: the design effect is itself estimated.
     One cluster alone gives (0, 1). At no hit or all hits the effective number is that of clusters whose members agree.
-    With one outcome a cluster it is `wilson_interval`.
+    With one outcome per cluster it is `wilson_interval`.
     Raises: ValueError for outcomes other than 0 and 1, none, clusters of another length, confidence outside 0..1.
     Source: Korn & Graubard 1998, Survey Methodology 24:193 (effective number with the t correction); Dean & Pagano
     2015, J. Survey Stat. Methodol. 3:484 (Wilson on it).
@@ -211,7 +211,7 @@ def drop_bounds(lost: Counts, gained: Counts, n: float, alpha: float = 0.05) -> 
     `lost`, `gained`: scalars or arrays of one shape, fractional counts allowed. The exact (Clopper-Pearson) limits of
     the two shares are combined by MOVER, with their multinomial correlation at those limits. Without a flip the upper
     bound is 1 - alpha ** (1 / n): .312 at n = 8, .030 at 100, .0006 at 5,000. The lower bound is above 0 exactly where
-    `McNemar.p_worse` <= alpha, the upper one below 0 exactly where head is shown better.
+    `McNemar.p_worse` <= alpha, the upper one below 0 exactly where head is significantly better.
     Chosen for its coverage, by enumeration: never below nominal for n of 8 to 5,000 while fewer than nine items in ten
     flip, never by more than two points beyond that. Tango's score interval is about half an item narrower, but covers
     .915 in place of .95 where flips are few.
@@ -274,7 +274,7 @@ def paired_bootstrap(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return the p-values adjusted for being several: a name is shown at level alpha where its adjusted value <= alpha.
+    """Return the p-values adjusted for being several: a name is significant at level alpha where its adjusted value <= alpha.
 
     In the order of `p_values`; empty for none. Raises: ValueError for a value outside 0..1.
     Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
@@ -337,14 +337,14 @@ def _correlation(p: Float64s, q: Float64s) -> Float64s:
 class PowerRow:
     """For `n` independent outcomes of which the share `discordance` flips without any drop, half of them either way.
 
-    `clean_bound`: the drop excluded when nothing flips. `shown`: the drop shown to be one nine times in ten. `failed`: the
-    drop failed nine times in ten at the tolerance. None where no drop is.
+    `clean_bound`: the drop excluded when nothing flips. `significant`: the drop that is significant nine times in ten.
+    `failed`: the drop failed nine times in ten at the tolerance. None where no drop is.
     """
 
     n: int
     discordance: float
     clean_bound: float
-    shown: float | None
+    significant: float | None
     failed: float | None
 
 
@@ -378,7 +378,7 @@ def failed_drop(
 ) -> float | None:
     """Return the smallest drop that the gate fails with this power, to four digits; None where it fails none.
 
-    With `tolerance` 0 it is the smallest drop that is shown to be one.
+    With `tolerance` 0 it is the smallest drop that is significant.
     Raises: ValueError as `gate_power`, and for power outside 0..1.
     Source: `gate_power`, inverted by bisection; it grows with the drop.
     """
@@ -397,10 +397,8 @@ def failed_drop(
 def power_table(
     tolerance: float,
     alpha: float = 0.05,
-    sizes: Sequence[int] = POWER_SIZES,
-    discordances: Sequence[float] = POWER_DISCORDANCES,
 ) -> list[PowerRow]:
-    """Return a row for each size and discordance. Raises: ValueError as `failed_drop`."""
+    """Return one row per size and discordance. Raises: ValueError as `failed_drop`."""
     return [
         PowerRow(
             n,
@@ -409,19 +407,19 @@ def power_table(
             failed_drop(n, discordance, 0.0, alpha),
             failed_drop(n, discordance, tolerance, alpha),
         )
-        for n in sizes
-        for discordance in discordances
+        for n in POWER_SIZES
+        for discordance in POWER_DISCORDANCES
     ]
 
 
 def accuracy_difference_interval(hits_a: int, n_a: int, hits_b: int, n_b: int, confidence: float = 0.95) -> Interval:
     """Return the interval of rate a minus rate b, two independent samples.
 
-    Up to 50 items a side it is exact and unconditional: two one-sided score tests are inverted, the p-value being the
+    Up to 50 items per side it is exact and unconditional: two one-sided score tests are inverted, the p-value being the
     largest over the unknown rate b (on a grid of 401), so coverage is at least `confidence`. 8 of 8 against 0 of 8
     gives (.59, 1), against 3 of 8 (.17, .91), against 8 of 8 (-.37, .37). Where only one side has more than 50, the
     exact (Clopper-Pearson) limits of both rates are combined (MOVER): coverage, by enumeration, is at least
-    `confidence`, where Newcombe's falls to .92 for 8 items against 60 or more. Beyond 50 a side it is Newcombe's hybrid
+    `confidence`, where Newcombe's falls to .92 for 8 items against 60 or more. Beyond 50 per side it is Newcombe's hybrid
     score interval, the same combination of Wilson limits, which covers `confidence` on average.
     Raises: ValueError for no item, hits outside 0..n, confidence outside 0..1.
     Source: Chan & Zhang 1999, Biometrics 55:1202; score with rates restricted to the difference: Farrington & Manning
@@ -501,7 +499,7 @@ def _restricted_rates(a: Float64s, b: Float64s, ratio: float, difference: float)
 class Ratio:
     """head / base of one metric. `rounds` holds each round's ratio; `low`, `high` the 95 % interval, None for one round.
 
-    `base` and `head` are the medians over the rounds, in the metric's unit. `direction`: which way it is shown to differ from 1;
+    `base` and `head` are the medians over the rounds, in the metric's unit. `direction`: which way it differs significantly from 1;
     `verdict`: whether a loss beyond the tolerance is excluded (pass), shown (fail), or neither.
     """
 

@@ -1,4 +1,4 @@
-"""The models confronted: which are shown to be better than which, on the same items of one experiment.
+"""The models confronted: which are significantly better than which, on the same items of one experiment.
 
 Only rates of right outcomes are ranked, and mean average precision: they do not depend on a model's scale. Raw cosines,
 and margins made of them, are never ranked: each model has its own range of them. Two models are compared only on the same
@@ -38,7 +38,7 @@ RANKED = (
     "image_retrieval_recall@1",
     "text_retrieval_recall@1",
 )
-"""What is ranked, in the order shown. A new experiment is ranked by giving its score one of these names."""
+"""What is ranked, in the order printed. A new experiment is ranked by giving its score one of these names."""
 
 OF_THE_MODEL = ("preprocessing", "shortcuts", "execution", "notes", "other_activation", "broken_images")
 """Entries of the protocol that belong to a model or count what happened: they may differ between models that are compared."""
@@ -76,7 +76,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Standing:
-    """One model's score and how it stands against the others; `place` is one more than the models shown to be better."""
+    """One model's score and how it stands against the others; `place` is one more than the models significantly better."""
 
     model: ModelIdentity
     score: Metric

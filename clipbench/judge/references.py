@@ -500,10 +500,10 @@ def contract_decision(
     matrices of a contract are pooled. The verdict comes from the exact 95 % interval of natural minus medical:
 
     - its lower end is above the margin: pass, "fails as expected";
-    - its upper end is below the alert, and natural works (shown above chance plus the margin, so that there is something to
-      fail against) or medical is shown above 1 minus the alert: fail, "no longer fails";
-    - its upper end is below the alert but natural is not shown to work, or natural is shown to be below chance plus the
-      margin: fail, "natural itself fails", which must not read as medical images being matched any better;
+    - its upper end is below the alert, and natural works (significantly above chance plus the margin, so that there is something to
+      fail against) or medical is significantly above 1 minus the alert: fail, "no longer fails";
+    - its upper end is below the alert but natural is not shown to work, or natural is significantly below chance plus the margin:
+      fail, "natural itself fails", which must not read as medical images being matched any better;
     - else inconclusive, "cannot tell at n=...", with what could have been told.
 
     A model whose true difference is the margin or less passes in at most 2.5 % of repetitions, one whose true difference is the

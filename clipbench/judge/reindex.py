@@ -373,9 +373,9 @@ def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str]
 def reindex_advice(sample: SearchSample, rules: ReindexRules) -> Reindex:
     """Return the answer for one sample.
 
-    "re-index" where new queries cannot be searched in old rows at all (dims differ), or are shown to do worse there than in a fresh
+    "re-index" where new queries cannot be searched in old rows at all (dims differ), or do significantly worse there than in a fresh
     index; "no need" where that is excluded; else, and for a sample too small, "cannot tell", with what to supply. Worse is: where
-    the truth is known, a recall that is lower by more than `rules.recall_loss`, and then overlap is shown and does not decide
+    the truth is known, a recall that is lower by more than `rules.recall_loss`, and then overlap is reported and does not decide
     (other results can be as right); else a mean overlap@k with the fresh index under `rules.overlap`. Without new rows there
     is no fresh index: queries that find in the old rows what is found today need none, of others it cannot be told. Intervals
     are two-sided at `rules.confidence`, clusters resampled whole.

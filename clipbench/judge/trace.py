@@ -178,7 +178,7 @@ def samples_of_both(base: JsonObject, head: JsonObject, stage: str) -> tuple[lis
 
 
 def samples_of(trace: JsonObject, stage: str, which: str) -> list[Sample]:
-    """Return the samples of a stage, one an item; `which` (base or head) is for messages.
+    """Return the samples of a stage, one per item; `which` (base or head) is for messages.
 
     Raises: DamagedTraceError when the stage is absent or empty, a sample is damaged, or rows have several lengths.
     """
@@ -232,8 +232,8 @@ def texts_moved(before: Any, after: Any) -> Answer:
     if len(before) != len(after):
         return "moved", f"{len(before)} -> {len(after)} texts", {}
     other = [k for k, text in enumerate(before) if text != after[k]]
-    shown = f"{before[other[0]][:60]!r} -> {after[other[0]][:60]!r}"
-    return "moved", f"{len(other)} of {len(before)}: {shown}", {"changed": len(other)}
+    first = f"{before[other[0]][:60]!r} -> {after[other[0]][:60]!r}"
+    return "moved", f"{len(other)} of {len(before)}: {first}", {"changed": len(other)}
 
 
 def tokens_moved(before: Sequence[Sample], after: Sequence[Sample]) -> Answer:
@@ -250,13 +250,13 @@ def tokens_moved(before: Sequence[Sample], after: Sequence[Sample]) -> Answer:
     return "moved", f"{words}, {seen}", {"changed": len(changed)}
 
 
-def statement_moved(before: Any, after: Any, shown: int = 40) -> Answer:
+def statement_moved(before: Any, after: Any, length: int = 40) -> Answer:
     """What two encoders say of themselves; nothing said cannot be compared."""
     if not all(isinstance(value, str) and value for value in (before, after)):
         raise DamagedTraceError("not stated by the encoder")
     if before == after:
-        return "same", before[:shown], {}
-    return "moved", f"{before[:shown]} -> {after[:shown]}", {}
+        return "same", before[:length], {}
+    return "moved", f"{before[:length]} -> {after[:length]}", {}
 
 
 def activation_moved(before: Any, after: Any) -> Answer:
