@@ -1,8 +1,18 @@
-"""A state dict is the same from every container, hashes the same, and goes into a model whole or not at all."""
+"""A state dict is the same from every container, hashes the same, and goes into a model whole or not at all.
+
+Files that are no checkpoint, broken ones and hostile ones end in one error that names them. OpenAI's archives are read as data: equal
+to the module's state dict; any other TorchScript is refused. Nothing in a file ever runs.
+"""
 
 import hashlib
+import io
+import itertools
+import os
+import pickle
 import re
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.coca_model import CoCa
 from open_clip.factory import load_checkpoint
+from torch import nn
 
 from clipbench.errors import CheckpointError, UsageError
 from clipbench.models.checkpoint import (
@@ -21,7 +32,9 @@ from clipbench.models.checkpoint import (
     WRAPPER_PREFIXES,
     Checkpoint,
     load_into,
+    openai_archives,
     read_checkpoint,
+    read_torchscript,
     strip_prefixes,
     weights_sha256,
 )
@@ -204,11 +217,11 @@ def test_loading_equals_open_clips_own(
     assert_equal(dict(ours.state_dict()), dict(theirs.state_dict()))
 
 
-def test_a_scripted_half_precision_archive_loads_though_it_carries_the_causal_mask(tmp_path: Path) -> None:
+def test_a_scripted_half_precision_archive_loads_though_it_carries_the_causal_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, target = clip(0).half(), clip(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(source), str(tmp_path / "jit.pt"))
+    published(monkeypatch, save_scripted(source, tmp_path / "jit.pt"))
     checkpoint = read_checkpoint(tmp_path / "jit.pt")
     assert "attn_mask" in checkpoint.tensors
     load_into(target, checkpoint, tmp_path / "jit.pt")
@@ -275,5 +288,341 @@ def test_positional_embeddings_of_another_context_length_are_refused(weights: Te
 
 
 def test_a_missing_path_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=r"not found: .*nothing\.pt"):
         read_checkpoint(tmp_path / "nothing.pt")
+
+
+WEIGHTS = {"a": torch.arange(1000.0), "b": torch.ones(2, 3)}
+
+
+def saved(path: Path, found: object = WEIGHTS, *, legacy: bool = False) -> Path:
+    torch.save(found, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def tar(path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("\x80"), io.BytesIO())
+    return path
+
+
+def plain_zip(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("folder/model.bin", b"weights")
+    return path
+
+
+def compressed(path: Path) -> Path:
+    whole = saved(path.with_suffix(".whole"))
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_container_is_told_by_content_and_not_by_suffix(tmp_path: Path, legacy: bool) -> None:
+    safetensors.torch.save_file(WEIGHTS, tmp_path / "really_safe.pt")
+    assert read_checkpoint(tmp_path / "really_safe.pt").container == "safetensors"
+    assert read_checkpoint(saved(tmp_path / "really_torch.safetensors", legacy=legacy)).container == "torch"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: written(p, b""), "is empty"),
+        (lambda p: written(p, b"\n<!DOCTYPE html><html>Not found</html>"), "is a web page"),
+        (lambda p: written(p, b"<?xml version='1.0'?><Error/>"), "is a web page"),
+        (lambda p: written(p, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "git lfs pull"),
+        (lambda p: written(p, b"Entry not found"), "is no checkpoint"),
+        (lambda p: written(p, b'{"error": "no access"}'), "is no checkpoint"),
+        (lambda p: written(p, b"\x80"), "truncated or corrupt"),
+        (lambda p: written(p, b"\xff" * 8 + b"{}"), "truncated or corrupt"),
+        (lambda p: written(p, b"PK\x03\x04 and no more"), "truncated or corrupt"),
+        (lambda p: written(p.with_suffix(".safetensors"), b"\x00" * 100), "no safetensors header"),
+        (plain_zip, "zip without data.pkl"),
+        (tar, "is no checkpoint|refused|corrupt"),
+        (compressed, "is compressed"),
+    ],
+    ids=map(str, itertools.count()),
+)
+def test_what_is_no_checkpoint_is_named_as_what_it_is(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    path = make(tmp_path / "file.pt")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a directory"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        read_checkpoint(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("container", ["safetensors", "torch", "legacy"])
+def test_a_file_cut_short_is_truncated_or_corrupt(tmp_path: Path, container: str, keep: float) -> None:
+    path = tmp_path / "weights.pt"
+    if container == "safetensors":
+        safetensors.torch.save_file(WEIGHTS, path)
+    else:
+        saved(path, legacy=container == "legacy")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    with pytest.raises(CheckpointError, match=r"weights\.pt is truncated or corrupt.*download or copy it again"):
+        read_checkpoint(path)
+
+
+def test_a_flipped_bit_in_a_torch_file_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "weights.pt")
+    content = bytearray(path.read_bytes())
+    content[content.index(WEIGHTS["a"].numpy().tobytes()) + 50] ^= 1
+    with pytest.raises(CheckpointError, match="fails its checksum"):
+        read_checkpoint(written(path, bytes(content)))
+
+
+def test_a_torch_storage_that_claims_more_than_its_record_is_refused(tmp_path: Path) -> None:
+    path, bad = saved(tmp_path / "weights.pt"), tmp_path / "bad.pt"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(bad, "w") as new:
+        for name in old.namelist():
+            thousand, million = b"M\xe8\x03", b"J\x40\x42\x0f\x00"
+            content = old.read(name)
+            new.writestr(name, content.replace(thousand, million) if name.endswith("data.pkl") else content)
+    with pytest.raises(CheckpointError, match=r"bad\.pt is truncated or corrupt"):
+        read_checkpoint(bad)
+
+
+class Touch:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.system, (f"touch {self.canary}",)
+
+
+class Evaluate(Touch):
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return eval, (f"__import__('pathlib').Path({str(self.canary)!r}).touch()",)
+
+
+@pytest.mark.parametrize("payload", [Touch, Evaluate])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_call_hidden_in_a_torch_file_is_refused_by_name_and_never_made(
+    tmp_path: Path, payload: type[Touch], legacy: bool
+) -> None:
+    canary = tmp_path / "canary"
+    path = saved(tmp_path / "bad.pt", {**WEIGHTS, "optimizer": payload(canary)}, legacy=legacy)
+    with pytest.raises(CheckpointError, match=r"refused: it asks for \S*(system|eval); .*never runs code.*safetensors"):
+        read_checkpoint(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("payload", [Touch, Evaluate])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_raw_pickle_is_never_run(tmp_path: Path, payload: type[Touch], protocol: int) -> None:
+    canary = tmp_path / "canary"
+    path = written(tmp_path / "bad.pt", pickle.dumps(payload(canary), protocol))
+    with pytest.raises(CheckpointError, match=r"bad\.pt"):
+        read_checkpoint(path)
+    assert not canary.exists()
+
+
+def test_the_payloads_of_these_tests_do_run_where_they_are_let(tmp_path: Path) -> None:
+    for payload in (Touch, Evaluate):
+        canary = tmp_path / payload.__name__
+        pickle.loads(pickle.dumps(payload(canary)))
+        assert canary.exists()
+
+
+def test_a_whole_pickled_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = saved(tmp_path / "model.pt", torch.nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match=r"it asks for torch\.nn\.modules\.linear\.Linear; .*save its state_dict"):
+        read_checkpoint(path)
+
+
+def published(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Let a small archive stand for one of OpenAI's, which are read by their SHA-256 alone."""
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr("clipbench.models.checkpoint.openai_archives", lambda: frozenset({sha256}))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(4, 3)
+        self.again = self.c_fc  # one storage under two names
+        self.register_buffer("steps", torch.arange(6).reshape(2, 3).t())
+        self.register_buffer("flags", torch.tensor([True, False]))
+        self.register_buffer("wide", torch.tensor(2.5).expand(3, 2))
+        self.sizes: list[int] = [2, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c_fc(x) + self.again(x) + self.sizes[0]
+
+
+class OpenAILike(nn.Module):
+    """Parameters, buffers and the three sizes that OpenAI's archives store as tensors; one tensor that is neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resblocks = nn.Sequential(Block(), nn.ReLU(), Block())
+        self.bn1 = nn.BatchNorm1d(3)
+        self.logit_scale = nn.Parameter(torch.tensor(4.6))
+        self.tail = nn.Parameter(torch.arange(10.0)[4:])
+        self.neither = torch.ones(2)
+        for name in OPENAI_EXTRAS:
+            self.register_buffer(name, torch.tensor(224))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn1(self.resblocks[0](x)) * self.logit_scale + self.tail[0] + self.neither[0]
+
+
+class RunsOnLoad(nn.Module):
+    """Its archive carries `__setstate__`, which torch's own loader executes: it fails, visibly, with a bad index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.training = state[1]
+        assert state[0].numel() == 77, "setstate ran"
+
+
+def save_scripted(module: nn.Module, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; the archives people have are not going away
+        torch.jit.save(torch.jit.script(module), str(path))
+    return path
+
+
+def rewrite(source: Path, target: Path, change: Callable[[str, bytes], bytes | None], compression: int = 0) -> Path:
+    """Copy a zip record by record; `change` returns the new content, None to leave the record out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for name in old.namelist():
+            if (content := change(name, old.read(name))) is not None:
+                new.writestr(name, content)
+    return target
+
+
+@pytest.fixture(scope="module")
+def half() -> OpenAILike:
+    torch.manual_seed(0)
+    return OpenAILike().half()
+
+
+@pytest.fixture(scope="module")
+def archive(half: OpenAILike, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_scripted(half, tmp_path_factory.mktemp("jit") / "model.pt")
+
+
+@pytest.fixture(autouse=True)
+def _torch_never_loads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("torch.jit.load was called")
+
+    monkeypatch.setattr(torch.jit, "load", refuse)
+    monkeypatch.setattr(torch._C, "import_ir_module", refuse)
+
+
+def test_a_scripted_archive_reads_equal_to_its_state_dict(half: OpenAILike, archive: Path) -> None:
+    assert_equal(read_torchscript(archive), dict(half.state_dict()))
+
+
+def test_a_traced_archive_reads_equal_to_its_state_dict(tmp_path: Path) -> None:
+    model = OpenAILike().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(model, torch.zeros(2, 4)), str(tmp_path / "traced.pt"))
+    assert_equal(read_torchscript(tmp_path / "traced.pt"), dict(model.state_dict()))
+
+
+def test_the_sizes_among_openais_weights_are_dropped_and_nothing_else(
+    half: OpenAILike, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(monkeypatch, archive)
+    checkpoint = read_checkpoint(archive)
+    assert checkpoint.container == "torchscript"
+    assert_equal(checkpoint.tensors, {n: t for n, t in half.state_dict().items() if n not in OPENAI_EXTRAS})
+
+
+def test_names_that_share_a_storage_share_it_after_reading(archive: Path) -> None:
+    read = read_torchscript(archive)
+    assert read["resblocks.0.c_fc.weight"].data_ptr() == read["resblocks.0.again.weight"].data_ptr()
+
+
+def test_an_archive_of_torch_1_7_saved_from_a_gpu_reads_on_the_cpu(
+    half: OpenAILike, archive: Path, tmp_path: Path
+) -> None:
+    def change(name: str, content: bytes) -> bytes | None:
+        if name.endswith("/data.pkl"):
+            assert b"X\x03\x00\x00\x00cpu" in content
+            return content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+        return None if "byteorder" in name or "serialization_id" in name else content
+
+    old = rewrite(archive, tmp_path / "old.pt", change)
+    assert_equal(read_torchscript(old), dict(half.state_dict()))
+
+
+def test_an_archive_without_declared_buffers_gives_every_tensor(
+    half: OpenAILike, archive: Path, tmp_path: Path
+) -> None:
+    source = re.compile(rb"\n  __buffers__ = .*")
+    old = rewrite(
+        archive, tmp_path / "old.pt", lambda name, content: source.sub(b"", content) if ".py" in name else content
+    )
+    assert set(read_torchscript(old)) - set(half.state_dict()) == {"neither"}
+
+
+def test_another_archive_than_openais_is_refused_unread_with_the_way_out(archive: Path, tmp_path: Path) -> None:
+    for path in (archive, save_scripted(RunsOnLoad(), tmp_path / "runs.pt")):
+        with pytest.raises(
+            CheckpointError, match=r"none of OpenAI's nine.*never runs code.*save its state_dict\(\)"
+        ) as caught:
+            read_checkpoint(path)
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in str(caught.value)
+
+
+def test_openais_archives_are_nine() -> None:
+    assert len(openai_archives()) == 9
+
+
+def test_not_even_an_archive_that_is_known_makes_anything_but_modules_and_tensors(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = pickle.dumps({"weight": Touch(tmp_path / "canary")}, 2)
+    path = rewrite(archive, tmp_path / "bad.pt", lambda name, old: called if name.endswith("/data.pkl") else old)
+    published(monkeypatch, path)
+    with pytest.raises(CheckpointError, match=r"bad\.pt was refused: it asks for (posix|nt)\.system.*never runs code"):
+        read_checkpoint(path)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_torchs_own_loader_would_have_run_that_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    path = save_scripted(RunsOnLoad(), tmp_path / "runs.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(torch.jit.Error, match="setstate ran"):
+            torch.jit.load(str(path))

@@ -8,22 +8,22 @@ import hashlib
 import io
 import json
 import pickle
-import pickletools
 import re
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 
 from clipbench.errors import CheckpointError, UsageError
+from clipbench.models.zoo import zoo
 
 T = TypeVar("T")
 
@@ -50,13 +50,18 @@ class Checkpoint:
     container: str
 
 
+def openai_archives() -> frozenset[str]:
+    """Return the SHA-256 of the nine archives that OpenAI published: the only TorchScript that is read."""
+    return frozenset(model.openai_checkpoint_sha256 for model in zoo().values())
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the state dict in a file: safetensors, `torch.save` (bare or nested under NESTED), OpenAI's TorchScript.
+    """Return the state dict in a file: safetensors, `torch.save` (bare or nested under NESTED), one of OpenAI's archives.
 
     Prefixes that all names carry (WRAPPER_PREFIXES) and OPENAI_EXTRAS are dropped, nothing else.
 
-    Raises: UsageError when there is no such file; CheckpointError when it is no checkpoint, is corrupt, or wants to run
-    code.
+    Raises: UsageError when there is no such file; CheckpointError when it is no checkpoint, is corrupt, wants to run code, or is a
+    TorchScript archive of another maker.
     """
     if not path.exists():
         raise UsageError(f"checkpoint not found: {path}; give the path of a file")
@@ -66,7 +71,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with path.open("rb") as file:
             file_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        found, container = read_container(path)
+        found, container = _contents(path, file_sha256, openai_archives())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions and the disk") from error
     tensors = strip_prefixes(_state_dict(found, path))
@@ -243,7 +248,7 @@ def _first(names: Iterable[str], separator: str = ", ") -> str:
     return separator.join(listed[:_SHOWN]) + (f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else "")
 
 
-_DTYPES = {
+_STORAGES = {
     "BFloat16Storage": torch.bfloat16,
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
@@ -255,220 +260,106 @@ _DTYPES = {
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
 }
-# Bounds on what a hostile file may ask for, far above what any CLIP needs.
-_MAX_TEXT_BYTES = 1 << 24
-_MAX_MODULES = 100_000
-_MAX_DEPTH = 64
 _DECLARED = re.compile(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", re.MULTILINE)
 
 
-class _StorageType(NamedTuple):
-    dtype: torch.dtype
+class _Module:
+    """Stands for an object of any `__torch__` class: keeps the state that the pickle gives it and runs nothing."""
 
-
-class _Storage(NamedTuple):
-    dtype: torch.dtype
-    key: str
-    numel: int
-
-
-class _Tensor(NamedTuple):
-    """The arguments of a tensor as the pickle gave them, unchecked: `(storage, offset, size, stride, ...)`."""
-
-    arguments: tuple[object, ...]
-
-
-class _Inert:
-    """Stands for an object of any `__torch__` class: takes whatever the pickle gives it and does nothing."""
-
-    __slots__ = ("state",)
     class_name = ""
-
-    state: object
-
-    def __new__(cls, *_arguments: object) -> Self:
-        self = super().__new__(cls)
-        self.state = None
-        return self
+    state: object = None
 
     def __setstate__(self, state: object) -> None:
         self.state = state
 
 
-class _Call(NamedTuple):
-    """A callable that the pickle may call. A tuple, so that no BUILD instruction can alter it."""
-
-    function: Callable[..., object]
-
-    def __call__(self, *arguments: object) -> object:
-        return self.function(*arguments)
+def _rebuilt(
+    storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> torch.Tensor:
+    return storage.as_strided(size, stride, offset)
 
 
-_FIRST = _Call(lambda value, *_rest: value)
-_CALLABLE = {
-    "torch._utils._rebuild_tensor_v2": _Call(lambda *arguments: _Tensor(arguments)),
-    "collections.OrderedDict": _Call(lambda *_arguments: {}),  # a tensor's backward hooks: never looked at
+def _first_argument(value: object, *_: object) -> object:
+    return value
+
+
+_CALLABLE: dict[str, Callable[..., object]] = {
+    "torch._utils._rebuild_tensor_v2": _rebuilt,
+    "collections.OrderedDict": dict,  # a tensor's backward hooks: never looked at
     # The typed lists and dicts among a module's attributes: (plain value, name of its type).
-    "torch.jit._pickle.build_boollist": _FIRST,
-    "torch.jit._pickle.build_doublelist": _FIRST,
-    "torch.jit._pickle.build_intlist": _FIRST,
-    "torch.jit._pickle.build_tensorlist": _FIRST,
-    "torch.jit._pickle.restore_type_tag": _FIRST,
+    **{f"torch.jit._pickle.build_{kind}list": _first_argument for kind in ("bool", "double", "int", "tensor")},
+    "torch.jit._pickle.restore_type_tag": _first_argument,
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes the records above and no other object: every name is looked up in this module, none is imported."""
+class _ArchiveUnpickler(pickle.Unpickler):
+    """Makes modules and tensors and no other object: every name is looked up in this module, none is imported."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
+        self._archive, self._root = archive, root
+        self._storages: dict[str, torch.Tensor] = {}
 
     def find_class(self, module: str, name: str) -> object:
         full = f"{module}.{name}"
-        if module == "__torch__" or module.startswith("__torch__."):
-            return type("Inert", (_Inert,), {"__slots__": (), "class_name": full})
-        if module == "torch" and name in _DTYPES:
-            return _StorageType(_DTYPES[name])
+        if module.partition(".")[0] == "__torch__":
+            return type("Module", (_Module,), {"class_name": full})
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
         if full in _CALLABLE:
             return _CALLABLE[full]
         raise pickle.UnpicklingError(f"it asks for {full}, which is no part of a tensor or module")
 
-    def persistent_load(self, identity: object) -> _Storage:
-        match identity:
-            case ("storage", _StorageType(dtype=dtype), str(key), str(), int(numel)) if numel >= 0:
-                return _Storage(dtype, key, numel)
-        raise pickle.UnpicklingError(f"it refers to {str(identity)[:80]!r}, which is no storage")
+    def persistent_load(self, identity: Any) -> torch.Tensor:
+        """All elements of a storage, flat; read once, so that tensors that share it in the archive share it here."""
+        _, dtype, key, _device, _n = identity
+        if key not in self._storages:
+            content = bytearray(self._archive.read(f"{self._root}data/{key}"))
+            self._storages[key] = torch.frombuffer(content, dtype=dtype)
+        return self._storages[key]
 
 
 def read_torchscript(path: Path) -> dict[str, torch.Tensor]:
-    """Return the parameters and buffers of a TorchScript archive, on the CPU, named as in its module's `state_dict()`.
+    """Return the parameters and buffers of one of OpenAI's archives, on the CPU, named as in its module's `state_dict()`.
 
-    Tensors that share a storage in the archive share it here. A tensor without elements keeps its shape.
+    An archive `NAME/` holds `data.pkl` (the tree of modules), `data/KEY` (one storage each) and `code/__torch__/...` (source text).
+    torch's own loader executes that source; here it is only searched, as text, for the names that the modules declare as parameters
+    and buffers. Only for files whose SHA-256 is known: sizes and places in another file are not looked at.
 
-    Raises: pickle.UnpicklingError when the archive wants anything but tensors in modules; ValueError, KeyError,
-    zipfile.BadZipFile and the unpickler's other errors when it is malformed: no message names the file.
+    Source: the layout is that of torch's `torch/csrc/jit/serialization` (export_module.cpp, pickler.cpp).
     """
     with zipfile.ZipFile(path) as archive:
-        return _Reader(archive).state_dict()
+        root = _torch_root(archive)
+        return dict(_declared_tensors(archive, root, _ArchiveUnpickler(archive, root).load(), ""))
 
 
-class _Reader:
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self.archive = archive
-        self.root = next(name.removesuffix("data.pkl") for name in archive.namelist() if is_data_pkl(name))
-        self.storages: dict[str, torch.Tensor] = {}
-        self.declared: dict[str, frozenset[str] | None] = {}
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        self._require_little_endian()
-        content = self._record("data.pkl", _MAX_TEXT_BYTES)
-        _check_instructions(content)
-        root = _Unpickler(io.BytesIO(content)).load()
-        tensors = {}
-        for prefix, module in _modules(root):
-            declared = self._declared_names(module.class_name)
-            if declared == frozenset():
-                continue
-            if not isinstance(module.state, dict):
-                raise pickle.UnpicklingError(f"only the code of {module.class_name} could restore what it saved")
-            for name, value in module.state.items():
-                if isinstance(value, _Tensor) and (declared is None or name in declared):
-                    tensors[f"{prefix}{name}"] = self._tensor(f"{prefix}{name}", value)
-        return tensors
-
-    def _record(self, name: str, limit: int) -> bytes:
-        info = self.archive.getinfo(self.root + name)
-        if info.file_size > limit:
-            raise ValueError(f"record {name} has {info.file_size} bytes, expected at most {limit}")
-        return self.archive.read(info)
-
-    def _require_little_endian(self) -> None:
-        name = "byteorder"
-        if self.root + name in self.archive.namelist() and self._record(name, 16).strip() != b"little":
-            raise ValueError("its storages are big-endian, expected little-endian")
-
-    def _declared_names(self, class_name: str) -> frozenset[str] | None:
-        """The names of the class's parameters and buffers; None where the source does not tell them (old torch)."""
-        if class_name not in self.declared:
-            self.declared[class_name] = self._search_source(class_name)
-        return self.declared[class_name]
-
-    def _search_source(self, class_name: str) -> frozenset[str] | None:
-        module, _, name = class_name.rpartition(".")
-        record = f"code/{module.replace('.', '/')}.py"
-        if self.root + record not in self.archive.namelist():
-            return None
-        text = self._record(record, _MAX_TEXT_BYTES).decode()
-        parts = re.split(r"^class ", text, flags=re.MULTILINE)
-        source = next((part for part in parts if part.startswith((f"{name}(", f"{name}:"))), "")
-        if "\n  def __setstate__(" in source:
-            # Its saved state is only an input to that code: taking it for the attributes would misread it.
-            raise pickle.UnpicklingError(f"{class_name} restores itself by code of its own (__setstate__)")
-        if not source.startswith(f"{name}(Module)"):
-            return frozenset() if source else None
-        if "\n  __buffers__ = [" not in source:
-            return None
-        return frozenset(name for names in _DECLARED.findall(source) for name in re.findall(r'"([^"]*)"', names))
-
-    def _tensor(self, name: str, record: _Tensor) -> torch.Tensor:
-        match record.arguments:
-            case (_Storage() as storage, int(offset), tuple(size), tuple(stride), _, _, *rest) if not any(rest):
-                pass
-            case _:
-                raise ValueError(f"{name}: not the arguments of a plain tensor")
-        if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
-            raise ValueError(f"{name}: size {size}, stride {stride}, offset {offset} are not those of a tensor")
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if 0 not in size and last >= storage.numel:
-            reach = f"size {size}, stride {stride}, offset {offset}"
-            raise ValueError(f"{name}: {reach} reach beyond its storage of {storage.numel} elements")
-        if 0 in size:
-            return torch.empty(size, dtype=storage.dtype)
-        return self._elements(storage).as_strided(size, stride, offset)
-
-    def _elements(self, storage: _Storage) -> torch.Tensor:
-        """All elements of a storage, (numel,) of its dtype; the bytes are read once per storage."""
-        n_bytes = storage.numel * storage.dtype.itemsize
-        if storage.key not in self.storages:
-            info = self.archive.getinfo(f"{self.root}data/{storage.key}")
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"storage {storage.key} is compressed, which torch never does")
-            content = bytearray(self.archive.read(info) if info.file_size == n_bytes else b"")
-            if len(content) != n_bytes:
-                raise ValueError(f"storage {storage.key} has {info.file_size} bytes, expected {n_bytes}")
-            self.storages[storage.key] = torch.frombuffer(content, dtype=torch.uint8)
-        raw = self.storages[storage.key]
-        if raw.numel() != n_bytes:
-            raise ValueError(f"storage {storage.key} has {raw.numel()} bytes, expected {n_bytes} as well")
-        return raw.view(storage.dtype)
+def _declared_tensors(
+    archive: zipfile.ZipFile, root: str, module: Any, prefix: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that a module and those within it declare, with its dotted name. One reachable by two names comes under both."""
+    declared = _declared_names(archive, root, module.class_name)
+    for name, value in (module.state or {}).items():
+        if isinstance(value, _Module):
+            yield from _declared_tensors(archive, root, value, f"{prefix}{name}.")
+        elif isinstance(value, torch.Tensor) and (declared is None or name in declared):
+            yield f"{prefix}{name}", value
 
 
-def is_data_pkl(name: str) -> bool:
-    """Return whether a zip record is the one that makes the zip a file of torch: `NAME/data.pkl`."""
-    return name.endswith("/data.pkl") and name.count("/") == 1
+def _declared_names(archive: zipfile.ZipFile, root: str, class_name: str) -> frozenset[str] | None:
+    """The names of the class's parameters and buffers; None where the source does not tell them (old torch)."""
+    module, _, name = class_name.rpartition(".")
+    text = archive.read(f"{root}code/{module.replace('.', '/')}.py").decode()
+    parts = re.split(r"^class ", text, flags=re.MULTILINE)
+    source = next((part for part in parts if part.startswith(f"{name}(")), "")
+    if "\n  __buffers__ = [" not in source:
+        return None
+    return frozenset(name for names in _DECLARED.findall(source) for name in re.findall(r'"([^"]*)"', names))
 
 
-def _check_instructions(content: bytes) -> None:
-    """Unpickling takes memory by the numbers in a pickle: refuse lengths and places beyond the pickle's own length.
-
-    Raises: ValueError; the walk itself raises it for lengths.
-    """
-    for instruction, argument, _position in pickletools.genops(content):
-        if instruction.name.endswith("PUT") and isinstance(argument, int) and argument > len(content):
-            raise ValueError(f"its data.pkl remembers objects at place {str(argument)[:20]}")
-
-
-def _modules(root: object) -> Iterator[tuple[str, _Inert]]:
-    """Every module with its dotted prefix ("" for the root). A module reachable by two names comes under both."""
-    if not isinstance(root, _Inert):
-        raise pickle.UnpicklingError("its data.pkl holds no module")
-    waiting = [("", root, 0)]
-    seen = 0
-    while waiting:
-        prefix, module, depth = waiting.pop()
-        yield prefix, module
-        seen += 1
-        if seen > _MAX_MODULES or depth > _MAX_DEPTH:
-            raise ValueError(f"its modules contain each other, or are over {_MAX_MODULES}, or over {_MAX_DEPTH} deep")
-        children = module.state.items() if isinstance(module.state, dict) else ()
-        waiting.extend((f"{prefix}{name}.", child, depth + 1) for name, child in children if isinstance(child, _Inert))
+def _torch_root(archive: zipfile.ZipFile) -> str:
+    """The folder `NAME/` whose `data.pkl` makes a zip a file of torch; "" where there is none."""
+    found = (n for n in archive.namelist() if n.endswith("/data.pkl") and n.count("/") == 1)
+    return next(found, "").removesuffix("data.pkl")
 
 
 _HEAD_BYTES = 512
@@ -494,17 +385,19 @@ _MALFORMED = (
 )
 
 
-def read_container(path: Path) -> tuple[object, str]:
-    """Return what a file holds, on the CPU, and its container: safetensors, torch (`torch.save`) or torchscript.
+def _contents(path: Path, file_sha256: str, archives: Collection[str]) -> tuple[object, str]:
+    """What a file holds, on the CPU, and its container: safetensors, torch (`torch.save`) or torchscript.
 
     What `torch.save` wrote may be anything that torch's restricted loader makes; the others hold names with tensors.
-    Tensors may be mapped from the file: they are valid as long as nobody writes into it.
-
-    Raises: CheckpointError when it is none of the three, is corrupt, or wants code run; OSError when it cannot be read.
     """
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    container = _container(path, head)
+        container = _container(path, file.read(_HEAD_BYTES))
+    if container == "torchscript" and file_sha256 not in archives:
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, and none of OpenAI's nine: its SHA-256 is {file_sha256}. clipbench never runs code from "
+            f"a checkpoint. Download it again if it should be one of them; else load it where you trust it, save its state_dict() and "
+            f"give that file"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on old pickle protocols, storages and escapes: the outcome is judged here
@@ -538,10 +431,9 @@ def _container(path: Path, head: bytes) -> str:
 def _zip_container(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            root, names = _torch_root(archive), archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise _unreadable(path, "zip", error) from error
-    root = next((name.removesuffix("data.pkl") for name in names if is_data_pkl(name)), "")
     if not root:
         raise CheckpointError(
             f"{path} is a zip without data.pkl, so neither torch.save nor TorchScript wrote it; "
