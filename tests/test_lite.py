@@ -12,7 +12,7 @@ import pytest
 
 from clipbench.errors import WeightsUnavailableError
 from clipbench.models import lite
-from clipbench.models.lite import DESCRIPTION, WEIGHTS_FILE, lite_cache_directory, lite_directory
+from clipbench.models.lite import WEIGHTS_FILE, lite_cache_directory, lite_directory
 
 FAKE = {WEIGHTS_FILE: b"weights" * 1000, "config.json": b"{}", "vocab.txt": b"a\nb\n"}
 
@@ -33,10 +33,6 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FAKE}
-
-
-def test_the_description_says_what_it_is() -> None:
-    assert DESCRIPTION.startswith("lite is not CLIP")
 
 
 def test_a_second_call_builds_nothing(tmp_path: Path, builds: list[str]) -> None:

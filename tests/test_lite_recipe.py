@@ -23,7 +23,6 @@ from clipbench.models.lite import (
     Wheel,
     class_names,
     fit_projection,
-    held_out_top1,
     lite_directory,
     recipe_key,
     training_texts,
@@ -124,6 +123,24 @@ def test_the_dual_form_is_the_primal_ridge_and_undoes_a_scale(seed: int, ridge: 
     primal = np.linalg.solve(centred.T @ centred + penalty * np.eye(5), centred.T @ (texts - texts.mean(axis=0))).T
     assert np.allclose(fit_projection(rows, texts, ridge), primal, atol=1e-9)
     assert np.allclose(fit_projection(rows * scale, texts, ridge) * scale, primal, atol=1e-9)
+
+
+def held_out_top1(rows: Rows, texts: Rows, ridge: float, keep_mean: bool, folds: int = 10) -> float:
+    """Return the fraction of classes whose held-out row lands nearest its own text among the texts held out with it.
+
+    `rows`: (classes, image dim), `texts`: (classes, text dim) unit rows, both float64. Fold f holds out the classes
+    f, f + folds, ...; `keep_mean` adds the fitted classes' mean text to each prediction. A tie is a hit: two names
+    occur twice.
+    """
+    hits = 0
+    for fold in range(folds):
+        held = np.arange(len(rows)) % folds == fold
+        predicted = (rows[held] - rows[~held].mean(axis=0)) @ fit_projection(rows[~held], texts[~held], ridge).T
+        if keep_mean:
+            predicted = predicted + texts[~held].mean(axis=0)
+        similarity = predicted @ texts[held].T
+        hits += int(np.sum(np.diag(similarity) >= similarity.max(axis=1) - 1e-12))
+    return hits / len(rows)
 
 
 def test_held_out_names_are_found_when_texts_are_turned_rows_and_not_when_they_are_strangers() -> None:
