@@ -15,7 +15,7 @@ from PIL import Image
 from clipbench.data.dataset import ImageRef, Item, file_sha256, read_image
 from clipbench.embed.rows import AT_ONCE, DisagreementError, Made, Part, Row, gather, shortcuts_of
 from clipbench.errors import DataError
-from clipbench.models.device import batches_ahead, images_at_once, keep_to_one_thread, one_thread_feeds
+from clipbench.models.device import batches_ahead, images_at_once, keep_to_one_thread, single_threaded_feed
 from clipbench.models.encoder import Encoder, Rows, Shortcuts
 from clipbench.settings import Settings
 
@@ -41,7 +41,7 @@ def embed_images(encoder: Encoder, items: Sequence[Item], settings: Settings) ->
     Raises: DataUnavailableError for a file that is missing or not the pinned one; DataError when no image is left.
     """
     shortcuts = shortcuts_of(encoder, settings)
-    with one_thread_feeds(settings.device):
+    with single_threaded_feed(settings.device):
         try:
             rows, broken, made = _embed(encoder, items, shortcuts, settings)
         except DisagreementError as error:

@@ -16,9 +16,9 @@ def load_encoder(spec: "ModelSpec", settings: Settings) -> "Encoder":
     UnknownModelError when a factory gives no encoder.
     """
     if spec.source == "factory":
-        from clipbench.models.encoder import CustomEncoder, made_by
+        from clipbench.models.encoder import CustomEncoder, encoder_of_factory
 
-        return CustomEncoder(made_by(spec.name), spec.name, settings.device, settings.precision)
+        return CustomEncoder(encoder_of_factory(spec.name), spec.name, settings.device, settings.precision)
     from clipbench.models.open_clip import load_directory, load_open_clip
 
     if spec.source == "lite":

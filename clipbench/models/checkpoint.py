@@ -31,7 +31,7 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel and torc
 # Sizes that OpenAI's archives store among the weights.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 NESTED = ("state_dict", "model_state_dict", "model")  # open_clip's own name first
-_SHOWN = 5  # keys named in a message
+_NAMED = 5  # keys named in a message
 _HINT = "choose with --model the architecture, image size included, that these weights were trained as"
 _POSITIONS = ("positional_embedding", "pos_embed")
 _MAX_EXPANDED = 1 << 24  # elements of a tensor that repeats its storage: a small file cannot fill memory
@@ -76,7 +76,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions and the disk") from error
     tensors = strip_prefixes(_state_dict(found, path))
     tensors = {name: tensor for name, tensor in tensors.items() if name not in OPENAI_EXTRAS}
-    return Checkpoint(_plain(tensors, path), file_sha256, container)
+    return Checkpoint(_dense(tensors, path), file_sha256, container)
 
 
 def _state_dict(found: object, path: Path) -> dict[str, torch.Tensor]:
@@ -86,7 +86,7 @@ def _state_dict(found: object, path: Path) -> dict[str, torch.Tensor]:
     other = [name for name, value in chosen.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))]
     if chosen and not [name for name in other if name not in OPENAI_EXTRAS]:
         return {name: value for name, value in chosen.items() if isinstance(value, torch.Tensor)}
-    got = f"entries such as {_first(map(repr, other))}" if other else f"an empty {type(found).__name__}"
+    got = f"entries such as {_listed(map(repr, other))}" if other else f"an empty {type(found).__name__}"
     if not isinstance(found, Mapping):
         got = f"a {type(found).__name__}"
     raise CheckpointError(
@@ -111,7 +111,7 @@ def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
     return stripped
 
 
-def _plain(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+def _dense(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
     """The tensors detached; none that is not simply its elements (sparse, quantized, meta)."""
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
@@ -223,7 +223,7 @@ def _misfit(path: Path, state: Mapping[str, torch.Tensor], expected: Mapping[str
     unexpected = [name for name in state if name not in expected]
     shapes = (f"{n} is {_shape(state[n])} in the file, {_shape(expected[n])} in the model" for n in differing)
     found = [
-        f"{len(names)} {what}: {_first(listed, separator)}"
+        f"{len(names)} {what}: {_listed(listed, separator)}"
         for names, what, listed, separator in (
             (differing, "differ", shapes, "; "),
             (missing, "missing", missing, ", "),
@@ -243,9 +243,9 @@ def _shape(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _first(names: Iterable[str], separator: str = ", ") -> str:
+def _listed(names: Iterable[str], separator: str = ", ") -> str:
     listed = list(names)
-    return separator.join(listed[:_SHOWN]) + (f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else "")
+    return separator.join(listed[:_NAMED]) + (f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else "")
 
 
 _STORAGES = {

@@ -74,14 +74,14 @@ def default_batch_size(device: str) -> int:
 
 
 def default_workers() -> int:
-    """Return how many threads decode and preprocess images when nobody said: one a core this process may use, 8 at most."""
+    """Return how many threads decode and preprocess images when nobody said: one per core that this process may use, 8 at most."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return min(8, len(cores))
 
 
 def default_text_positions(device: str) -> int:
-    """Return how many token positions a batch of cut texts has when no batch size was asked for: on a CPU 2,048, else 0, the plain
-    batch's.
+    """Return how many token positions a batch of cut texts has when no batch size was asked for: on a CPU 2,048, else 0, those
+    of the reference path's batch.
 
     Measured on 2 cores with ViT-B/32 (1,280 texts of 9 tokens): 512 to 4,096 positions are within 5 % of each other, 8,192 take
     a quarter longer (the activations no longer fit the processor's cache).
@@ -156,7 +156,7 @@ def ieee_float32(device: str, precision: str) -> Iterator[None]:
 
 
 @contextmanager
-def one_thread_feeds(device: str) -> Iterator[None]:
+def single_threaded_feed(device: str) -> Iterator[None]:
     """Let the main thread run torch's operations by itself while threads prepare images for a CUDA device; then as before.
 
     Its team of OpenMP's threads would fight them for the cores: measured with ViT-B/32 on 16 cores and an H200, 320 images/s

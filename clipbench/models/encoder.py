@@ -27,7 +27,7 @@ Rows = npt.NDArray[np.float32]
 
 
 class Shortcuts(Protocol):
-    """The same rows with less work. `of_images` and `of_texts` name what is done otherwise than in the plain call."""
+    """The same rows with less work. `of_images` and `of_texts` name what is done otherwise than in the reference path."""
 
     @property
     def of_images(self) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ class Shortcuts(Protocol):
 
 
 class Encoder(Protocol):
-    """A model with its preprocessing and tokenizer. `encode_*` is the plain call: what production makes, no shortcut."""
+    """A model with its preprocessing and tokenizer. `encode_*` is the reference path: what production makes, no shortcut."""
 
     @property
     def identity(self) -> ModelIdentity:
@@ -170,7 +170,7 @@ def find_factory(name: str) -> Callable[[], Any]:
     return factory  # type: ignore[no-any-return]  # a plugin point: its result is checked in CustomEncoder
 
 
-def made_by(name: str) -> Any:
+def encoder_of_factory(name: str) -> Any:
     """Return what the factory returns.
 
     Raises: UnknownModelError when it has no such factory; CheckpointError when the factory raises, with its last line.

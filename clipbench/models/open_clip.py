@@ -1,6 +1,6 @@
 """Encoders through open_clip: the nine OpenAI models, any other architecture and tag, a local checkpoint, random weights, a folder.
 
-First the encoder, then how it is loaded, then the same rows with less work, which `embed` uses and checks against the plain call.
+First the encoder, then how it is loaded, then the same rows with less work, which `embed` uses and checks against the reference path.
 
 Source: mlfoundations/open_clip; issue 1109 there is why the activation is never left to its default.
 """
@@ -36,7 +36,11 @@ from clipbench.result import ModelIdentity
 from clipbench.settings import Precision, Settings
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TELLING_TEXTS = ("a photo of a dog.", "  Größe, ÉTÉ & naïve — 3.14 日本語 🐈", "antidisestablishmentarianism " * 100)
+_FINGERPRINT_TEXTS = (
+    "a photo of a dog.",
+    "  Größe, ÉTÉ & naïve — 3.14 日本語 🐈",
+    "antidisestablishmentarianism " * 100,
+)
 
 
 class OpenClipEncoder:
@@ -55,7 +59,7 @@ class OpenClipEncoder:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.identity = identity
-        configuration = PreprocessCfg(**_preprocess_cfg(model))
+        configuration = PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]  # set by open_clip
         self.preprocess: Callable[[Image.Image], torch.Tensor] = image_transform_v2(configuration, is_train=False)
         self.preprocessing = _describe(configuration)
         self.card: Mapping[str, int] = MappingProxyType(_card(model, tokenizer))
@@ -88,13 +92,13 @@ class OpenClipEncoder:
         """Return (texts, dim) float32 unit rows, in one batch."""
         return unit_rows(self.forward_texts(self.tokens(texts)), len(texts), f"{self.identity.name}: encode_text")
 
-    def shortcuts(self) -> "OpenClipShortcuts | None":
+    def shortcuts(self) -> "OptimizedOpenClip | None":
         """Return the same rows with less work; None for a class derived from this one, whose calls are its own business."""
-        return OpenClipShortcuts(self) if type(self) is OpenClipEncoder else None
+        return OptimizedOpenClip(self) if type(self) is OpenClipEncoder else None
 
     def tokenizer_sha256(self) -> str:
         """Return a hash over what the tokenizer makes of a few texts: it tells tokenizers apart by what they do."""
-        return hashlib.sha256(self.tokens(_TELLING_TEXTS).cpu().numpy().tobytes()).hexdigest()
+        return hashlib.sha256(self.tokens(_FINGERPRINT_TEXTS).cpu().numpy().tobytes()).hexdigest()
 
     def count_truncated(self, texts: Sequence[str]) -> int | None:
         """Return how many of the texts the tokenizer cuts at the context length, or None for a tokenizer of another kind.
@@ -152,11 +156,6 @@ def _swapped_activation(model: nn.Module, other: str) -> Iterator[str]:
     finally:
         for parent, name, child in places:
             setattr(parent, name, child)
-
-
-def _preprocess_cfg(model: nn.Module) -> dict[str, Any]:
-    configuration: dict[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]  # set by open_clip
-    return configuration
 
 
 def _describe(configuration: PreprocessCfg) -> str:
@@ -315,8 +314,8 @@ CHANNELS_LAST = "channels_last"
 CUT_TEXTS = "cut_texts"
 
 
-class OpenClipShortcuts:
-    """`of_images` and `of_texts` name what is done otherwise than in the plain call; empty where nothing is."""
+class OptimizedOpenClip:
+    """`of_images` and `of_texts` name what is done otherwise than in the reference path; empty where nothing is."""
 
     def __init__(self, encoder: OpenClipEncoder) -> None:
         self._encoder = encoder
@@ -345,8 +344,8 @@ class OpenClipShortcuts:
     def rows_of_texts(self, texts: Sequence[str], settings: Settings) -> Rows:
         """Return (texts, dim) float32 unit rows, in the order given: shortest first, each batch cut to its longest text.
 
-        A batch has as many positions as `settings.text_positions`, or as the plain call's batch where that is 0. Without a cut
-        for this tower: whole batches of `batch_size`, as in the plain call.
+        A batch has as many positions as `settings.text_positions`, or as the reference path's batch where that is 0. Without a cut
+        for this tower: whole batches of `batch_size`, as in the reference path.
         """
         tokens = self._encoder.tokens(texts)
         needed = torch.full((len(texts),), tokens.shape[1]) if self._cut is None else self._cut.lengths(tokens)

@@ -101,7 +101,7 @@ def open_clip_configs() -> dict[str, Path]:
     return {p.stem: p for p in sorted(Path(spec.submodule_search_locations[0], "model_configs").glob("*.json"))}
 
 
-def is_two_flavoured(architecture: str) -> bool:
+def has_quickgelu_variant(architecture: str) -> bool:
     """True for an architecture that open_clip has with GELU and with QuickGELU: the name alone does not say which."""
     return architecture + QUICKGELU_SUFFIX in open_clip_configs() and architecture in open_clip_configs()
 
@@ -166,7 +166,7 @@ def _resolve_one(name: str, pretrained: str | None, activation: str | None) -> M
         return _with_tag(replace(spec, pretrained="openai" if zoo_row else _only_tag(architecture)), activation)
     if _RANDOM.fullmatch(pretrained):
         spec = replace(spec, source="random", pretrained=pretrained if ":" in pretrained else "random:0")
-        return _with_activation(spec, activation, *_flavour_of_random(spec.architecture, bool(zoo_row)))
+        return _with_activation(spec, activation, *_activation_by_name(spec.architecture, bool(zoo_row)))
     if _looks_like_path(pretrained):
         return _with_path(spec, name, _path(pretrained), activation)
     return _not_against_its_name(_with_tag(spec, activation), name)
@@ -204,7 +204,7 @@ def _with_path(spec: ModelSpec, given: str, path: Path, activation: str | None) 
         kind = "a folder, not a file" if path.is_dir() else "not there"
         raise UsageError(f"--pretrained {path} is {kind}; give a checkpoint file, a tag, or random[:SEED]")
     spec = replace(spec, source="path", pretrained=str(path))
-    two = is_two_flavoured(spec.architecture.removesuffix(QUICKGELU_SUFFIX))
+    two = has_quickgelu_variant(spec.architecture.removesuffix(QUICKGELU_SUFFIX))
     beside = checkpoint_config(path)
     if is_torchscript(path):
         if activation == "gelu":
@@ -228,7 +228,7 @@ def _with_path(spec: ModelSpec, given: str, path: Path, activation: str | None) 
             f"not say which these weights were trained with; add --activation quickgelu (OpenAI's weights and their "
             f"fine-tunes, dfn2b, metaclip) or --activation gelu (laion, datacomp)"
         )
-    return _with_activation(spec, None, *_flavour_of_random(spec.architecture, False))
+    return _with_activation(spec, None, *_activation_by_name(spec.architecture, False))
 
 
 def _not_against_its_name(spec: ModelSpec, given: str) -> ModelSpec:
@@ -246,7 +246,7 @@ def _with_tag(spec: ModelSpec, activation: str | None) -> ModelSpec:
     if spec.pretrained == "openai" and spec.name in zoo():
         trained, why = "quickgelu", "the openai tag"
     else:
-        trained, why = _flavour_of_tag(spec.architecture, spec.pretrained)
+        trained, why = _activation_of_tag(spec.architecture, spec.pretrained)
     if activation and activation != trained:
         raise UsageError(
             f"--activation {activation}: the weights {spec.pretrained!r} of {spec.name} were trained with "
@@ -256,20 +256,20 @@ def _with_tag(spec: ModelSpec, activation: str | None) -> ModelSpec:
 
 
 def _with_activation(spec: ModelSpec, activation: str | None, default: str, why: str) -> ModelSpec:
-    if activation and not is_two_flavoured(spec.architecture.removesuffix(QUICKGELU_SUFFIX)):
+    if activation and not has_quickgelu_variant(spec.architecture.removesuffix(QUICKGELU_SUFFIX)):
         raise UsageError(f"--activation {activation}: {spec.name} has only one activation; drop the option")
     return replace(spec, activation=activation or default, why="--activation" if activation else why)
 
 
-def _flavour_of_random(architecture: str, is_openai: bool) -> tuple[str, str]:
+def _activation_by_name(architecture: str, is_openai: bool) -> tuple[str, str]:
     if is_openai:
         return "quickgelu", "an OpenAI architecture"
     if architecture.endswith(QUICKGELU_SUFFIX):
         return "quickgelu", f"the name {architecture}"
-    return ("gelu", f"the name {architecture}") if is_two_flavoured(architecture) else ("", "")
+    return ("gelu", f"the name {architecture}") if has_quickgelu_variant(architecture) else ("", "")
 
 
-def _flavour_of_tag(architecture: str, tag: str) -> tuple[str, str]:
+def _activation_of_tag(architecture: str, tag: str) -> tuple[str, str]:
     """The activation open_clip states for a tag. Imports open_clip: its tags stand in no data file.
 
     Raises: UsageError when the architecture has no such tag.
@@ -283,7 +283,7 @@ def _flavour_of_tag(architecture: str, tag: str) -> tuple[str, str]:
         raise UsageError(
             f"--pretrained {tag}: {architecture} has no such weights; closest: {near}. A checkpoint file is given by its path"
         )
-    if not is_two_flavoured(architecture.removesuffix(QUICKGELU_SUFFIX)):
+    if not has_quickgelu_variant(architecture.removesuffix(QUICKGELU_SUFFIX)):
         return "", ""
     return ("quickgelu" if configuration.get("quick_gelu") else "gelu"), f"open_clip's table for the tag {tag}"
 

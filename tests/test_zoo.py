@@ -31,7 +31,7 @@ def test_study_is_three_models_and_all_is_nine():
     assert len(zoo()) == 9
 
 
-def test_every_zoo_row_names_an_architecture_that_open_clip_has_in_both_flavours():
+def test_every_zoo_row_names_an_architecture_that_open_clip_has_with_both_activations():
     for row in zoo().values():
         assert {row.open_clip, row.open_clip + "-quickgelu"} <= open_clip_configs().keys()
 
