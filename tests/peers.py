@@ -573,6 +573,7 @@ def main(arguments=None):
     sizes |= {name: value for name, value in asked.items() if value}
     load = os.getloadavg()[0]
     try:
+        peer("zeroshot_retrieval")  # said before an hour of measuring, not after it
         with tempfile.TemporaryDirectory(prefix="clipbench-peers-") as folder:
             say = lambda text: sys.stderr.write(f"{text}\n")  # noqa: E731  # one line, used once
             bench = Bench(Path(folder), say, device=options.device, workers=options.workers, **sizes)
