@@ -44,7 +44,7 @@ class BenchmarkSession:
         self._pictures = ExitStack()
         self._problems: list[str] = []
         self._ran: set[str] = set()
-        self._benchmarks: dict[str, str] = {}
+        self._benchmarks: dict[str, tuple[str, str]] = {}
         self._only_planned = bool(config.option.setuponly or config.option.setupplan)
         self._item: pytest.Item | None = None
         self._write_error = ""
@@ -120,7 +120,8 @@ class BenchmarkSession:
             self.config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
         found = [i for i in items if isinstance(i, pytest.Function) and "subject" in i.fixturenames]
-        self._benchmarks = {i.nodeid: str(i.callspec.params["subject"]) for i in found if not self._only_planned}
+        if not self._only_planned:
+            self._benchmarks = {i.nodeid: (str(i.callspec.params["subject"]), experiment_of(i)) for i in found}
         if self._benchmarks:  # pytest-benchmark writes nothing when no timed test ran: this plugin writes the file
             self.config._benchmarksession.json = None  # type: ignore[attr-defined]  # pytest-benchmark's handle on the config
         several = len({(i.path, i.callspec.params["subject"]) for i in found}) > 1
@@ -163,10 +164,9 @@ class BenchmarkSession:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _judge(self, measured: "Session", session: pytest.Session) -> Outcome:
-        for name, spec in self.specs.items():
-            left = [n for n, of in self._benchmarks.items() if of == name and n not in self._ran]
-            for experiment, count in Counter(experiment_of(node) for node in left).items():
-                measured.skip(spec, experiment, f"the session ended before {count} of its benchmarks ran")
+        left = [of for node, of in self._benchmarks.items() if node not in self._ran]
+        for (name, experiment), count in Counter(left).items():
+            measured.skip(self.specs[name], experiment, f"the session ended before {count} of its benchmarks ran")
         run, told = measured.run(), " ".join(self._problems)
         unloaded = [f"{label} could not be loaded" for label in measured.failed_to_load() if label not in told]
         doubts = list(doubtful(run))

@@ -1,7 +1,6 @@
 """What a session says of itself: its header, which experiment a benchmark is about, and what to do next."""
 
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -30,12 +29,11 @@ def header_lines(specs: Iterable[ModelSpec], request: Request, settings: Setting
     return lines
 
 
-def experiment_of(node: str) -> str:
-    """Return the experiment that a benchmark's node id is about: benchmarks/test_NAME.py, with zero_shot's data set."""
-    path, _, test = node.partition("::")
-    name = Path(path).stem.removeprefix("test_")
-    parameters = test.partition("[")[2].rstrip("]")
-    return f"{name}:{parameters.rpartition('-')[2]}" if name == "zero_shot" else name
+def experiment_of(item: pytest.Function) -> str:
+    """Return the experiment that a benchmark is about: test_NAME.py, with the name of zero_shot's data set."""
+    name = item.path.stem.removeprefix("test_")
+    dataset = item.callspec.params.get("zero_shot_name")
+    return f"{name}:{dataset}" if dataset else name
 
 
 def to_junit(config: pytest.Config, outcome: Outcome) -> None:

@@ -1,5 +1,7 @@
 """Any labelled folder: read with its class names and templates, scored, and run through the plugin."""
 
+import json
+
 import pytest
 from fakes import custom
 from planted import PlantedEncoder, paint
@@ -71,6 +73,16 @@ def test_the_plugin_runs_each_folder_and_shows_its_accuracy(run, folder, pyteste
     names = {p.name for p in (pytester.path / "results/figures").iterdir()}
     assert names == {"zero-shot-pets-planted-model-Model.png", "zero-shot-more-planted-model-Model.png"}
     assert "Most confused classes" in (pytester.path / "results/summary.md").read_text()
+
+
+def test_a_benchmark_that_did_not_run_is_named_by_its_whole_data_set(run, folder, pytester, tmp_path):
+    (tmp_path / "empty").mkdir()
+    folders = ("--zero-shot", f"empty={tmp_path / 'empty'}", "--zero-shot", f"my-set={folder}")
+    run(*folders, "--require-all", "-x").assert_outcomes(failed=1)
+    skipped = json.loads((pytester.path / "results/run.json").read_text())["clipbench"]["skipped"]
+    ended = [s["experiment"] for s in skipped if s["reason"].startswith("the session ended before")]
+    assert "zero_shot:my-set" in ended
+    assert "zero_shot:set" not in ended
 
 
 def test_without_a_folder_its_benchmarks_do_not_exist(run):
