@@ -1,6 +1,6 @@
 """What a session was asked to do: options read once, frozen, and handed down. Imports nothing of the package."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -62,33 +62,3 @@ class Settings:
     known: "Known | None" = None
     cache: Path | None = None
     cache_bytes: int = CACHE_BYTES
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for, before any name was looked up. Relative paths start from `folder`."""
-
-    models: Sequence[str] = ("lite",)
-    pretrained: str | None = None
-    activation: str | None = None
-    device: str = "auto"
-    precision: Precision = "fp32"
-    batch_size: int | None = None
-    workers: int | None = None
-    results: Path = Path("results")
-    offline: bool = False
-    require_all: bool = False
-    coco: Path | None = None
-    coco_crop: CocoCrop = "square"
-    roco: Path | None = None
-    zero_shot: Sequence[str] = ()
-    baseline: Path | None = None
-    anchor: Path | None = None
-    update_baseline: bool = False
-    reason: str | None = None
-    save_embeddings: bool = False
-    plain: bool = False
-    cache: Path | None = None
-    cache_bytes: int = CACHE_BYTES
-    is_gate: bool = False
-    folder: Path = Path()

@@ -15,7 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Loaded before the first pytest run inside a test: such a run forgets what it loads itself, and torch cannot be loaded twice.
 for module in (
     "models.open_clip",
-    "pytest_session",
+    "pytest_plugin",
     "report.summary",
     "session",
 ):

@@ -1,4 +1,4 @@
-"""`--plain` and `--cache` as a user meets them: asked for, named in the header, never followed by a gate that did not ask."""
+"""`--no-optimizations` and `--cache` as a user meets them: asked for, named in the header, never followed by a gate that did not ask."""
 
 import json
 import subprocess
@@ -40,17 +40,18 @@ def test_a_gate_follows_the_option_and_not_the_environments_setting(run, monkeyp
     run(*arguments, "--cache", "cached").stdout.fnmatch_lines([HEADER])
 
 
-def test_the_header_says_that_no_shortcut_is_taken(run, monkeypatch):
+@pytest.mark.parametrize("option", ["--no-optimizations", "--plain"])
+def test_the_header_says_that_no_shortcut_is_taken(run, monkeypatch, option):
     monkeypatch.setenv("CLIPBENCH_CACHE", "cached")
-    lines = header(run("--plain"))
-    assert "clipbench rows: every one by the plain call (--plain)" in lines
+    lines = header(run(option))
+    assert "clipbench rows: every one by the reference path (--no-optimizations)" in lines
     assert not [line for line in lines if "cache" in line]
 
 
-def test_plain_and_cache_together_are_a_usage_error(run):
-    result = run("--plain", "--cache", "cached")
+def test_no_optimizations_and_a_cache_together_are_a_usage_error(run):
+    result = run("--no-optimizations", "--cache", "cached")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--cache*--plain*drop one*"])
+    result.stderr.fnmatch_lines(["*--cache*--no-optimizations*drop one*"])
 
 
 def test_a_cache_that_is_a_file_is_a_usage_error_that_names_it(run, pytester):
@@ -124,7 +125,7 @@ def test_a_shortcut_that_was_dropped_is_a_note_and_the_session_passes(run, monke
 
 
 def test_rows_of_a_shortcut_that_was_found_wrong_beside_them_fail_the_session(run, monkeypatch):
-    monkeypatch.setattr("clipbench.pytest_session.doubtful", lambda run: iter(["coco_crops of x took shortcuts"]))
+    monkeypatch.setattr("clipbench.judge.references.doubtful", lambda run: iter(["coco_crops of x took shortcuts"]))
     result = run()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*coco_crops of x took shortcuts*"])

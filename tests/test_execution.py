@@ -72,7 +72,7 @@ def test_rows_of_a_shortcut_beside_others_where_it_disagreed_are_doubted(kept):
     mixed = made({"texts": {"n": 8, "dropped": "a row is away"} | kept}, ["cut_texts"], "zero_shot")
     (line,) = doubtful(Run({}, (mixed,)))
     assert "some texts of zero_shot of ViT-B/32 were made by shortcuts (cut_texts)" in line
-    assert "run again with --plain" in line
+    assert "run again with --no-optimizations" in line
 
 
 def test_another_models_dropped_shortcut_is_not_noted_for_this_one():

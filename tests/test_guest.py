@@ -51,6 +51,15 @@ def test_a_repository_keeps_its_own_option_names_and_its_own_subject(session, tm
     assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
+def test_a_session_of_others_does_not_pay_for_what_the_benchmarks_import(session, tmp_path):
+    (tmp_path / "test_own.py").write_text(
+        "import sys\n"
+        "def test_modules(): assert not {'numpy', 'torch', 'PIL', 'jsonschema', 'clipbench.session'} & sys.modules.keys()\n"
+    )
+    done = session(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
 def test_only_a_session_that_names_the_benchmarks_has_the_options(session):
     assert "clipbench" not in session("--help").stdout
     for named in ([str(ROOT / "benchmarks")], [str(ROOT)], ["--pyargs", "clipbench.benchmarks.test_natural"]):

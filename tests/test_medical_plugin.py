@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import clipbench.models.open_clip  # loaded before the first run inside a run, which forgets what it loads itself
-import clipbench.pytest_session
 import clipbench.report.figures
 import clipbench.report.summary
 import clipbench.session  # noqa: F401

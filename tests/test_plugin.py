@@ -264,7 +264,7 @@ def test_results_that_cannot_be_written_fail_the_session(run, floor, monkeypatch
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipbench.pytest_session.write_whole", full)
+    monkeypatch.setattr("clipbench.result.write_whole", full)
     result = run()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["ERROR: the run's files could not be written*No space left on device*"])

@@ -80,7 +80,7 @@ def doubtful(run: Run) -> Iterator[str]:
                 yield (
                     f"some {kind} of {r.experiment} of {r.model.name} were made by shortcuts "
                     f"({', '.join(r.protocol.get('shortcuts', ()))}), and one disagreed with the plain call for others; "
-                    f"run again with --plain"
+                    f"run again with --no-optimizations"
                 )
 
 

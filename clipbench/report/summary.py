@@ -41,7 +41,7 @@ EXCLUSIONS_NOTE = (
 )
 EXECUTION_NOTE = (
     "A shortcut gives the plain call's rows with less work; a sample of them is made again by the plain call in the same run, and "
-    "where one is further away than rounding can bring it, all rows are made plainly (`dropped`). --plain takes none."
+    "where one is further away than rounding can bring it, all rows are made plainly (`dropped`). --no-optimizations takes none."
 )
 
 REPORT_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, OSError, ImportError, MemoryError)
