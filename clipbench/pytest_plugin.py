@@ -215,10 +215,12 @@ class BenchmarkSession:
             self._pictures.enter_context(kept_pictures(picture_budget_bytes()))
 
     @pytest.fixture(scope="session")
-    def subject(self, request: pytest.FixtureRequest) -> Iterator[Subject]:
+    @classmethod  # an instance method with this scope is deprecated since pytest 9.1
+    def subject(cls, request: pytest.FixtureRequest) -> Iterator[Subject]:
         """The model under test: loaded when it is first asked for, freed before the next one."""
-        yield Subject(self.specs[request.param], self.session, self.options.require_all, self._note)
-        self.session.free()
+        running: Any = request.config.pluginmanager.get_plugin(_PLUGIN)
+        yield Subject(running.specs[request.param], running.session, running.options.require_all, running._note)
+        running.session.free()
 
     def _note(self, result: Result, verdict: Verdict) -> None:
         """Make a verdict a property of the test that asserts it: pytest's own --junitxml writes it."""

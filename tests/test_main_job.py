@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from clipbench.paths import benchmarks
 
+ROOT = Path(__file__).resolve().parents[1]
 NO_NETWORK = """
 import socket
 
@@ -31,7 +33,9 @@ def outcome(tmp_path_factory):
     pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
     folder = tmp_path_factory.mktemp("main_job")
     (folder / "sitecustomize.py").write_text(NO_NETWORK)
-    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"PYTHONPATH": str(folder)}
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {
+        "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"
+    }
     command = [
         sys.executable,
         "-m",

@@ -51,6 +51,10 @@ def test_a_model_below_its_floor_fails_with_the_items_it_missed_and_still_leaves
     assert run_json(pytester)["clipbench"]["results"]
 
 
+def test_a_session_uses_nothing_that_pytest_deprecates(run):
+    run("-W", "error::pytest.PytestDeprecationWarning").assert_outcomes(skipped=4)
+
+
 def test_each_model_loads_once(run, monkeypatch):
     loads = []
     monkeypatch.setattr(
