@@ -1,5 +1,9 @@
 """COCO crops: ground-truth boxes, cut out and classified over the 80 classes with one prompt. The confusions are a figure."""
 
+import pytest
+
+pytestmark = pytest.mark.experiment("coco_crops")
+
 
 def test_crops_reach_the_floor(subject):
     """On the full set the floor is the published value less sampling error and stated spread, its arithmetic in the reason."""

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.experiment("model_card")
+
 
 @pytest.mark.parametrize(
     "metric", ["params", "params_image", "params_text", "image_size", "context_length", "vocab_size", "embed_dim"]

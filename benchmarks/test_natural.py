@@ -1,5 +1,9 @@
 """Natural images: eight pictures and their captions, as a matrix of text-image cosines whose diagonal should win."""
 
+import pytest
+
+pytestmark = pytest.mark.experiment("natural")
+
 
 def test_every_caption_finds_its_own_image(subject):
     """In every row of the matrix the caption's own image is strictly the best; a tie counts against the model."""

@@ -2,14 +2,14 @@
 
 import pytest
 
-pytestmark = pytest.mark.needs_option("zero_shot")
+pytestmark = pytest.mark.experiment("zero_shot")
 
 
-def test_accuracy_reaches_the_floor(subject, zero_shot_name):
+def test_accuracy_reaches_the_floor(subject, dataset):
     """Where an accuracy is published, the floor is that less sampling error and stated spread, its arithmetic in the reason."""
-    subject.require(f"zero_shot:{zero_shot_name}", kind="floor")
+    subject.require("zero_shot", dataset=dataset, kind="floor")
 
 
-def test_accuracy_is_not_suspiciously_good(subject, zero_shot_name):
+def test_accuracy_is_not_suspiciously_good(subject, dataset):
     """A value far above the published one fails too: leaked data, changed prompts or another split look like that."""
-    subject.require(f"zero_shot:{zero_shot_name}", kind="published")
+    subject.require("zero_shot", dataset=dataset, kind="published")

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipbench.notebook import evaluate
-    from clipbench.result import Result, Run, Verdict
+    from clipbench.session import evaluate
+    from clipbench.types import Result, Run, Verdict
 
 __all__ = ["Result", "Run", "Verdict", "evaluate"]
 
@@ -12,11 +12,11 @@ __all__ = ["Result", "Run", "Verdict", "evaluate"]
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `import clipbench` costs nothing."""
     if name == "evaluate":
-        from clipbench.notebook import evaluate
+        from clipbench.session import evaluate
 
         return evaluate
     if name in ("Result", "Run", "Verdict"):
-        import clipbench.result
+        import clipbench.types
 
-        return getattr(clipbench.result, name)
+        return getattr(clipbench.types, name)
     raise AttributeError(f"module 'clipbench' has no attribute {name!r}")

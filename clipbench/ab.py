@@ -28,13 +28,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TextIO
 
+from clipbench.data.dataset import DataOptions
 from clipbench.errors import ClipbenchError, UsageError
-from clipbench.judge.compare import EXIT_CODES
+from clipbench.experiments import experiment, speed
+from clipbench.options import PRECISIONS
 from clipbench.report.comparison import VERDICTS, WORDS
 from clipbench.report.document import Table, aligned, sanitize, value_text
-from clipbench.result import JsonObject, Metric, VerdictWord, dump_json
-from clipbench.settings import PRECISIONS
-from clipbench.statistics import LOWER_IS_BETTER, Ratio, judged_ratio, round_ratio, rounds_needed
+from clipbench.statistics import Ratio, judged_ratio, round_ratio, rounds_needed
+from clipbench.storage import dump_json
+from clipbench.types import EXIT, JsonObject, Outcome, Score
 
 PROTOCOL = 1
 ROUNDS = 7
@@ -44,8 +46,8 @@ SLICE_SECONDS = (0.15, 1.0)
 SLICE_CALLS = 5
 """A slice takes 0.15 s at least, and 5 calls where they fit in 1 s: their median is what sheds a call that was interrupted."""
 LOAD_SECONDS = 900.0
-TIMED = ("images_per_second", "texts_per_second", "latency_p50")
-MEMORY = "peak_memory_bytes"
+TIMED = (speed.IMAGES, speed.TEXTS, speed.LATENCY[0])
+SPECS = {spec.name: spec for spec in (*TIMED, speed.MEMORY)}
 WORKER = ("-m", "clipbench.ab")
 HEADER = ("metric", "base", "head", "head/base", "95 % interval", "shown", "verdict")
 
@@ -67,15 +69,15 @@ class AbReport:
     hello: Mapping[Label, JsonObject]
 
     @property
-    def verdict(self) -> VerdictWord:
-        """fail if a loss beyond the tolerance is shown of any metric, pass if it is excluded of all, else inconclusive."""
+    def verdict(self) -> Outcome:
+        """fail if a loss beyond the tolerance is significant in any metric, pass if it is excluded of all, else inconclusive."""
         words = {ratio.verdict for ratio in self.metrics}
         return "fail" if "fail" in words else "pass" if words == {"pass"} else "inconclusive"
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 fail, 3 undecided."""
-        return EXIT_CODES[self.verdict]
+        """0 pass, 1 fail, 3 inconclusive."""
+        return EXIT["compare"][self.verdict]
 
     def differences(self) -> dict[str, tuple[str, str]]:
         """Return what is known to differ between the sides: (base's, head's) by name; "absent" where one has none."""
@@ -216,7 +218,10 @@ def compare_speed(
             _check_same_work(hello)
             for metric, row in _round(base, head, hello, turns, number).items():
                 found.setdefault(metric, []).append(row)
-    metrics = tuple(judged_ratio(metric, rows, tolerance) for metric, rows in found.items())
+    metrics = tuple(
+        judged_ratio(name, rows, tolerance, "lower" if SPECS[name].better == "lower" else "higher")
+        for name, rows in found.items()
+    )
     return AbReport(metrics, rounds, turns, tolerance, hello)
 
 
@@ -268,21 +273,21 @@ def _round(
 ) -> dict[str, tuple[float, float, float]]:
     """(head / base, base's value, head's value) of each metric, from one pair of processes."""
     rows = {}
-    for metric in TIMED:
-        calls = _calls(hello["base"]["seconds"][metric])
+    for spec in TIMED:
+        calls = _calls(hello["base"]["seconds"][spec.name])
         seconds: dict[str, list[float]] = {"base": [], "head": []}
         for turn in range(turns):
             order = (base, head) if (turn + number) % 2 == 0 else (head, base)
             for worker in order:
-                seconds[worker.label].append(worker.seconds(metric, calls))
+                seconds[worker.label].append(worker.seconds(spec.name, calls))
         ratio = round_ratio(seconds["base"], seconds["head"])
         values = [statistics.median(seconds[label]) for label in ("base", "head")]
-        if metric != "latency_p50":
+        if spec.kind == "per_second":
             ratio, values = 1 / ratio, [hello["base"]["batch"] / value for value in values]
-        rows[metric] = (ratio, values[0], values[1])
-    memory = [hello[label][MEMORY] for label in ("base", "head")]
+        rows[spec.name] = (ratio, values[0], values[1])
+    memory = [hello[label][speed.MEMORY.name] for label in ("base", "head")]
     if all(memory):
-        rows[MEMORY] = (memory[1] / memory[0], *memory)
+        rows[speed.MEMORY.name] = (memory[1] / memory[0], *memory)
     return rows
 
 
@@ -302,7 +307,7 @@ def _check_same_work(hello: Mapping[Label, JsonObject]) -> None:
 
 
 def _row(ratio: Ratio) -> tuple[str, ...]:
-    values = [value_text(ratio.metric, Metric(v, len(ratio.rounds))) for v in (ratio.base, ratio.head)]
+    values = [value_text(Score(SPECS[ratio.metric], v, len(ratio.rounds))) for v in (ratio.base, ratio.head)]
     interval = "-" if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
     return (ratio.metric, *values, f"{ratio.ratio:.3f}", interval, _change_text(ratio), WORDS[ratio.verdict])
 
@@ -310,9 +315,9 @@ def _row(ratio: Ratio) -> tuple[str, ...]:
 def _change_text(ratio: Ratio) -> str:
     if ratio.direction == "cannot tell":
         return "no difference shown"
-    if ratio.metric == "peak_memory_bytes":
-        return f"{abs(ratio.ratio - 1):.1%} {'less' if ratio.direction == 'better' else 'more'}"
-    slower = 1 - ratio.ratio if ratio.metric not in LOWER_IS_BETTER else ratio.ratio - 1
+    slower = ratio.ratio - 1 if ratio.better == "lower" else 1 - ratio.ratio
+    if SPECS[ratio.metric].kind == "bytes":
+        return f"{abs(slower):.1%} {'less' if ratio.direction == 'better' else 'more'}"
     return f"{abs(slower):.1%} {'faster' if ratio.direction == 'better' else 'slower'}"
 
 
@@ -371,20 +376,22 @@ def serve(arguments: Sequence[str], source: TextIO, answers: TextIO) -> int:
 
 def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
     """(What this side is, the call of each metric): each call warmed up, and checked to give the reference path's rows."""
-    from clipbench.environment import describe_environment
-    from clipbench.experiments import experiment, speed
     from clipbench.models import load_encoder
-    from clipbench.models.device import ieee_float32, synchronized
+    from clipbench.models.device import ieee_float32, resolve_resources, synchronized
+    from clipbench.models.weights import go_offline
     from clipbench.models.zoo import resolve
-    from clipbench.session import make_settings
+    from clipbench.session import environment
 
-    settings = make_settings(options.device, options.precision, options.batch_size, offline=options.offline)
+    if options.offline:
+        go_offline()
+    resources = resolve_resources(options.device, options.precision, options.batch_size, 0)
     specs = resolve([options.model], options.pretrained, options.activation)
     if len(specs) != 1:
         raise ValueError(f"--model {options.model}: expected one model")
-    held.enter_context(ieee_float32(settings.device, settings.precision))
-    encoder = load_encoder(specs[0], settings)
-    work = speed.workload(experiment("speed").load(settings), settings)
+    held.enter_context(ieee_float32(resources.device, resources.precision))
+    encoder = load_encoder(specs[0], resources, options.offline)
+    (source,) = experiment("speed").sources(DataOptions())
+    work = speed.workload(source.load(), resources.batch_size)
     memory = speed.peak_memory(encoder, work)
     images = cycle(work.images)
     calls: dict[str, Callable[[], object]] = {
@@ -400,10 +407,10 @@ def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any]
         speed.check_timed(calls[metric](), len(batch), row, f"{name}: {metric}")
     hello = {
         "protocol": PROTOCOL,
-        "environment": describe_environment(settings.device),
+        "environment": environment(resources.device),
         "model": {"name": name, **{k: getattr(encoder.identity, k) for k in ("weights_sha256", "precision", "device")}},
-        "batch": settings.batch_size,
-        "peak_memory_bytes": memory["peak_memory_bytes"].value if memory else None,
+        "batch": resources.batch_size,
+        "peak_memory_bytes": memory[0].value if memory else None,
         "seconds": {metric: min(_seconds(call) for _ in range(2)) for metric, call in calls.items()},
     }
     return hello, calls

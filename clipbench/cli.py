@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError
+from clipbench.paths import CACHE_VARIABLE
 
 if TYPE_CHECKING:
     from clipbench.judge.compare import Comparison
-    from clipbench.result import Run
+    from clipbench.types import Run
 
 FORMATS = ("text", "json", "markdown", "github")
-CACHE_VARIABLE = "CLIPBENCH_CACHE"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,24 +153,23 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from clipbench.data.dataset import Dataset
+    from clipbench.data.dataset import DataOptions, Dataset
     from clipbench.experiments import all_experiments
     from clipbench.report.ranking import rankings_by_experiment
     from clipbench.report.summary import write_report
-    from clipbench.run_file import read_run
-    from clipbench.settings import Settings
+    from clipbench.storage import read_run
 
     run = read_run(options.run)
-    experiments = all_experiments()
+    pictured = {(r.experiment, r.dataset.name) for r in run.results if r.matrices}
     datasets: dict[str, Dataset] = {}
-    for name in {r.experiment for r in run.results if r.arrays} & experiments.keys():
-        try:
-            dataset = experiments[name].load(Settings())
-        except DataUnavailableError:
-            continue  # the figures show ids in place of pictures
-        datasets[dataset.name] = dataset
-    shown = {name: e.shown for name, e in experiments.items()}
-    undrawn, unwritten = write_report(run, rankings_by_experiment(run), options.output, datasets, shown)
+    for name, one in all_experiments().items():
+        for source in one.sources(DataOptions()):
+            if (name, source.name) in pictured:
+                try:
+                    datasets[source.name] = source.load()
+                except DataUnavailableError:
+                    continue  # the figures show ids in place of pictures
+    undrawn, unwritten = write_report(run, rankings_by_experiment(run), options.output, datasets)
     for line in undrawn:
         print(f"clipbench: no figure: {line}", file=sys.stderr)
     if unwritten:
@@ -183,11 +182,11 @@ def _compare(options: argparse.Namespace) -> int:
     from clipbench.judge.compare import compare_runs
     from clipbench.judge.rules import read_rules, with_options
     from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
-    from clipbench.run_file import read_document, run_of, timings_of
+    from clipbench.storage import read_document, run_of, timings_of
 
     before, after = read_document(options.base), read_document(options.head)
     base, head = run_of(options.base, before), run_of(options.head, after)
-    known = [metric for run in (base, head) for result in run.results for metric in result.metrics]
+    known = [metric for run in (base, head) for result in run.results for metric in result.scores]
     rules = with_options(read_rules(options.rules), options.tolerance, options.alpha, known)
     only = tuple(name for name in options.only.split(",") if name)
     comparison = compare_runs(base, head, rules, timings_of(before), timings_of(after), only)
@@ -221,10 +220,10 @@ def _compare_command(options: argparse.Namespace) -> str:
 
 
 def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Run", head: "Run") -> "Comparison":
-    """The comparison with the answer to --index, which fails, passes or is undecided like any finding."""
-    from clipbench.judge.compare import by_severity
+    """The comparison with the answer to --index, which fails, passes or is undecided like any verdict."""
     from clipbench.judge.reindex import QueryModels, reindex_answers
-    from clipbench.report.comparison import index_findings
+    from clipbench.report.comparison import index_verdicts
+    from clipbench.types import by_severity
 
     if options.index is None:
         if options.queries:
@@ -235,7 +234,7 @@ def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Ru
     offline = options.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     by = QueryModels(options.model, options.pretrained, options.activation, offline)
     index = reindex_answers((options.base, base), (options.head, head), options.index, options.queries, by)
-    return replace(comparison, findings=by_severity([*comparison.findings, *index_findings(index)]), index=index)
+    return replace(comparison, verdicts=by_severity([*comparison.verdicts, *index_verdicts(index)]), index=index)
 
 
 def _power(options: argparse.Namespace) -> int:
@@ -278,7 +277,7 @@ def _ab(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
-    from clipbench.embed.store_folder import clear, describe
+    from clipbench.embed.store import clear, describe
 
     setting = os.environ.get(CACHE_VARIABLE, "")
     if options.folder is None and not setting:

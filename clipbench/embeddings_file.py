@@ -6,6 +6,7 @@ text_image, and `about`, a JSON text with experiment, model and data set. Nothin
 
 import ast
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -16,13 +17,17 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from clipbench.errors import ClipbenchError
-from clipbench.result import DatasetIdentity, ModelIdentity, write_whole
+from clipbench.storage import write_atomically
+from clipbench.types import DatasetIdentity, ModelIdentity, Result
+
+if TYPE_CHECKING:
+    from clipbench.experiments import Measured
 
 FOLDER = "embeddings"
 UNIT_WITHIN = 0.01
@@ -60,13 +65,34 @@ class SavedRows:
     text_ids: tuple[str, ...]
     text_image: Ints
 
+    @classmethod
+    def of(cls, result: Result, measured: "Measured") -> "SavedRows":
+        """Return the rows behind a result. Raises: ValueError for an experiment that gives none to search."""
+        images, texts, text_image = measured.images, measured.texts, measured.text_image
+        if images is None or texts is None or text_image is None:
+            raise ValueError(f"{result.key} has no rows to save: which image each text belongs to is not known")
+        return cls(
+            result.experiment,
+            result.model,
+            result.dataset,
+            images.rows,
+            texts.rows,
+            images.ids,
+            texts.ids,
+            text_image.astype(np.int64),
+        )
+
 
 def file_name(saved: SavedRows) -> str:
-    """Return "<model>-<weights>-<precision>-<experiment>-<data set>.npz", safe everywhere: letters, digits, dot, dash."""
+    """Return "<model>-<weights>-<precision>-<experiment>-<data set>-<hash>.npz", safe everywhere: letters, digits, dot, dash.
+
+    The hash is over all of these in full, so that no two share a file.
+    """
     model, dataset = saved.model, saved.dataset
-    weights = Path(model.pretrained).name
-    words = f"{model.name}-{weights}-{model.precision}-{saved.experiment}-{dataset.name}-{dataset.fingerprint[:8]}"
-    return re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:180] + ".npz"
+    about = [model.name, model.pretrained, model.precision, saved.experiment, dataset.name, dataset.fingerprint]
+    words = [*about[:1], Path(model.pretrained).name, *about[2:5]]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")[:180]
+    return f"{name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]}.npz"
 
 
 def write_rows(folder: Path, saved: SavedRows) -> Path:
@@ -87,7 +113,7 @@ def write_rows(folder: Path, saved: SavedRows) -> Path:
         text_image=saved.text_image.astype(np.int64),
     )
     path = folder / FOLDER / file_name(saved)
-    write_whole(path, stream.getvalue())
+    write_atomically(path, stream.getvalue())
     return path
 
 

@@ -12,12 +12,13 @@ float64. So the answer is that of the whole float64 matrix.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 TIE = 1e-12
+TOP = 5
 
 _QUERIES, _ROWS, _CELLS, _KEPT = 8192, 4096, 1 << 22, 1 << 20
 """At most at once: queries, rows, scores (queries x rows; 17 MB in float32), pairs kept (queries x k)."""
@@ -31,14 +32,32 @@ Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+_Best = tuple[Float64s, Ints]
+
+
+class TakenFor(NamedTuple):
+    """What queries were taken for: `top` (queries, k) int32 candidates, best first, k at most 5, their `scores` (queries, k)
+    float32, and `margins` (queries,) float32, the best right score minus the best wrong one."""
+
+    top: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+    margins: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class RetrievalRanks:
-    """0-based ranks, int64: `text_to_image` (texts,) of a text's image, `image_to_text` (images,) of its best text."""
+class Ranked:
+    """`ranks` (queries,) int64: how many wrong candidates score at least as high as the best right one; and what was picked."""
 
-    text_to_image: Ints
-    image_to_text: Ints
+    ranks: Ints
+    taken_for: TakenFor
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Both ways: each text among all images, each image among all texts."""
+
+    text_to_image: Ranked
+    image_to_text: Ranked
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,36 @@ def label_ranks(scores: Floats, labels: npt.ArrayLike) -> Ints:
     return np.asarray((table >= least[:, None]).sum(axis=1) - 1, dtype=np.int64)
 
 
+def answers(scores: Floats, own: npt.ArrayLike) -> TakenFor:
+    """Return what each query was taken for. `scores`: (queries, candidates) float; `own`: (queries,) int, the right candidate.
+
+    A candidate that ties with the right one stands before it.
+    Raises: ValueError as `label_ranks`.
+    """
+    ranks, table = label_ranks(scores, own), np.array(scores, dtype=np.float64)
+    right = np.asarray(own, dtype=np.int64)
+    every = np.arange(len(table))
+    own_scores = table[every, right]
+    table[every, right] = -np.inf
+    return _taken_for(_best(table, 0), ranks, right, own_scores)
+
+
+def multilabel_answers(scores: Floats, relevant: Bools) -> TakenFor:
+    """Return what each image was taken for. `scores`: (images, classes) float; `relevant`: (images, classes) bool.
+
+    Among tied classes the wrong ones come first. The margin of an image without a right class, or without a wrong one, is NaN.
+    Raises: ValueError for NaN or infinity, no image, and shapes that differ.
+    """
+    table, truth = _scores_and_truth(scores, relevant)
+    right, wrong = (np.where(kind, table, -np.inf).max(axis=1) for kind in (truth, ~truth))
+    allowance = _allowance(table)
+    margins = np.where(np.abs(right - wrong) <= allowance, 0.0, right - wrong)
+    margins[~np.isfinite(margins)] = np.nan
+    _, top = _best(np.where(truth, np.nextafter(table - allowance, -np.inf), table), 0)
+    found = np.take_along_axis(table, top, axis=1)
+    return TakenFor(top.astype(np.int32), found.astype(np.float32), margins.astype(np.float32))
+
+
 def hits_at(ranks: Ints, k: int) -> Bools:
     """Return bool of the shape of `ranks`: is the 0-based rank among the first k? Always true where k >= candidates.
 
@@ -147,22 +196,6 @@ def per_class_recall(hits: Bools, labels: npt.ArrayLike, n_classes: int) -> PerC
     return PerClass(classes, right[classes] / images[classes])
 
 
-def confusion_matrix(scores: Floats, labels: npt.ArrayLike) -> Ints:
-    """Return (classes, classes) int64: row the true class, column the class picked, so the diagonal counts the hits.
-
-    Where an image's own class is only tied for best, the pick is the first of its best competitors. Arguments and
-    `Raises:` as `label_ranks`.
-    Source: scikit-learn, `confusion_matrix`.
-    """
-    right, table = label_ranks(scores, labels) == 0, np.array(scores, dtype=np.float64)
-    own = np.asarray(labels, dtype=np.int64)
-    table[np.arange(len(own)), own] = -np.inf
-    picked = np.where(right, own, table.argmax(axis=1))
-    counts = np.zeros((table.shape[1], table.shape[1]), dtype=np.int64)
-    np.add.at(counts, (own, picked), 1)
-    return counts
-
-
 def average_precision(scores: Floats, relevant: Bools) -> PerClass:
     """Return the average precision of each class that has a relevant image; the others are left out.
 
@@ -171,9 +204,7 @@ def average_precision(scores: Floats, relevant: Bools) -> PerClass:
     Raises: ValueError for NaN or infinity, no image, shapes that differ, and when no class has a relevant image.
     Source: scikit-learn, `average_precision_score`; LAION-AI/CLIP_benchmark, `average_precision_per_class`.
     """
-    table, truth = _finite(scores, "scores"), np.asarray(relevant, dtype=bool)
-    if table.shape != truth.shape:
-        raise ValueError(f"scores are {table.shape}, relevant is {truth.shape}; expected both (images, classes)")
+    table, truth = _scores_and_truth(scores, relevant)
     classes = np.flatnonzero(truth.any(axis=0))
     if len(classes) == 0:
         raise ValueError(f"relevant: none of {truth.shape[1]} classes has a relevant image, so nothing can be ranked")
@@ -181,10 +212,9 @@ def average_precision(scores: Floats, relevant: Bools) -> PerClass:
     return PerClass(classes, np.array([_average_precision(table[:, c], truth[:, c], allowance) for c in classes]))
 
 
-def retrieval_ranks(
-    image_emb: Floats, text_emb: Floats, text_image: npt.ArrayLike, block: int = 1024
-) -> RetrievalRanks:
-    """Return the rank of each text's image among all images, and of each image's best text among the others' texts.
+def retrieval(image_emb: Floats, text_emb: Floats, text_image: npt.ArrayLike, block: int = 1024) -> Retrieval:
+    """Return the rank of each text's image among all images, and of each image's best text among the others' texts, with the five
+    best candidates of each: the wrong ones in their order, the best right one at its rank.
 
     `image_emb`: (images, dim) float; `text_emb`: (texts, dim) float; `text_image`: (texts,) int, the image of each text.
     `hits_at(ranks, k)` is "at least one correct item in the top k", as CLIP papers count recall. Products are taken in
@@ -201,19 +231,35 @@ def retrieval_ranks(
     own = _indices(text_image, "text_image", len(text_emb), n := len(image_emb))
     if len(lone := np.flatnonzero(np.bincount(own, minlength=n) == 0)):
         raise ValueError(f"text_image: {len(lone)} of {n} images have no text, first image {lone[0]}; leave them out")
-    texts, images = ([slice(s, s + block) for s in range(0, size, block)] for size in (len(own), n))
+    texts, images = ([slice(s, min(s + block, m)) for s in range(0, m, block)] for m in (len(own), n))
     own_scores, best = np.empty(len(own)), np.full(n, -np.inf)
     for t in texts:
         np.einsum("td,td->t", text_emb[t], image_emb[own[t]], dtype=np.float64, out=own_scores[t])
     np.maximum.at(best, own, own_scores)
     text_ranks, image_ranks = np.zeros(len(own), dtype=np.int64), np.zeros(n, dtype=np.int64)
+    best_images = [_none(t.stop - t.start) for t in texts]
+    best_texts: list[_Best] = []
     for i in images:
         rows = np.asarray(image_emb[i], dtype=np.float64)
-        for t in texts:
+        top = _none(len(rows))
+        for k, t in enumerate(texts):
             scores = _scores_of_others(text_emb[t], rows, own[t] - i.start)
             text_ranks[t] += np.count_nonzero(scores >= own_scores[t, None] - allowance, axis=1)
             image_ranks[i] += np.count_nonzero(scores >= best[i] - allowance, axis=0)
-    return RetrievalRanks(text_ranks, image_ranks)
+            best_images[k] = _merged(best_images[k], _best(scores, i.start))
+            top = _merged(top, _best(scores.T, t.start))
+        best_texts.append(top)
+    best_text = np.zeros(n, dtype=np.int64)
+    order = np.argsort(own_scores, kind="stable")
+    best_text[own[order]] = order  # the last one written is the best
+    others = [
+        (np.concatenate([scores for scores, _ in parts]), np.concatenate([columns for _, columns in parts]))
+        for parts in (best_images, best_texts)
+    ]
+    return Retrieval(
+        Ranked(text_ranks, _taken_for(others[0], text_ranks, own, own_scores)),
+        Ranked(image_ranks, _taken_for(others[1], image_ranks, best_text, best)),
+    )
 
 
 def nearest(queries: Floats, rows: Floats, k: int, own: Ints | None = None) -> Nearest:
@@ -222,7 +268,7 @@ def nearest(queries: Floats, rows: Floats, k: int, own: Ints | None = None) -> N
     `queries`: (queries, dim), `rows`: (rows, dim), float16, float32 or float64, in memory or mapped from a file; finite, near
     unit length (scaled to it); `own`: (queries,) int64, the right row of each query. Cosines are float64's. Floats within
     `TIE` of each other are tied: in `top` the one of lower number comes first, in `ranks` they count against the
-    query's own, as in `retrieval_ranks`.
+    query's own, as in `retrieval`.
 
     Raises: ValueError for dims that differ, no query, no row, or k < 1.
     """
@@ -249,6 +295,46 @@ def overlap(one: Nearest, other: Nearest) -> Float64s:
     return np.asarray((np.diff(listed, axis=1) == 0).sum(axis=1) / one.top.shape[1], dtype=np.float64)
 
 
+def _none(n: int) -> _Best:
+    return np.empty((n, 0)), np.empty((n, 0), dtype=np.int64)
+
+
+def _best(scores: Float64s, start: int) -> _Best:
+    """The five best of each row, best first, equal ones by column: scores and columns, counted from `start`.
+
+    -inf is no candidate's score.
+    """
+    left, every = np.array(scores, order="C"), np.arange(len(scores))
+    k = min(TOP, scores.shape[1])
+    found, columns = np.empty((len(left), k)), np.empty((len(left), k), dtype=np.int64)
+    for place in range(k):  # five passes are many times faster than a sort, and `argmax` takes the first of equals
+        columns[:, place] = left.argmax(axis=1)
+        found[:, place] = left[every, columns[:, place]]
+        left[every, columns[:, place]] = -np.inf
+    return found, columns + start
+
+
+def _merged(one: _Best, other: _Best) -> _Best:
+    """The five best of two lists of best."""
+    scores, columns = (np.concatenate(pair, axis=1) for pair in zip(one, other, strict=True))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(columns, order, axis=1).astype(np.int64)
+
+
+def _taken_for(others: _Best, ranks: Ints, own: Ints, own_scores: Float64s) -> TakenFor:
+    """The best wrong candidates with the right one put in at its rank, where that is among the first five."""
+    scores, columns = others
+    wrong = int(np.isfinite(scores).sum(axis=1).min())  # fewer than five where few candidates are wrong
+    places = np.arange(min(scores.shape[1], wrong + 1))
+    is_own, is_before = places == ranks[:, None], places < ranks[:, None]
+    shifted = np.where(is_before, places, np.maximum(places - 1, 0))
+    top = np.where(is_own, own[:, None], np.take_along_axis(columns, shifted, axis=1))
+    found = np.where(is_own, own_scores[:, None], np.take_along_axis(scores, shifted, axis=1))
+    margins = own_scores - scores[:, 0]
+    margins = np.where(ranks > 0, np.minimum(margins, 0.0), margins)  # a tie is none, whatever its last digit says
+    return TakenFor(top.astype(np.int32), found.astype(np.float32), margins.astype(np.float32))
+
+
 def _leads(similarity: Floats) -> tuple[Float64s, Float64s]:
     """Own score minus the best other one, by row and by column; exactly 0 for a tie."""
     table = _finite(similarity, "similarity")
@@ -267,6 +353,13 @@ def _average_precision(scores: Float64s, truth: Bools, allowance: float) -> floa
     ranked = truth[order][np.lexsort((truth[order], tie_group))]
     found = np.flatnonzero(ranked)
     return float(np.mean(np.arange(1, len(found) + 1) / (found + 1)))
+
+
+def _scores_and_truth(scores: Floats, relevant: Bools) -> tuple[Float64s, Bools]:
+    table, truth = _finite(scores, "scores"), np.asarray(relevant, dtype=bool)
+    if table.shape != truth.shape:
+        raise ValueError(f"scores are {table.shape}, relevant is {truth.shape}; expected both (images, classes)")
+    return table, truth
 
 
 def _scores_of_others(texts: Floats, images: Float64s, own: Ints) -> Float64s:

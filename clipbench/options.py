@@ -1,20 +1,38 @@
-"""What a session of benchmarks is asked to do: its options declared, read once, and refused at once where they cannot be meant."""
+"""What a session is asked to do: its options declared, read once, and refused at once where they cannot be meant.
+
+Options for data are those that experiments ask for: a new data set with a root of its own brings `--NAME ROOT` along.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from clipbench.errors import UsageError
-from clipbench.settings import CACHE_BYTES, PRECISIONS, CocoCrop, Precision, Settings
+from clipbench.data.dataset import Choice, DataOptions, Root
+from clipbench.embed.store import CACHE_BYTES
+from clipbench.errors import UsageError, closest
+from clipbench.experiments import all_experiments
+from clipbench.paths import CACHE_VARIABLE
+from clipbench.types import Precision
 
 if TYPE_CHECKING:
     import pytest
 
-CACHE_VARIABLE = "CLIPBENCH_CACHE"
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+def data_roots() -> tuple[Root, ...]:
+    """Return the folders of data that some experiment asks for, each once."""
+    return tuple(dict.fromkeys(one.root for one in all_experiments().values() if one.root is not None))
+
+
+def data_choices() -> tuple[Choice, ...]:
+    """Return the choices that some experiment asks for, each once."""
+    return tuple(dict.fromkeys(choice for one in all_experiments().values() for choice in one.choices))
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -37,11 +55,13 @@ def add_options(parser: pytest.Parser) -> None:
         help=f"keep rows in this folder and take those that are there (default: none, or ${CACHE_VARIABLE} outside of gates)")
     add("--cache-size", type=float, default=CACHE_BYTES / (1 << 30), metavar="GIB",
         help="how large the cache may grow; what was not used for longest goes first (default: %(default)g)")
-    add("--coco", type=Path, metavar="ROOT", help="COCO in its official layout, in place of the packaged miniature")
-    add("--coco-crop", choices=("square", "tight"), default="square",
-        help="crops of ground-truth boxes: the published 1.5 x square with white padding (default), or the tight box")
-    add("--roco", type=Path, metavar="ROOT", help="ROCO in its published layout: the study's own medical images")
-    add("--zero-shot", action="append", metavar="NAME=ROOT", default=None, help="a folder of class folders; repeatable")
+    for root in data_roots():
+        if root.is_named:
+            add(f"--{root.option}", action="append", metavar=root.metavar, default=None, help=root.help)
+        else:
+            add(f"--{root.option}", type=Path, metavar=root.metavar, help=root.help)
+    for choice in data_choices():
+        add(f"--{choice.option}", choices=choice.values, default=choice.values[0], help=choice.help)
     add("--results", type=Path, default=Path("results"), metavar="DIR",
         help="folder of the run's files (default: results)")
     add("--baseline", type=Path, metavar="RUN.json", help="judge the session against this stored run")
@@ -59,34 +79,31 @@ def add_options(parser: pytest.Parser) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for, before any name was looked up. Paths are absolute; `zero_shot` holds pairs of name and folder.
+    """What was asked for, before any name was looked up. Paths are absolute where they come from a command line.
 
     `cache`: the folder of the embedding cache, kept within `cache_bytes`; 0 bytes, which no cache accepts, stand for no number.
     """
 
-    models: tuple[str, ...]
-    pretrained: str | None
-    activation: str | None
-    device: str
-    precision: Precision
-    batch_size: int | None
-    workers: int | None
-    no_optimizations: bool
-    cache: Path | None
-    cache_bytes: int
-    coco: Path | None
-    coco_crop: CocoCrop
-    roco: Path | None
-    zero_shot: tuple[tuple[str, Path], ...]
-    results: Path
-    benchmark_json: Path | None
-    baseline: Path | None
-    anchor: Path | None
-    update_baseline: bool
-    reason: str
-    save_embeddings: bool
-    offline: bool
-    require_all: bool
+    models: tuple[str, ...] = ("lite",)
+    pretrained: str | None = None
+    activation: str | None = None
+    device: str = "auto"
+    precision: Precision = "fp32"
+    batch_size: int | None = None
+    workers: int | None = None
+    no_optimizations: bool = False
+    cache: Path | None = None
+    cache_bytes: int = CACHE_BYTES
+    data: DataOptions = field(default_factory=DataOptions)
+    results: Path = Path("results")
+    benchmark_json: Path | None = None
+    baseline: Path | None = None
+    anchor: Path | None = None
+    update_baseline: bool = False
+    reason: str = ""
+    save_embeddings: bool = False
+    offline: bool = False
+    require_all: bool = False
 
     @classmethod
     def from_pytest(cls, config: pytest.Config) -> Options:
@@ -102,10 +119,6 @@ class Options:
             raise UsageError(
                 "--require-all does not go with --benchmark-skip or --benchmark-only, which leave benchmarks out"
             )
-        if given.no_optimizations and given.cache is not None:
-            raise UsageError(
-                "--cache keeps rows for optimizations, and --no-optimizations (--plain) takes none; drop one"
-            )
 
         def path(value: Path | str | None) -> Path | None:
             return Path(folder, value) if value else None
@@ -113,6 +126,7 @@ class Options:
         # The environment's setting is no wish of this session's: what decides something does not follow it.
         ignores_environment = given.require_all or given.baseline or given.anchor or given.no_optimizations
         cache = given.cache or (None if ignores_environment else os.environ.get(CACHE_VARIABLE))
+        roots = {root: getattr(given, root.option.replace("-", "_")) for root in data_roots()}
         options = cls(
             models=tuple(given.model or ("lite",)),
             pretrained=given.pretrained,
@@ -124,10 +138,10 @@ class Options:
             no_optimizations=given.no_optimizations,
             cache=path(cache and Path(cache).expanduser()),
             cache_bytes=int(given.cache_size * (1 << 30)) if math.isfinite(given.cache_size) else 0,
-            coco=path(given.coco),
-            coco_crop=given.coco_crop,
-            roco=path(given.roco),
-            zero_shot=tuple(_named_folder(text, folder) for text in given.zero_shot or ()),
+            data=DataOptions(
+                {root.option: _folders(root, value, folder) for root, value in roots.items() if value},
+                {choice.option: getattr(given, choice.option.replace("-", "_")) for choice in data_choices()},
+            ),
             results=Path(folder, given.results),
             benchmark_json=path(given.benchmark_json),
             baseline=path(given.baseline),
@@ -138,36 +152,60 @@ class Options:
             offline=given.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
             require_all=given.require_all,
         )
+        options._check()
         options._check_references()
         options._check_targets()
-        options._check_data()
         return options
 
-    @property
-    def is_gate(self) -> bool:
-        """True for a session that decides something: then the model itself answers for every row."""
-        return bool(self.require_all or self.baseline or self.anchor)
+    @classmethod
+    def from_kwargs(cls, **given: Any) -> Options:
+        """Return options of a notebook: the fields of this class, and folders of data and choices by their option's name
+        (coco=ROOT, zero_shot={NAME: ROOT}, coco_crop="tight").
 
-    def settings(self, **more: Any) -> Settings:
-        """Return the settings to measure with, the device looked up. Raises: UsageError as `make_settings`."""
-        from clipbench.session import make_settings
-
-        return make_settings(
-            device=self.device,
-            precision=self.precision,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            offline=self.offline,
-            coco=self.coco,
-            coco_crop=self.coco_crop,
-            roco=self.roco,
-            zero_shot=self.zero_shot,
-            plain=self.no_optimizations,
-            cache=self.cache,
-            cache_bytes=self.cache_bytes,
-            must_check=self.is_gate,
-            **more,
+        Raises: UsageError for an unknown name, with the likeliest; for values that cannot be; for folders that are not there.
+        """
+        roots = {root.option.replace("-", "_"): root for root in data_roots()}
+        choices = {choice.option.replace("-", "_"): choice for choice in data_choices()}
+        names = [f.name for f in fields(cls) if f.name != "data"]
+        known = [*names, *roots, *choices]
+        if (unknown := next((name for name in given if name not in known), None)) is not None:
+            raise UsageError(
+                f"unknown setting {unknown!r}; did you mean {closest(unknown, known) or ', '.join(known)}?"
+            )
+        data = DataOptions(
+            {root.option: _folders(root, given[name], Path()) for name, root in roots.items() if given.get(name)},
+            {choice.option: given[name] for name, choice in choices.items() if name in given},
         )
+        paths = {name: Path(given[name]).expanduser() for name in ("cache", "results") if given.get(name)}
+        options = cls(**{name: given[name] for name in names if name in given} | paths, data=data)
+        options._check()
+        return options
+
+    def _check(self) -> None:
+        """Raises: UsageError for values that cannot be, however they were given."""
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"--precision {self.precision}: expected one of {', '.join(PRECISIONS)}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size}: expected 1 or more")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"--workers {self.workers}: expected 0 or more")
+        if self.no_optimizations and self.cache is not None:
+            raise UsageError(
+                "--cache keeps rows for optimizations, and --no-optimizations (--plain) takes none; drop one"
+            )
+        for choice in data_choices():
+            if self.data.chosen(choice) not in choice.values:
+                raise UsageError(
+                    f"--{choice.option} {self.data.chosen(choice)}: expected one of {', '.join(choice.values)}"
+                )
+        for root in data_roots():
+            names = [name for name, _ in self.data.folders(root)]
+            if twice := next((name for name in names if names.count(name) > 1), ""):
+                raise UsageError(f"--{root.option} {twice}=... is given twice; each folder needs a name of its own")
+            for name, folder in self.data.folders(root):
+                if not folder.is_dir():
+                    given = f"{name}={folder}" if root.is_named else folder
+                    raise UsageError(f"--{root.option} {given}: no such folder; give the data set's root")
 
     def _check_references(self) -> None:
         if self.update_baseline and not (self.baseline and self.reason):
@@ -184,7 +222,7 @@ class Options:
             raise UsageError(f"--anchor {self.anchor} is not there; give the run file of a frozen release")
         for path in (self.baseline, self.anchor):
             if path is not None and path.exists():
-                from clipbench.run_file import RunFormatError, read_run
+                from clipbench.storage import RunFormatError, read_run
 
                 try:
                     read_run(path)
@@ -204,18 +242,19 @@ class Options:
                     f"{path} cannot be written: {parent} is no folder that can be written to; choose another"
                 )
 
-    def _check_data(self) -> None:
-        names = [name for name, _ in self.zero_shot]
-        if twice := next((name for name in names if names.count(name) > 1), ""):
-            raise UsageError(f"--zero-shot {twice}=... is given twice; each folder needs a name of its own")
-        named = ((f"--zero-shot {name}=", root) for name, root in self.zero_shot)
-        for option, root in (("--coco ", self.coco), ("--roco ", self.roco), *named):
-            if root is not None and not root.is_dir():
-                raise UsageError(f"{option}{root}: no such folder; give the data set's root")
+
+def _folders(root: Root, given: Any, folder: Path) -> tuple[tuple[str, Path], ...]:
+    """(name, folder) pairs of what was given for a root: a path, NAME=ROOT texts, or a mapping or pairs of them."""
+    if not root.is_named:
+        return (("", folder / Path(given).expanduser()),)
+    if isinstance(given, Mapping):
+        return tuple((str(name), folder / path) for name, path in given.items())
+    pairs: Sequence[Any] = [given] if isinstance(given, str) else given
+    return tuple(_named_folder(root, pair, folder) for pair in pairs)
 
 
-def _named_folder(text: str, folder: Path) -> tuple[str, Path]:
-    name, separator, root = text.partition("=")
-    if not (name and separator and root):
-        raise UsageError(f"--zero-shot {text}: expected NAME=ROOT, for example imagenet1k=/data/imagenet/val")
-    return name, folder / root
+def _named_folder(root: Root, given: Any, folder: Path) -> tuple[str, Path]:
+    name, separator, path = given.partition("=") if isinstance(given, str) else (given[0], "=", given[1])
+    if not (name and separator and path):
+        raise UsageError(f"--{root.option} {given}: expected NAME=ROOT, for example imagenet1k=/data/imagenet/val")
+    return name, folder / path

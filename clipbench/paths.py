@@ -12,6 +12,9 @@ from clipbench.errors import DataError, DataUnavailableError, closest
 
 Row = TypeVar("Row")
 
+CACHE_VARIABLE = "CLIPBENCH_CACHE"
+"""The environment variable that names the folder of the embedding cache."""
+
 _PACKAGE = Path(__file__).resolve().parent
 
 _EXPECTED: Mapping[object, tuple[Callable[[Any], bool], str]] = {

@@ -11,27 +11,27 @@ import getpass
 import json
 import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
-from clipbench.options import Options, add_options
 from clipbench.paths import benchmarks
 
 if TYPE_CHECKING:
-    from clipbench.embeddings_file import SavedRows
     from clipbench.models.zoo import ModelSpec
+    from clipbench.options import Options
     from clipbench.report.ranking import Ranked
-    from clipbench.result import JsonObject, Metric, ReferenceKind, Result, Run, Verdict
     from clipbench.session import Session
-    from clipbench.settings import T
+    from clipbench.types import JsonObject, Key, ReferenceKind, Result, Run, Score, Verdict
 
+T = TypeVar("T")
 SUGGESTED = "ViT-B/16"
 _PLUGIN = "clipbench-benchmarks"
 _OFFERED = pytest.StashKey[bool]()
@@ -97,6 +97,8 @@ def offer_options(config: pytest.Config, parser: pytest.Parser, arguments: Seque
             f"run `python -m pytest benchmarks` in {other.parent}, or install that one: pip install -e {other.parent}"
         )
     if found:
+        from clipbench.options import add_options
+
         try:
             add_options(parser)
             parser.parse_known_args([])  # some versions of pytest look for names that are taken only now
@@ -123,7 +125,11 @@ def pytest_configure(config: pytest.Config) -> None:
             "clipbench's benchmarks cannot run under xdist (-n, --dist): processes that share the cores or the GPU spoil every "
             "timing, each would load every model, and pytest-benchmark switches itself off; run them without -n"
         )
-    config.addinivalue_line("markers", "needs_option(name): a benchmark that exists only when this option was given")
+    config.addinivalue_line(
+        "markers", "experiment(*names): what a benchmark measures; it exists where the first one has data"
+    )
+    from clipbench.options import Options
+
     try:
         config.pluginmanager.register(BenchmarkSession(config, Options.from_pytest(config)), _PLUGIN)
     except UsageError as error:
@@ -145,7 +151,7 @@ class BenchmarkSession:
         self._session: Session | None = None if config.option.collectonly else self._make_session()
         self._pictures = ExitStack()
         self._item: pytest.Item | None = None
-        self._benchmarks: dict[str, tuple[str, str]] = {}
+        self._benchmarks: dict[str, tuple[Key, ...]] = {}
         self._ran: set[str] = set()
         self._problems: list[str] = []
         self._lines: list[str] = []
@@ -155,13 +161,14 @@ class BenchmarkSession:
 
     def _make_session(self) -> Session:
         from clipbench.models.encoder import find_factory
-        from clipbench.session import Session
+        from clipbench.session import Session, new_id, resources_of
 
         for spec in self.specs.values():
             if spec.source == "factory":
                 find_factory(spec.name)
-        keep_rows = {"keep_rows": self._save_rows} if self.options.save_embeddings else {}
-        return Session(self.options.settings(progress=_ProgressBar(), **keep_rows))
+        identity, time = new_id()
+        parts = self.options.results / "parts" / identity
+        return Session(self.options, resources_of(self.options), _ProgressBar(), parts, identity, time)
 
     @property
     def session(self) -> Session:
@@ -180,8 +187,8 @@ class BenchmarkSession:
             lines.append(f"clipbench model: {spec.name}, {weights}{activation}")
         device, size, workers = options.device, options.batch_size or "default", options.workers or "default"
         if self._session is not None:
-            settings = self._session.settings
-            device, size, workers = settings.device, settings.batch_size, settings.workers
+            resources = self._session.resources
+            device, size, workers = resources.device, resources.batch_size, resources.workers
         lines.append(f"clipbench device: {device}, precision {options.precision}, batch size {size}, workers {workers}")
         if options.no_optimizations:
             lines.append("clipbench rows: every one by the reference path (--no-optimizations)")
@@ -190,24 +197,45 @@ class BenchmarkSession:
         return lines
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run every benchmark once per model; the session's scope keeps each model's tests together."""
+        """Run every benchmark once per model, and per data set of its experiment where it asks for one; the session's scope keeps
+        each model's tests together.
+        """
         if "subject" in metafunc.fixturenames:
             metafunc.parametrize("subject", list(self.specs), indirect=True, scope="session")
-            if "zero_shot_name" in metafunc.fixturenames:
-                metafunc.parametrize("zero_shot_name", [name for name, _ in self.options.zero_shot])
+            marker = metafunc.definition.get_closest_marker("experiment")
+            if "dataset" in metafunc.fixturenames and marker is not None:
+                metafunc.parametrize("dataset", self._datasets(marker.args[0]))
+
+    def _datasets(self, name: str) -> list[str]:
+        from clipbench.experiments import experiment
+
+        return [source.name for source in experiment(name).sources(self.options.data)]
+
+    def _keys_of(self, item: pytest.Function) -> tuple[Key, ...]:
+        """What a benchmark measures, by its marker; of its first experiment only the data set that it is about."""
+        from clipbench.types import Key
+
+        marker, parameters = item.get_closest_marker("experiment"), item.callspec.params
+        keys = []
+        for place, name in enumerate(marker.args if marker else ()):
+            names = [parameters["dataset"]] if place == 0 and "dataset" in parameters else self._datasets(name)
+            keys += [Key(name, str(parameters["subject"]), str(dataset)) for dataset in names]
+        return tuple(keys)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Leave out benchmarks of data that was not given (not asked for is not skipped); remember the benchmarks."""
         from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 
-        left_out = [i for i in items for m in i.iter_markers("needs_option") if not getattr(self.options, m.args[0])]
+        left_out = [i for i in items if (m := i.get_closest_marker("experiment")) and not self._datasets(m.args[0])]
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
         found = [i for i in items if isinstance(i, pytest.Function) and "subject" in i.fixturenames]
         if not (self.config.option.setuponly or self.config.option.setupplan):
-            self._benchmarks = {i.nodeid: (str(i.callspec.params["subject"]), _experiment_of(i)) for i in found}
+            self._benchmarks = {item.nodeid: self._keys_of(item) for item in found}
+            if self._session is not None:
+                self._session.plan = tuple(dict.fromkeys(key for keys in self._benchmarks.values() for key in keys))
         if self._benchmarks:  # pytest-benchmark writes nothing when no timed test ran: this plugin writes the file
             self.config._benchmarksession.json = None  # type: ignore[attr-defined]  # pytest-benchmark's handle on the config
         several = len({(i.path, i.callspec.params["subject"]) for i in found}) > 1
@@ -218,15 +246,15 @@ class BenchmarkSession:
     @classmethod  # an instance method with this scope is deprecated since pytest 9.1
     def subject(cls, request: pytest.FixtureRequest) -> Iterator[Subject]:
         """The model under test: loaded when it is first asked for, freed before the next one."""
-        running: Any = request.config.pluginmanager.get_plugin(_PLUGIN)
-        yield Subject(running.specs[request.param], running.session, running.options.require_all, running._note)
+        running: BenchmarkSession = request.config.pluginmanager.get_plugin(_PLUGIN)  # type: ignore[assignment]  # it is this one
+        yield Subject(running.specs[request.param], running.session, running._note)
         running.session.free()
 
     def _note(self, result: Result, verdict: Verdict) -> None:
         """Make a verdict a property of the test that asserts it: pytest's own --junitxml writes it."""
         if self._item is not None:
             name = f"clipbench:{result.experiment}:{verdict.metric}:{verdict.kind}"
-            self._item.user_properties.append((name, f"{verdict.verdict}: {verdict.reason}"))
+            self._item.user_properties.append((name, f"{verdict.outcome}: {verdict.reason}"))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -243,21 +271,13 @@ class BenchmarkSession:
             message = report.longreprtext.strip().splitlines() or [""]
             self._problems.append(f"{report.nodeid.partition('::')[2]}: {message[0 if len(message) < 8 else -1]}")
 
-    def _save_rows(self, rows: SavedRows) -> None:
-        """Write an experiment's rows beside the run (--save-embeddings); a full disk fails the session, not the measurement."""
-        from clipbench.embeddings_file import write_rows
-
-        try:
-            write_rows(self.options.results, rows)
-        except OSError as error:
-            what = f"the rows of {rows.experiment} could not be saved"
-            self._write_error = f"{what}: {error}; free space or drop --save-embeddings"
-
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
         """Put the run into what pytest-benchmark saves (--benchmark-save, --benchmark-autosave)."""
+        from clipbench.storage import run_to_json
+
         if self._ran:
-            output_json["clipbench"] = self.session.run().to_json()
+            output_json["clipbench"] = run_to_json(self.session.run())
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
@@ -283,21 +303,28 @@ class BenchmarkSession:
 
     def _judge(self, measured: Session, timings: JsonObject) -> bool:
         """Judge what was measured; True when that fails the session."""
-        from clipbench.judge.references import doubtful
-
-        left = [of for node, of in self._benchmarks.items() if node not in self._ran]
-        for (name, experiment), count in Counter(left).items():
-            reason = f"the session ended before {count} of its benchmarks ran"
-            measured.skip(self.specs[name], experiment, reason)
+        left = [key for node, keys in self._benchmarks.items() if node not in self._ran for key in keys]
+        for key, count in Counter(left).items():
+            measured.skip(key, f"the session ended before {count} of its benchmarks ran")
+        for key in measured.results:
+            self._attempt(f"judging {key}", partial(measured.verdicts, key))
         run, reported = measured.run(), " ".join(self._problems)
-        unloaded = [f"{label} could not be loaded" for label in measured.failed_to_load() if label not in reported]
-        doubts = list(doubtful(run))
+        unloaded = [f"{name} could not be loaded" for name in measured.failed_to_load() if name not in reported]
         self._judged, missed = self._against_references(run, timings)
         self._to_junit(self._judged)
-        self._problems += [*unloaded, *doubts, *(f"{reference} does not hold" for reference in missed)]
-        self._lines += [f"FAIL: {doubt}" for doubt in doubts]
+        self._problems += [*unloaded, *(f"{reference} does not hold" for reference in missed)]
         self._lines += [f"NOTE: {problem}" for problem in measured.cache_problems]
-        return bool(doubts or missed or measured.failed_to_load())
+        return bool(missed or measured.failed_to_load() or self._write_error)
+
+    def _attempt(self, what: str, call: Callable[[], T]) -> T | None:
+        """What the call returns. An error at the end of a session costs only what raised it, and is named."""
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001  # the boundary: whatever it is, the run is written all the same
+            self._write_error = (
+                f"{what}: {error if isinstance(error, ClipbenchError) else f'{type(error).__name__}: {error}'}"
+            )
+            return None
 
     def _against_references(self, run: Run, timings: JsonObject) -> tuple[Run, list[str]]:
         """The run with its verdicts against baseline and anchor, and which of the two do not hold.
@@ -305,9 +332,9 @@ class BenchmarkSession:
         A baseline that is about to be replaced judges nothing. Where one cannot be judged, the run is written all the same.
         """
         from clipbench.judge.baseline import judge_against
-        from clipbench.judge.compare import key_of
         from clipbench.judge.rules import read_rules
-        from clipbench.run_file import timings_of
+        from clipbench.storage import timings_of
+        from clipbench.types import EXIT
 
         baseline = None if self.options.update_baseline else self.options.baseline
         references: tuple[tuple[ReferenceKind, Path | None], ...] = (
@@ -318,20 +345,17 @@ class BenchmarkSession:
         for kind, path in references:
             if path is None:
                 continue
-            try:
-                judged = judge_against(run, path, kind, read_rules(), timings_of(timings))
-            except ClipbenchError as error:
-                self._write_error = str(error)
+            judge = partial(judge_against, run, path, kind, read_rules(), timings_of(timings))
+            judged = self._attempt(f"judging against {kind} {path}", judge)
+            if judged is None:
                 continue
             run, comparison = judged.run, judged.comparison
-            here = {key_of(result) for result in run.results}
-            gone = [
-                f for f in comparison.findings if (f.experiment, f.model, f.dataset) not in here and f.verdict != "pass"
-            ]
-            self._lines.append(f"{kind} {path}: {comparison.verdict}")
-            self._lines += [f"  {f.verdict}: {f.experiment} of {f.model}: {f.reason}" for f in gone]
-            if comparison.verdict == "fail" or (comparison.verdict == "inconclusive" and self.options.require_all):
-                missed.append(f"{kind} {path}")
+            here = {result.key for result in run.results}
+            gone = [v for v in comparison.verdicts if v.key not in here and v.outcome != "pass"]
+            self._lines.append(f"{kind} {path}: {comparison.outcome}")
+            self._lines += [f"  {v.outcome}: {v.key.experiment} of {v.key.model}: {v.reason}" for v in gone]
+            status = EXIT["session --require-all" if self.options.require_all else "session"][comparison.outcome]
+            missed += [f"{kind} {path}"] if status else []
         return run, missed
 
     def _to_junit(self, run: Run) -> None:
@@ -342,7 +366,7 @@ class BenchmarkSession:
         said = [(line.partition(" ")[0], line) for line in self._lines if not line.startswith(" ")]
         for r in run.results:
             found = [v for v in r.verdicts if v.kind in ("baseline", "anchor")]
-            said += [(f"{r.experiment}:{r.model.name}:{v.metric}:{v.kind}", f"{v.verdict}: {v.reason}") for v in found]
+            said += [(f"{r.experiment}:{r.model.name}:{v.metric}:{v.kind}", f"{v.outcome}: {v.reason}") for v in found]
         for plugin in self.config.pluginmanager.get_plugins():
             add = getattr(plugin, "add_global_property", None)
             if add is not None:
@@ -352,25 +376,29 @@ class BenchmarkSession:
     def _write(self, timings: JsonObject, session: pytest.Session) -> None:
         from clipbench.report.ranking import rankings_by_experiment
         from clipbench.report.summary import write_report
-        from clipbench.result import dump_json, write_whole
+        from clipbench.storage import dump_json, run_to_json, write_atomically
 
         run = self._judged or self.session.run()
-        document = timings | {"clipbench": run.to_json()}
+        document = timings | {"clipbench": run_to_json(run)}
         content = dump_json(document)
-        errors = []
+        errors = list(self.session.unwritten)
         for path in filter(None, (self.options.results / "run.json", self.options.benchmark_json)):
             try:
-                write_whole(path, content)
+                write_atomically(path, content)
             except OSError as error:
                 errors.append(str(error))
-        self._ranked = rankings_by_experiment(run)
-        datasets, shown = self.session.datasets(), _headline_metrics()
-        undrawn, unwritten = write_report(run, self._ranked, self.options.results, datasets, shown, self._problems)
-        errors += unwritten
+        self._ranked = self._attempt("ranking the models", lambda: rankings_by_experiment(run)) or ()
+        undrawn, unwritten = write_report(
+            run, self._ranked, self.options.results, self.session.datasets(), self._problems
+        )
         self._lines += [f"NOTE: no figure: {line}" for line in undrawn]
-        if errors:
-            what = "; ".join(errors)
+        if errors or unwritten:
+            what = "; ".join([*errors, *unwritten])
             self._write_error = f"the run's files could not be written: {what}; free space or choose another --results"
+        elif self.session.parts is not None:
+            shutil.rmtree(self.session.parts, ignore_errors=True)
+            with suppress(OSError):  # another session's parts are in it
+                self.session.parts.parent.rmdir()
         if self.options.update_baseline:
             self._update_baseline(document, session.exitstatus == pytest.ExitCode.OK)
 
@@ -402,7 +430,7 @@ class BenchmarkSession:
 
         terminalreporter.section("clipbench")
         run = self._judged or self._session.run()
-        for line in (*terminal_lines(run, self._ranked, _headline_metrics(), self._problems), *self._lines):
+        for line in (*terminal_lines(run, self._ranked, self._problems), *self._lines):
             terminalreporter.write_line(line)
         if self._write_error:
             terminalreporter.write_line(f"ERROR: {self._write_error}", red=True)
@@ -424,42 +452,44 @@ class BenchmarkSession:
 class Subject:
     """One model under test: measures experiments and asserts their verdicts."""
 
-    def __init__(
-        self, spec: ModelSpec, session: Session, require_all: bool, note: Callable[[Result, Verdict], None]
-    ) -> None:
+    def __init__(self, spec: ModelSpec, session: Session, note: Callable[[Result, Verdict], None]) -> None:
         self.spec = spec
         self._note = note
         self._session = session
-        self._require_all = require_all
+        self._require_all = session.options.require_all
 
-    def measure(self, *experiments: str) -> list[Result]:
-        """Return the experiments' results, each measured once a session. Skips where weights or data cannot be had."""
+    def measure(self, *experiments: str, dataset: str | None = None) -> list[Result]:
+        """Return the experiments' results, each measured once per session. Skips where weights or data cannot be had.
+
+        `dataset`: which of their data sets, where they have several.
+        """
+        keys = [self._key(name, dataset) for name in experiments]
         return [
-            self._guarded(name, partial(self._session.measure, self.spec, name), also=experiments[k + 1 :])
-            for k, name in enumerate(experiments)
+            self._guarded(key, partial(self._session.measure, self.spec, key), keys[k + 1 :])
+            for k, key in enumerate(keys)
         ]
 
-    def require(self, experiment: str, *metrics: str, kind: str | None = None) -> Result:
+    def require(self, experiment: str, *metrics: str, kind: str | None = None, dataset: str | None = None) -> Result:
         """Assert that no verdict of these metrics (all, when none is named) and this kind fails; return the result.
 
         Skips where nothing is claimed of this model. Under --require-all an inconclusive verdict, random weights and images that
         are broken or absent fail.
         """
-        from clipbench.report.summary import left_out
         from clipbench.session import RANDOM_REASON
 
-        (result,) = self.measure(experiment)
-        if self._require_all and (lost := left_out(result)):
+        (result,) = self.measure(experiment, dataset=dataset)
+        if self._require_all and (lost := result.provenance.left_out):
             pytest.fail(f"{experiment} of {self.spec.label}: {lost} (--require-all)", pytrace=False)
-        verdicts = [v for v in result.verdicts if v.metric in (metrics or (v.metric,)) and v.kind == (kind or v.kind)]
+        judged = self._session.verdicts(result.key)
+        verdicts = [v for v in judged if v.metric in (metrics or (v.metric,)) and v.kind == (kind or v.kind)]
         for verdict in verdicts:
             self._note(result, verdict)
-        failing = [v for v in verdicts if v.verdict == "fail" or (self._require_all and v.verdict == "inconclusive")]
+        failing = [v for v in verdicts if v.outcome == "fail" or (self._require_all and v.outcome == "inconclusive")]
         if failing:
-            lines = [f"{v.verdict}: {v.reason}\n    {v.kind} reference: {v.reference}" for v in failing]
+            lines = [f"{v.outcome}: {v.reason}\n    {v.kind} reference: {v.reference}" for v in failing]
             pytest.fail(f"{experiment} of {self.spec.label}\n  " + "\n  ".join(lines), pytrace=False)
         if not verdicts and result.model.is_random:
-            self.skip(experiment, RANDOM_REASON)
+            self.skip(result.key, RANDOM_REASON)
         if not verdicts:
             what = ", ".join(metrics) or experiment
             reference = {"published": "published value"}.get(kind or "", kind or "reference")
@@ -468,18 +498,19 @@ class Subject:
             )
         return result
 
-    def skip(self, experiment: str, reason: str) -> None:
+    def skip(self, key: Key, reason: str) -> None:
         """Skip the test and note why in the run; under --require-all, fail."""
-        self._session.skip(self.spec, experiment, reason)
+        self._session.skip(key, reason)
         if self._require_all:
-            pytest.fail(f"{experiment} of {self.spec.label}: {reason} (--require-all)", pytrace=False)
+            pytest.fail(f"{key.experiment} of {self.spec.label}: {reason} (--require-all)", pytrace=False)
         pytest.skip(reason)
 
-    def time(self, metric: str, benchmark: Any) -> Metric:
-        """Return images_per_second or texts_per_second, timed by pytest-benchmark; skips where timing is switched off."""
-        from clipbench.experiments import speed
+    def time(self, metric: str, benchmark: Any = None) -> Score:
+        """Return a speed metric, with what is timed together with it recorded in the speed result.
 
-        measure = {"images_per_second": speed.images_per_second, "texts_per_second": speed.texts_per_second}[metric]
+        Throughput is timed by pytest-benchmark; skips where timing is switched off.
+        """
+        from clipbench.experiments import experiment, speed
 
         def timer(call: Callable[[], object], rounds: int) -> Sequence[float]:
             benchmark.pedantic(
@@ -487,60 +518,45 @@ class Subject:
             )  # warmed up before: the number of rounds comes from running the call
             return benchmark.stats.stats.data if benchmark.stats else []
 
-        return self._speed(lambda encoder, work: measure(encoder, work, timer), metric)
-
-    def latency_and_memory(self) -> Metric:
-        """Return latency_p50; latency and peak memory are recorded with the speed result."""
-        from clipbench.experiments import speed
-
-        return self._speed(
-            lambda encoder, work: speed.peak_memory(encoder, work) | speed.latency(encoder, work), "latency_p50"
-        )
-
-    def _speed(self, measure: Callable[[Any, Any], dict[str, Metric]], metric: str) -> Metric:
-        from clipbench.experiments import speed
-
         def run() -> Result:
-            dataset, settings = self._session.dataset("speed"), self._session.settings
-            encoder = self._session.encoder(self.spec)
-            self._session.forget_rows()
-            metrics = measure(encoder, speed.workload(dataset, settings))
-            return self._session.record(self.spec, speed.speed_result(encoder, dataset, settings, metrics))
+            dataset, embedder = self._session.dataset(one, key.dataset), self._session.embedder(self.spec)
+            embedder.cache.clear_memory()  # what is measured next is the model's memory
+            size = embedder.resources.batch_size
+            scores = speed.PARTS[metric](embedder.encoder, speed.workload(dataset, size), timer)
+            return self._session.record(self.spec, one, dataset, speed.measured(scores, size))
 
-        result = self._guarded("speed", run)
-        if metric not in result.metrics:
-            self.skip("speed", f"{metric} was not timed: pytest-benchmark is switched off (--benchmark-disable)")
-        return result.metrics[metric]
+        one, key = experiment("speed"), self._key("speed", None)
+        result = self._guarded(key, run)
+        if metric not in result.scores:
+            self.skip(key, f"{metric} was not timed: pytest-benchmark is switched off (--benchmark-disable)")
+        return result.scores[metric]
 
-    def _guarded(self, experiment: str, measure: Callable[[], Result], also: Sequence[str] = ()) -> Result:
-        """What `measure` returns. Where it cannot be had or fails, that is noted of `experiment` and of what is asked with it."""
+    def _key(self, name: str, dataset: str | None) -> Key:
+        """What is asked for. Raises: UsageError where the experiment has several data sets, or not this one."""
+        from clipbench.experiments import experiment
+        from clipbench.types import Key
+
+        names = [source.name for source in experiment(name).sources(self._session.options.data)]
+        if dataset is None and len(names) > 1:
+            raise UsageError(f"{name} has several data sets ({', '.join(names)}); say which: dataset=NAME")
+        return Key(name, self.spec.name, dataset or (names[0] if names else name))
+
+    def _guarded(self, key: Key, measure: Callable[[], Result], also: Sequence[Key] = ()) -> Result:
+        """What `measure` returns. Where it cannot be had or fails, that is noted of `key` and of what is asked with it."""
         from clipbench.session import NotLoadedError
 
         try:
             return measure()
         except ClipbenchError as error:
             problem = error
-        for name in also:
-            self._session.skip(self.spec, name, str(problem))
+        for other in also:
+            self._session.skip(other, str(problem))
         if isinstance(problem, WeightsUnavailableError | DataUnavailableError):
-            self.skip(experiment, str(problem))
-        self._session.skip(self.spec, experiment, str(problem))
+            self.skip(key, str(problem))
+        self._session.skip(key, str(problem))
         if isinstance(problem, NotLoadedError):
             pytest.skip(str(problem))
         pytest.fail(str(problem), pytrace=False)
-
-
-def _experiment_of(item: pytest.Function) -> str:
-    """The experiment that a benchmark is about: test_NAME.py, with the name of zero_shot's data set."""
-    name = item.path.stem.removeprefix("test_")
-    dataset = item.callspec.params.get("zero_shot_name")
-    return f"{name}:{dataset}" if dataset else name
-
-
-def _headline_metrics() -> dict[str, tuple[str, ...]]:
-    from clipbench.experiments import all_experiments
-
-    return {name: experiment.shown for name, experiment in all_experiments().items()}
 
 
 class _ProgressBar:

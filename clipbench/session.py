@@ -1,255 +1,362 @@
-"""A session: models are loaded one at a time, measured once an experiment, judged, and gathered into a run.
+"""A session: models are loaded one at a time, each key of the plan is measured once, judged once, and gathered into a run.
 
-The plugin and `evaluate` (`clipbench.notebook`) are two faces of it.
+The pytest plugin and `evaluate` are its two entry points.
 """
 
+import datetime
 import gc
-from contextlib import ExitStack
+import hashlib
+import json
+import platform
+import re
+import sys
+import uuid
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from clipbench.data.dataset import Dataset
-from clipbench.embed.cache import EncoderCache
-from clipbench.embed.cached_encoder import CachedEncoder
-from clipbench.embed.known import KnownRows
-from clipbench.embed.probe import probed
-from clipbench.environment import describe_environment
-from clipbench.errors import ClipbenchError, UsageError, WeightsUnavailableError
-from clipbench.experiments import all_experiments, experiment
-from clipbench.judge.references import contracts, judged
-from clipbench.judge.trace import TRACED
-from clipbench.models import load_encoder
-from clipbench.models.device import ieee_float32, release
+from clipbench.data.dataset import Dataset, Source, kept_pictures, picture_budget_bytes
+from clipbench.embed.cache import cache_of
+from clipbench.embed.embedder import Embedder, Progress, no_progress
+from clipbench.embed.trace import trace_of
+from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
+from clipbench.experiments import Experiment, Measured, all_experiments, experiment, result_of
+from clipbench.judge.references import judge
+from clipbench.models import load_encoder, wrap_encoder
+from clipbench.models.device import Resources, describe_machine, ieee_float32, release, resolve_resources
 from clipbench.models.encoder import Encoder
 from clipbench.models.weights import go_offline
-from clipbench.models.zoo import ModelSpec
-from clipbench.result import JsonObject, Result, Run, Skip
-from clipbench.settings import PRECISIONS, Settings
+from clipbench.models.zoo import ModelSpec, resolve
+from clipbench.options import Options
+from clipbench.storage import dump_json, result_to_json, write_atomically
+from clipbench.types import JsonObject, Key, Plan, Result, Run, Skip, SubjectRecord, Verdict
 
+SOFTWARE = (
+    "clipbench", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "numpy", "pillow",
+    "safetensors", "scikit-image", "pydicom", "pycocotools", "scipy", "pytest", "pytest-benchmark",
+)  # fmt: skip
 RANDOM_REASON = "random weights: measured and recorded, not held to floors or published values"
+JUDGED_AT_RANDOM = ("model_card", "speed")
 
 
 class NotLoadedError(ClipbenchError):
-    """A model that failed to load earlier in this session; the first failure was reported in full."""
+    """A model that failed to load, or a measurement that did not finish, earlier in this session; the first failure was reported."""
 
 
 @dataclass
 class Session:
-    """Holds at most one loaded encoder, the results so far, and what was skipped. Results survive any later failure."""
+    """Holds at most one loaded encoder, the results so far, and what was skipped. Results survive any later failure.
 
-    settings: Settings
-    results: dict[tuple[str, str], Result] = field(default_factory=dict)
-    skipped: dict[tuple[str, str, str], Skip] = field(default_factory=dict)
-    probes: dict[str, JsonObject] = field(default_factory=dict)
+    `parts`: a folder into which each result is written as soon as it is measured. `id` and `time` name the run. `unwritten`: what
+    could not be written, in words; the results in memory are as good.
+    """
+
+    options: Options
+    resources: Resources
+    progress: Progress = no_progress
+    parts: Path | None = None
+    id: str = ""
+    time: str = ""
+    plan: Plan = ()
+    results: dict[Key, Result] = field(default_factory=dict)
+    skipped: dict[tuple[Key, str], Skip] = field(default_factory=dict)
+    subjects: dict[str, SubjectRecord] = field(default_factory=dict)
+    traces: dict[str, JsonObject] = field(default_factory=dict)
+    unwritten: list[str] = field(default_factory=list)
     _spec: ModelSpec | None = None
-    _encoder: Encoder | None = None
-    _known: KnownRows = field(default_factory=KnownRows)
+    _embedder: Embedder | None = None
     _float32: ExitStack = field(default_factory=ExitStack)
-    _cache: EncoderCache | None = None
     _failed: dict[ModelSpec, ClipbenchError] = field(default_factory=dict)
-    _errors: dict[tuple[str, str], ClipbenchError] = field(default_factory=dict)
-    _datasets: dict[str, Dataset] = field(default_factory=dict)
-    _unloadable: dict[str, ClipbenchError] = field(default_factory=dict)
+    _errors: dict[Key, ClipbenchError] = field(default_factory=dict)
+    _datasets: dict[tuple[str, str], Dataset | ClipbenchError] = field(default_factory=dict)
+    _verdicts: dict[Key, tuple[Verdict, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises: UsageError when the cache's folder cannot be one."""
-        if self.settings.cache is not None:
+        self._store = None
+        if self.options.cache is not None:
             from clipbench.embed.store import RowStore
 
-            self._cache = EncoderCache(RowStore(self.settings.cache, self.settings.cache_bytes))
+            self._store = RowStore(self.options.cache, self.options.cache_bytes)
 
-    def encoder(self, spec: ModelSpec) -> Encoder:
-        """Return the spec's encoder, loading it when it is not the one at hand; the one before is freed first.
+    def embedder(self, spec: ModelSpec) -> Embedder:
+        """Return the spec's embedder, loading its encoder when it is not the one at hand; the one before is freed first.
 
         Raises: whatever loading raised, the first time; NotLoadedError, or WeightsUnavailableError again, after that.
         """
         if spec in self._failed:
             raise self._failed[spec]
-        encoder = self._encoder
-        if self._spec != spec or encoder is None:
-            self.free()
-            load = partial(self._loaded, spec)
-            with ieee_float32(self.settings.device, self.settings.precision):  # the cache's key names it
-                encoder = load() if self._cache is None else self._cache.encoder(spec, self.settings, load)
-            self.adopt(spec, encoder)
-        return encoder
-
-    def _loaded(self, spec: ModelSpec) -> Encoder:
-        if isinstance(self._failed.get(spec), NotLoadedError):
-            raise self._failed[spec]
+        if self._spec == spec and self._embedder is not None:
+            return self._embedder
+        self.free()
         self._failed[spec] = NotLoadedError(f"{spec.label} did not load; its first test says why")
         try:
-            encoder = load_encoder(spec, self.settings)
+            with ieee_float32(self.resources.device, self.resources.precision):
+                encoder = load_encoder(spec, self.resources, self.options.offline)
         except WeightsUnavailableError as error:
             self._failed[spec] = error
             raise
         del self._failed[spec]
-        return encoder
+        return self.adopt(spec, encoder)
 
-    def adopt(self, spec: ModelSpec, encoder: Encoder) -> None:
+    def adopt(self, spec: ModelSpec, encoder: Encoder) -> Embedder:
         """Take an encoder that was made elsewhere as the one that the spec names."""
         self.free()
-        self._float32.enter_context(ieee_float32(self.settings.device, self.settings.precision))
-        self._spec, self._encoder = spec, encoder
-        self._known = encoder.known if isinstance(encoder, CachedEncoder) else KnownRows()
+        self._float32.enter_context(ieee_float32(self.resources.device, self.resources.precision))
+        cache = cache_of(encoder, self.resources.device, self._store)
+        self._spec = spec
+        self._embedder = Embedder(encoder, self.resources, cache, not self.options.no_optimizations, self.progress)
+        self.subjects[spec.name] = subject_of(spec, encoder, self.options)
+        return self._embedder
 
     def free(self) -> None:
         """Free the loaded encoder's memory."""
-        if self._encoder is not None:
-            self._encoder.close()
+        if self._embedder is not None:
+            self._embedder.encoder.close()
         self._float32.close()
-        self._encoder = self._spec = None
-        self._known = KnownRows()
+        self._embedder = self._spec = None
         gc.collect()
-        release(self.settings.device)
-
-    def forget_rows(self) -> None:
-        """Let go of rows in memory: what is measured next is the model's memory."""
-        self._known.forget()
+        release(self.resources.device)
 
     def close(self) -> None:
         """Free the encoder and close the cache."""
         self.free()
-        if self._cache is not None:
-            self._cache.store.close()
+        if self._store is not None:
+            self._store.close()
 
     @property
     def cache_problems(self) -> list[str]:
         """What went wrong with the cache, in words; the results are as good without it."""
-        return self._cache.store.problems if self._cache is not None else []
+        return self._store.problems if self._store is not None else []
 
-    def dataset(self, name: str) -> Dataset:
-        """Return the items that an experiment asks for, loaded once a session.
+    def dataset(self, one: Experiment, name: str) -> Dataset:
+        """Return the data set of that name of an experiment, loaded once per session.
 
-        Raises: DataUnavailableError when they are not installed or not where they were said to be.
+        Raises: UsageError for a name that the experiment has not with these options; DataUnavailableError when items are not
+        installed or not where they were said to be; DataError when they are malformed.
         """
-        if name in self._unloadable:
-            raise self._unloadable[name]
-        if name not in self._datasets:
+        place = (one.name, name)
+        if place not in self._datasets:
             try:
-                self._datasets[name] = experiment(name).load(self.settings)
+                self._datasets[place] = source_of(one, name, self.options).load()
             except ClipbenchError as error:
-                self._unloadable[name] = error
-                raise
-        return self._datasets[name]
-
-    def replace_dataset(self, name: str, dataset: Dataset) -> None:
-        """Give an experiment these items in place of its own."""
-        self._datasets[name] = dataset
+                self._datasets[place] = error
+        found = self._datasets[place]
+        if isinstance(found, ClipbenchError):
+            raise found
+        return found
 
     def datasets(self) -> dict[str, Dataset]:
         """Return the data sets loaded so far, by their own name."""
-        return {dataset.name: dataset for dataset in self._datasets.values()}
+        return {d.name: d for d in self._datasets.values() if isinstance(d, Dataset)}
 
-    def measure(self, spec: ModelSpec, name: str) -> Result:
-        """Return the judged result of an experiment on a model, measured once a session.
+    def measure(self, spec: ModelSpec, key: Key) -> Result:
+        """Return the result of a key, measured once per session.
 
         Raises: any ClipbenchError of loading or measuring.
         """
-        key = (spec.label, name)
         if key in self._errors:
             raise self._errors[key]
         if key not in self.results:
-            dataset = self.dataset(name)
-            encoder = self.encoder(spec)
-            # Whatever ends the measuring, it is not tried again for the experiment's other tests, and is in the run.
-            self._errors[key] = NotLoadedError(self._unfinished(spec, name))
-            self.skip(spec, name, str(self._errors[key]))
+            one = experiment(key.experiment)
+            dataset, embedder = self.dataset(one, key.dataset), self.embedder(spec)
             try:
-                settings = replace(self.settings, known=self._known)
-                result = experiment(name).measure(encoder, dataset, settings)
-                if name == TRACED:
-                    result, self.probes[spec.label] = probed(encoder, dataset, self.settings, result)
-                self.record(spec, result, name)
+                measured = one.measure(embedder, dataset)
+                self.record(spec, one, dataset, measured)
+                if one.traced and measured.images is not None and measured.texts is not None:
+                    self.traces[spec.name] = trace_of(embedder.encoder, dataset, measured.images, measured.texts)
             except ClipbenchError as error:
                 self._errors[key] = error
-                self.unskip(spec, name)
                 raise
-            self.unskip(spec, name)
-            del self._errors[key]
+            except BaseException:  # whatever ends the measuring, it is not tried again for the experiment's other tests
+                reason = f"{key} did not finish: the session was interrupted, or its first test says why"
+                self._errors[key] = NotLoadedError(reason)
+                self.skip(key, reason)
+                raise
         return self.results[key]
 
-    def record(self, spec: ModelSpec, result: Result, name: str = "") -> Result:
-        """Judge a result and keep it; metrics of the same model and experiment recorded before are kept beside it.
+    def record(self, spec: ModelSpec, one: Experiment, dataset: Dataset, measured: Measured) -> Result:
+        """Keep what was measured, on disk too; scores of the same key recorded before are kept beside it."""
+        result = result_of(one, self.embedder(spec).encoder, dataset, measured)
+        result = replace(result, model=replace(result.model, name=spec.name))
+        if result.key in self.results:
+            result = replace(result, scores={**self.results[result.key].scores, **result.scores})
+        content = dump_json(result_to_json(result))  # a number that is no number is refused here
+        self.results[result.key] = result
+        try:
+            if self.parts is not None:
+                write_atomically(self.parts / part_name(result.key), content)
+            if self.options.save_embeddings and measured.text_image is not None:
+                from clipbench.embeddings_file import SavedRows, write_rows
 
-        `name` is what the result was asked for by, where that is not its experiment (zero_shot:NAME).
+                write_rows(self.options.results, SavedRows.of(result, measured))
+        except OSError as error:
+            self.unwritten.append(f"{result.key}: {error}")
+        if result.model.is_random and one.name not in JUDGED_AT_RANDOM:
+            self.skip(result.key, RANDOM_REASON)
+        return result
 
-        Contracts between two experiments are judged anew with every result of theirs, so that their order does not matter.
-        """
-        key = (spec.label, name or result.experiment)
-        if key in self.results:
-            result = replace(result, metrics={**self.results[key].metrics, **result.metrics})
-        result.to_json()  # a number that is no number is refused here, before it can be compared with anything
-        self.results[key] = result
-        mine = {name: found for (label, name), found in self.results.items() if label == spec.label}
-        for again in {key[1], *(c.experiment for c in contracts() if c.experiment in mine)}:
-            self.results[(spec.label, again)] = replace(mine[again], verdicts=judged(mine[again], mine))
-        if result.model.is_random and result.experiment not in ("model_card", "speed"):
-            self.skip(spec, result.experiment, RANDOM_REASON)
-        return self.results[key]
+    def verdicts(self, key: Key) -> tuple[Verdict, ...]:
+        """Return the verdicts of a result against its references: judged when first asked, and only once."""
+        if key not in self._verdicts:
+            beside = {k.experiment: r for k, r in self.results.items() if k.model == key.model}
+            self._verdicts[key] = judge(self.results[key], beside)
+        return self._verdicts[key]
 
-    def skip(self, spec: ModelSpec, name: str, reason: str) -> None:
-        """Note that something was not measured or judged, and why; what only points to such a note is not added."""
-        entry = Skip(name, spec.label, reason)
-        told = any((s.experiment, s.model) == (entry.experiment, entry.model) for s in self.skipped.values())
-        if told and isinstance(self._failed.get(spec), NotLoadedError) and reason == str(self._failed[spec]):
-            return
-        self.skipped[(entry.experiment, entry.model, entry.reason)] = entry
-
-    def unskip(self, spec: ModelSpec, name: str) -> None:
-        """Take back what was noted before measuring."""
-        self.skipped.pop((name, spec.label, self._unfinished(spec, name)), None)
-
-    def _unfinished(self, spec: ModelSpec, name: str) -> str:
-        return f"{name} of {spec.label} did not finish: the session was interrupted, or its first test says why"
+    def skip(self, key: Key, reason: str) -> None:
+        """Note that something was not measured or judged, and why."""
+        self.skipped[key, reason] = Skip(key, reason)
 
     def failed_to_load(self) -> list[str]:
         """Return the models that are there but could not be loaded: never a pass."""
-        return [spec.label for spec, error in self._failed.items() if not isinstance(error, WeightsUnavailableError)]
+        return [spec.name for spec, error in self._failed.items() if not isinstance(error, WeightsUnavailableError)]
 
     def run(self) -> Run:
-        """Return everything measured so far with its environment: model after model, experiments in a summary's order."""
-        environment = describe_environment(self.settings.device)
-        place = {label: k for k, label in enumerate(dict.fromkeys(label for label, _ in self.results))}
-        order = {e.name: e.order for e in all_experiments().values()}
-        results = sorted(self.results.items(), key=lambda entry: (place[entry[0][0]], order[entry[1].experiment]))
-        skipped, probes = tuple(self.skipped.values()), tuple(self.probes.values())
-        return Run(environment, tuple(result for _, result in results), skipped, probes)
+        """Return everything measured so far with its environment: model after model, experiments in a summary's order.
+
+        Verdicts are those of results that were judged.
+        """
+        place = {model: k for k, model in enumerate(dict.fromkeys(key.model for key in self.results))}
+        order = {name: k for k, name in enumerate(all_experiments())}
+        keys = sorted(self.results, key=lambda key: (place[key.model], order[key.experiment]))
+        return Run(
+            environment(self.resources.device),
+            tuple(replace(self.results[key], verdicts=self._verdicts.get(key, ())) for key in keys),
+            tuple(self.skipped.values()),
+            tuple(self.subjects.values()),
+            tuple(self.traces.values()),
+            self.plan,
+            self.id,
+            self.time,
+        )
 
 
-def make_settings(
-    device: str = "auto",
-    precision: str = "fp32",
-    batch_size: int | None = None,
-    workers: int | None = None,
-    offline: bool = False,
-    **more: Any,
-) -> Settings:
-    """Return settings with the device looked up and defaults filled in.
+def source_of(one: Experiment, name: str, options: Options) -> Source:
+    """Return the data set of that name that an experiment can load with these options. Raises: UsageError where it has none."""
+    sources = {source.name: source for source in one.sources(options.data)}
+    if name not in sources:
+        how = f"give its folder with --{one.root.option} {one.root.metavar}" if one.root is not None else "it has none"
+        raise UsageError(f"{one.name} has no data set {name!r} (it has {', '.join(sources) or 'none'}); {how}")
+    return sources[name]
 
-    Raises: UsageError for a device, precision, batch size or number of workers that cannot be.
-    """
-    from clipbench.models.device import default_batch_size, default_text_positions, default_workers, resolve_device
 
-    if precision not in PRECISIONS:
-        raise UsageError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
-    if workers is not None and workers < 0:
-        raise UsageError(f"--workers {workers}: expected 0 or more")
-    if offline:
+def planned(models: Iterable[str], experiments: Iterable[str], options: Options) -> Plan:
+    """Return the keys of these experiments on every data set that they have with these options, model after model."""
+    sources = [(name, source.name) for name in experiments for source in experiment(name).sources(options.data)]
+    return tuple(Key(name, model, dataset) for model in models for name, dataset in sources)
+
+
+def part_name(key: Key) -> str:
+    """Return the file name of a key's part: letters, digits, dot and dash, and a hash, so that no two keys share one."""
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(key)).strip("-.")[:100]
+    return f"{words}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]}.json"
+
+
+def subject_of(spec: ModelSpec, encoder: Encoder, options: Options) -> SubjectRecord:
+    """Return what was chosen of a model, and what is observed of it."""
+    asked: JsonObject = {
+        "alias": spec.name,
+        "loader": spec.source,
+        "weights": spec.pretrained,
+        "precision": options.precision,
+        "activation": options.activation or "",
+        "device": options.device,
+    }
+    return SubjectRecord(spec.name, asked | dict(encoder.asked()), dict(encoder.observed()))
+
+
+def environment(device: str) -> JsonObject:
+    """Return {"machine": ..., "software": ...} of this process; packages that are not installed are absent."""
+    software = {"python": platform.python_version(), "implementation": sys.implementation.name}
+    for name in SOFTWARE:
+        try:
+            software[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"machine": describe_machine(device), "software": software}
+
+
+def resources_of(options: Options) -> Resources:
+    """Return what a session with these options encodes with. Raises: UsageError for a device that does not exist here."""
+    if options.offline:
         go_offline()
-    found = resolve_device(device)
-    size = batch_size or default_batch_size(found)
-    threads = default_workers() if workers is None else workers
-    positions = 0 if batch_size else default_text_positions(found)
-    return Settings(
-        device=found,
-        precision=precision,
-        batch_size=size,
-        workers=threads,
-        text_positions=positions,
-        offline=offline,
-        **more,
-    )
+    return resolve_resources(options.device, options.precision, options.batch_size, options.workers)
+
+
+def new_id() -> tuple[str, str]:
+    """Return an id and a time for a run that begins now."""
+    return uuid.uuid4().hex[:16], datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def evaluate(
+    model: str | Sequence[str] | Any = "lite",
+    experiments: Iterable[str] | None = None,
+    **settings: Any,
+) -> Run:
+    """Return the run of these experiments (default: all) on these models: what `pytest benchmarks` measures, for a notebook.
+
+    `model` is a name, a list of names, or an object with encode_images and encode_texts. `settings` are those of
+    `Options.from_kwargs`: pretrained, activation, device ("auto"), precision ("fp32"), batch_size, workers, offline,
+    no_optimizations, cache (a folder), and folders of data (coco, roco, zero_shot={NAME: ROOT}). What cannot be had is noted in
+    `Run.skipped`; nothing is asserted: read `Result.verdicts`. A model that fails beside others that were measured is noted there,
+    too. Warns of a cache that failed.
+
+    Raises: UnknownModelError, UsageError; CheckpointError, DataError, EncoderError when nothing could be measured.
+    """
+    options = Options.from_kwargs(**settings)
+    names = _named(experiments, options)
+    identity, time = new_id()
+    with closing(Session(options, resources_of(options), id=identity, time=time)) as session:
+        specs = _specs(session, model)
+        session.plan = planned([spec.name for spec in specs], names, options)
+        failures = _measured(session, specs)
+    if failures and not session.results:
+        raise failures[0]
+    for key in session.results:
+        session.verdicts(key)
+    for problem in session.cache_problems:
+        warnings.warn(problem, stacklevel=2)
+    return session.run()
+
+
+def _named(experiments: Iterable[str] | None, options: Options) -> list[str]:
+    """The experiments by name. An unknown one is refused before anything is loaded."""
+    if experiments is None:
+        return [name for name, one in all_experiments().items() if one.sources(options.data)]
+    return [experiment(name).name for name in ([experiments] if isinstance(experiments, str) else experiments)]
+
+
+def _specs(session: Session, model: Any) -> tuple[ModelSpec, ...]:
+    options = session.options
+    if isinstance(model, Sequence) and not model:
+        raise UsageError("no model was given; `clipbench models` lists the names")
+    if isinstance(model, str) or (isinstance(model, Sequence) and all(isinstance(m, str) for m in model)):
+        return resolve([model] if isinstance(model, str) else model, options.pretrained, options.activation)
+    if options.pretrained or options.activation:
+        raise UsageError(
+            "pretrained and activation cannot be used with an encoder object, which brings its own weights"
+        )
+    encoder = wrap_encoder(model, session.resources)
+    spec = ModelSpec(encoder.identity.name, "factory", "factory")
+    session.adopt(spec, encoder)
+    return (spec,)
+
+
+def _measured(session: Session, specs: Sequence[ModelSpec]) -> list[ClipbenchError]:
+    """Measure all; what failed for another reason than that it cannot be had."""
+    failures: list[ClipbenchError] = []
+    several = len(session.plan) > 1 and not session.options.no_optimizations
+    by_name = {spec.name: spec for spec in specs}
+    with kept_pictures(picture_budget_bytes() if several else 0):
+        for key in session.plan:
+            try:
+                session.measure(by_name[key.model], key)
+            except ClipbenchError as error:
+                session.skip(key, str(error))
+                if not isinstance(error, WeightsUnavailableError | DataUnavailableError):
+                    failures.append(error)
+    return failures

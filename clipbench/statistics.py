@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from clipbench.result import VerdictWord
+from clipbench.types import Outcome
 
 Float64s = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -37,7 +37,6 @@ EXACT_UP_TO = 50
 NUISANCE_POINTS = 401
 STEP = 0.01
 RATIO_CONFIDENCE = 0.95
-LOWER_IS_BETTER = ("latency_p50", "peak_memory_bytes")
 
 
 def wilson_interval(hits: float, n: float, confidence: float = 0.95) -> Interval:
@@ -500,10 +499,11 @@ class Ratio:
     """head / base of one metric. `rounds` holds each round's ratio; `low`, `high` the 95 % interval, None for one round.
 
     `base` and `head` are the medians over the rounds, in the metric's unit. `direction`: which way it differs significantly from 1;
-    `verdict`: whether a loss beyond the tolerance is excluded (pass), shown (fail), or neither.
+    `verdict`: whether a loss beyond the tolerance is excluded (pass), significant (fail), or neither. `better`: which way is no loss.
     """
 
     metric: str
+    better: Literal["higher", "lower"]
     base: float
     head: float
     rounds: tuple[float, ...]
@@ -511,7 +511,7 @@ class Ratio:
     low: float | None
     high: float | None
     direction: Direction
-    verdict: VerdictWord
+    verdict: Outcome
 
 
 def round_ratio(base: Sequence[float], head: Sequence[float]) -> float:
@@ -526,11 +526,16 @@ def round_ratio(base: Sequence[float], head: Sequence[float]) -> float:
     return math.exp(statistics.median(math.log(h / b) for b, h in zip(base, head, strict=True)))
 
 
-def judged_ratio(metric: str, rounds: Sequence[tuple[float, float, float]], tolerance: float) -> Ratio:
+def judged_ratio(
+    metric: str,
+    rounds: Sequence[tuple[float, float, float]],
+    tolerance: float,
+    better: Literal["higher", "lower"] = "higher",
+) -> Ratio:
     """Return the geometric mean of the rounds' ratios with Student's t interval on their logarithms, judged.
 
     `rounds`: (ratio, base's value, head's value) of each. A loss is a ratio under 1 - tolerance, or over 1 + tolerance where lower is
-    better (latency, memory). One round has no interval and cannot be judged; rounds that all agree give one of width 0.
+    better. One round has no interval and cannot be judged; rounds that all agree give one of width 0.
 
     Raises: ValueError for no round, a ratio that is not above 0, or a tolerance outside 0..1.
     Source: paired t on log ratios, Kalibera & Jones 2013, Rigorous Benchmarking in Reasonable Time, ISMM: the unit of
@@ -550,14 +555,15 @@ def judged_ratio(metric: str, rounds: Sequence[tuple[float, float, float]], tole
         low, high = math.exp(centre - half), math.exp(centre + half)
     return Ratio(
         metric,
+        better,
         statistics.median(b for _, b, _ in rounds),
         statistics.median(h for _, _, h in rounds),
         ratios,
         math.exp(centre),
         low,
         high,
-        _direction(metric, low, high),
-        _verdict(metric, low, high, tolerance),
+        _direction(better, low, high),
+        _verdict(better, low, high, tolerance),
     )
 
 
@@ -568,20 +574,20 @@ def rounds_needed(ratio: Ratio, tolerance: float) -> int | None:
     """
     if ratio.low is None or ratio.high is None:
         return None
-    edge = math.log(1 + tolerance) if ratio.metric in LOWER_IS_BETTER else math.log(1 - tolerance)
+    edge = math.log(1 + tolerance) if ratio.better == "lower" else math.log(1 - tolerance)
     distance, half = abs(math.log(ratio.ratio) - edge), math.log(ratio.high / ratio.low) / 2
     return None if distance < half / 10 else math.ceil(len(ratio.rounds) * (1.2 * half / distance) ** 2)
 
 
-def _direction(metric: str, low: float | None, high: float | None) -> Direction:
+def _direction(better: str, low: float | None, high: float | None) -> Direction:
     if low is None or high is None or low <= 1 <= high:
         return "cannot tell"
-    return "worse" if (low > 1) == (metric in LOWER_IS_BETTER) else "better"
+    return "worse" if (low > 1) == (better == "lower") else "better"
 
 
-def _verdict(metric: str, low: float | None, high: float | None, tolerance: float) -> VerdictWord:
+def _verdict(better: str, low: float | None, high: float | None, tolerance: float) -> Outcome:
     if low is None or high is None:
         return "inconclusive"
-    if metric in LOWER_IS_BETTER:
+    if better == "lower":
         return "fail" if low > 1 + tolerance else "pass" if high <= 1 + tolerance else "inconclusive"
     return "fail" if high < 1 - tolerance else "pass" if low >= 1 - tolerance else "inconclusive"

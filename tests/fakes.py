@@ -2,13 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from clipbench.data.dataset import Dataset, ImageRef, Item
-from clipbench.models.encoder import CustomEncoder
-from clipbench.result import DatasetIdentity, Items, Metric, ModelIdentity, Result
+from clipbench.embed.embedder import Embedder
+from clipbench.experiments import experiment, result_of
+from clipbench.experiments.matching import matching_answers, matching_scores
+from clipbench.experiments.model_card import MODEL_CARD
+from clipbench.metrics import answers
+from clipbench.models.device import Resources
+from clipbench.models.encoder import CustomEncoder, Encoder
+from clipbench.options import Options
+from clipbench.types import Answers, DatasetIdentity, Matrix, ModelIdentity, Protocol, Result, Score
 
 TINY_VIT = {
     "embed_dim": 32,
@@ -48,6 +56,18 @@ def custom(wrapped: object, name: str = "fake") -> CustomEncoder:
     return CustomEncoder(wrapped, name)
 
 
+def measure(name: str, encoder: Encoder, dataset: Dataset, optimize: bool = True, **resources: Any) -> Result:
+    """Return the result of the experiment of that name, encoded with these resources."""
+    one = experiment(name)
+    measured = one.measure(Embedder(encoder, Resources(**resources), optimize=optimize), dataset)
+    return result_of(one, encoder, dataset, measured)
+
+
+def load(name: str, **data: Any) -> Dataset:
+    """Return the first data set of the experiment of that name, with the folders and choices of `Options.from_kwargs`."""
+    return experiment(name).sources(Options.from_kwargs(**data).data)[0].load()
+
+
 def colour_dataset(folder: Path, names: Sequence[str] = ColourEncoder.names) -> Dataset:
     """Return a data set of one-coloured PNG files with their colour's name as caption."""
     colours = dict(zip(ColourEncoder.names, ColourEncoder.colours, strict=True))
@@ -56,24 +76,28 @@ def colour_dataset(folder: Path, names: Sequence[str] = ColourEncoder.names) -> 
         path = folder / f"{name}.png"
         Image.new("RGB", (40, 30), colours[name]).save(path)
         items.append(Item(name, ImageRef(path), (f"a {name} picture",)))
-    return Dataset("colours", tuple(items), "made by the tests", protocol={"prompts": "This is {caption}"})
+    return Dataset("colours", tuple(items), "made by the tests", prompts=("This is {caption}",))
+
+
+def confusion(scores: np.ndarray, labels: Sequence[int]) -> list[list[int]]:
+    """Return the confusion counts of (queries, candidates) scores, as their answers give them."""
+    ids, names = (tuple(str(k) for k in range(n)) for n in np.shape(scores))
+    return Answers(ids, names, *answers(scores, labels), np.asarray(labels, dtype=np.int32)).confusion().tolist()
 
 
 def matching(
     similarity: np.ndarray, ids: Sequence[str], model: str = "ViT-B/32", pretrained: str = "openai", **identity: str
 ) -> Result:
-    """Return a natural result with this matrix and the metrics that follow from it."""
-    from clipbench.experiments.matching import matching_metrics
-
-    outcomes, metrics = matching_metrics(np.asarray(similarity, dtype=np.float64), seed=0)
+    """Return a natural result with this (texts, images) matrix, and the scores and answers that follow from it."""
+    cosines, names = np.asarray(similarity, dtype=np.float64), tuple(ids)
     return Result(
         experiment="natural",
-        model=ModelIdentity(model, pretrained, **identity),
-        dataset=DatasetIdentity("natural", "0" * 64, len(ids)),
-        protocol={"prompts": "This is {caption}", "preprocessing": "test", "metric_version": 1, "shortcuts": []},
-        metrics=metrics,
-        items=Items(ids=tuple(ids), outcomes=outcomes),
-        arrays={"similarity": np.asarray(similarity, dtype=np.float64)},
+        model=ModelIdentity(model, pretrained, **{"preprocessing": "test", **identity}),
+        dataset=DatasetIdentity("natural", "0" * 64, len(names)),
+        protocol=Protocol(("This is {caption}",)),
+        scores={found.spec.name: found for found in matching_scores(cosines, names)},
+        matrices={"similarity": Matrix("cosine", cosines, names, names)},
+        answers=matching_answers(cosines, names),
     )
 
 
@@ -81,8 +105,8 @@ def card(model: str, pretrained: str = "random:0", **values: int) -> Result:
     """Return a model card result with these values."""
     return Result(
         experiment="model_card",
-        model=ModelIdentity(model, pretrained),
+        model=ModelIdentity(model, pretrained, preprocessing="test"),
         dataset=DatasetIdentity("none", "", 0),
-        protocol={"prompts": [], "preprocessing": "test", "metric_version": 1, "shortcuts": []},
-        metrics={name: Metric(value, 1) for name, value in values.items()},
+        protocol=Protocol(),
+        scores={name: Score(MODEL_CARD.spec(name), value, 1) for name, value in values.items()},
     )

@@ -70,6 +70,14 @@ def retrieval_ranks(similarity, text_image):
     return of_texts, of_images
 
 
+def taken_for(scores, right, k):
+    """The first k candidates: wrong ones in their order, the best of `right` behind all wrong ones that tie; and its margin."""
+    ranked = sorted((c for c in range(len(scores)) if c not in right), key=lambda c: (-scores[c], c))
+    own = max(right, key=lambda c: scores[c])
+    rank = sum(scores[c] >= scores[own] for c in ranked)
+    return [*ranked[:rank], own, *ranked[rank:]][:k], scores[own] - scores[ranked[0]]
+
+
 def nearest(similarity, k, tie):
     """The k best rows of each query, best first; where the next score is no further than `tie`, the lower number first."""
     tops = []

@@ -4,12 +4,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from fakes import measure
 
-from clipbench.experiments import experiment
-from clipbench.judge.references import judged
+from clipbench.data.packaged import packaged_dataset
+from clipbench.judge.references import judge
 from clipbench.models.open_clip import load_open_clip
 from clipbench.models.zoo import ModelSpec
-from clipbench.settings import Settings
 
 STEPS = 400
 
@@ -17,7 +17,7 @@ STEPS = 400
 @pytest.fixture(scope="module")
 def natural_items():
     pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
-    return experiment("natural").load(Settings())
+    return packaged_dataset("natural")
 
 
 @pytest.fixture(scope="module", params=["gelu", "quickgelu"])
@@ -62,9 +62,11 @@ def activation_verdict(path, activation, items):
     encoder = load_open_clip(
         ModelSpec("tiny-vit", "path", str(path), "tiny-vit", activation), "cpu", "fp32", offline=True
     )
-    result = experiment("natural").measure(encoder, items, Settings())
-    assert np.abs(result.arrays["similarity"] - result.arrays["similarity_other_activation"]).max() > 0.01
-    (verdict,) = [v for v in judged(result) if v.metric == "activation"]
+    result = measure("natural", encoder, items)
+    other = {"gelu": "quickgelu", "quickgelu": "gelu"}[activation]
+    tables = [result.matrices[name].values for name in ("similarity", f"similarity_{other}")]
+    assert np.abs(tables[0] - tables[1]).max() > 0.01
+    (verdict,) = [v for v in judge(result) if v.metric == "activation"]
     return verdict
 
 
@@ -74,10 +76,10 @@ def test_a_checkpoint_loaded_with_the_wrong_activation_fails_and_the_message_nam
     trained, path = checkpoint
     wrong = "quickgelu" if trained == "gelu" else "gelu"
     verdict = activation_verdict(path, wrong, natural_items)
-    assert verdict.verdict == "fail", verdict.reason
+    assert verdict.outcome == "fail", verdict.reason
     assert f"run again with --activation {trained}" in verdict.reason
 
 
 def test_the_same_checkpoint_with_the_activation_it_was_trained_with_passes(checkpoint, natural_items):
     trained, path = checkpoint
-    assert activation_verdict(path, trained, natural_items).verdict == "pass"
+    assert activation_verdict(path, trained, natural_items).outcome == "pass"

@@ -8,14 +8,13 @@ from paired_runs import EYE, RIGHT, RULES, flipped, natural, run_of, scored
 
 from clipbench.errors import UsageError
 from clipbench.judge.baseline import judge_against, update_baseline
-from clipbench.result import dump_json
-from clipbench.run_file import RunFormatError, read_run
+from clipbench.storage import RunFormatError, dump_json, read_run, run_to_json
 
 WORSE = flipped(RIGHT, lost=200)
 
 
 def document(*results):
-    return {"benchmarks": [], "clipbench": run_of(*results).to_json()}
+    return {"benchmarks": [], "clipbench": run_to_json(run_of(*results))}
 
 
 def stored(path, *results):
@@ -37,23 +36,23 @@ def test_each_result_gets_its_verdicts_of_this_kind(tmp_path, kind, outcomes, wo
     path = stored(tmp_path / "base.json", scored(RIGHT))
     judged = judge_against(run_of(scored(outcomes)), path, kind, RULES)
     (verdict,) = judged.run.results[0].verdicts
-    assert (verdict.metric, verdict.kind, verdict.verdict) == ("acc1", kind, word)
+    assert (verdict.metric, verdict.kind, verdict.outcome) == ("acc1", kind, word)
     assert (verdict.reference, verdict.expected) == (f"{kind} base.json", 0.6)
-    judged.run.to_json()
+    run_to_json(judged.run)
 
 
 def test_a_change_on_a_small_set_is_an_inconclusive_verdict_on_its_outcomes(tmp_path):
     path = stored(tmp_path / "base.json", natural())
     judged = judge_against(run_of(natural(EYE + 0.01)), path, "baseline", RULES)
     (verdict,) = judged.run.results[0].verdicts
-    assert (verdict.metric, verdict.verdict, verdict.expected) == ("outcomes", "inconclusive", "the same")
+    assert (verdict.metric, verdict.outcome, verdict.expected) == ("outcomes", "inconclusive", "the same")
 
 
 def test_what_no_result_can_carry_is_in_the_comparison(tmp_path):
     path = stored(tmp_path / "base.json", natural(), scored(RIGHT))
     judged = judge_against(run_of(scored(RIGHT)), path, "baseline", RULES)
-    assert judged.comparison.verdict == "inconclusive"
-    assert [f.experiment for f in judged.comparison.of("inconclusive")] == ["natural"]
+    assert judged.comparison.outcome == "inconclusive"
+    assert [v.key.experiment for v in judged.comparison.of("inconclusive")] == ["natural"]
 
 
 def test_small_accepted_drops_are_seen_together_by_the_anchor(tmp_path):
@@ -63,7 +62,7 @@ def test_small_accepted_drops_are_seen_together_by_the_anchor(tmp_path):
         previous = stored(tmp_path / f"{release}.json", scored(outcomes))
         outcomes = flipped(outcomes, lost=30)
         head = run_of(scored(outcomes))
-        words.append([judge_against(head, p, "anchor", RULES).comparison.verdict for p in (previous, anchor)])
+        words.append([judge_against(head, p, "anchor", RULES).comparison.outcome for p in (previous, anchor)])
     assert [step for step, _ in words] == ["pass"] * 4
     assert words[-1][1] == "fail"
 
@@ -91,7 +90,7 @@ def test_an_update_reports_what_changed_and_keeps_every_reason(tmp_path):
         "date": "2026-01-02",
         "changed": 0,
     }
-    assert judge_against(run_of(scored(WORSE)), path, "baseline", RULES).comparison.verdict == "pass"
+    assert judge_against(run_of(scored(WORSE)), path, "baseline", RULES).comparison.outcome == "pass"
 
 
 def test_an_update_that_changes_nothing_says_so(tmp_path):

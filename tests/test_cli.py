@@ -9,9 +9,10 @@ import pytest
 from fakes import matching
 
 from clipbench.cli import main
-from clipbench.judge.references import judged
+from clipbench.judge.references import judge
 from clipbench.models.zoo import zoo
-from clipbench.result import Run, dump_json
+from clipbench.storage import dump_json, run_to_json
+from clipbench.types import Run
 
 
 def test_help_and_models_import_neither_torch_nor_scipy():
@@ -39,11 +40,8 @@ def test_models_all_lists_every_other_architecture(capsys):
 def test_report_writes_the_summary_of_a_run_file_again(tmp_path, capsys):
     result = matching(np.eye(8), "abcdefgh", "RN50")
     path = tmp_path / "run.json"
-    path.write_text(
-        dump_json(
-            {"clipbench": Run({"machine": {}, "software": {}}, (replace(result, verdicts=judged(result)),)).to_json()}
-        )
-    )
+    run = Run({"machine": {}, "software": {}}, (replace(result, verdicts=judge(result)),))
+    path.write_text(dump_json({"clipbench": run_to_json(run)}))
     assert main(["report", str(path), "-o", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "summary.md").read_text()
     assert "natural" in text
@@ -55,12 +53,9 @@ def test_report_names_a_figure_that_cannot_be_drawn_and_files_that_cannot_be_wri
         raise RuntimeError("latex could not be found")
 
     path = tmp_path / "run.json"
-    path.write_text(
-        dump_json(
-            {"clipbench": Run({"machine": {}, "software": {}}, (matching(np.eye(8), "abcdefgh", "RN50"),)).to_json()}
-        )
-    )
-    monkeypatch.setattr("clipbench.report.summary.figures_of", draw)
+    run = Run({"machine": {}, "software": {}}, (matching(np.eye(8), "abcdefgh", "RN50"),))
+    path.write_text(dump_json({"clipbench": run_to_json(run)}))
+    monkeypatch.setattr("clipbench.report.summary.figure_of", draw)
     assert main(["report", str(path), "-o", str(tmp_path / "out")]) == 0
     assert "no figure: natural of RN50 (openai) on natural: RuntimeError: latex" in capsys.readouterr().err
     assert main(["report", str(path), "-o", str(path)]) == 2

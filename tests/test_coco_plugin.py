@@ -77,7 +77,7 @@ def test_a_truncated_image_is_left_out_and_under_require_all_fails_by_name(run, 
     picture.write_bytes(picture.read_bytes()[:60])
     run("--coco", root).assert_outcomes(skipped=6)
     results = json.loads((pytester.path / "results/run.json").read_text())["clipbench"]["results"]
-    assert [r["protocol"]["notes"]["broken_images"] for r in results] == [1, 1, 1]
+    assert [r["provenance"]["exclusions"]["broken_images"] for r in results] == [1, 1, 1]
     assert [r["dataset"]["n"] for r in results] == [6, 4, 4]
     result = run("--coco", root, "--require-all")
     result.assert_outcomes(failed=6)

@@ -9,14 +9,14 @@ import pytest
 from paired_runs import EYE, RIGHT, flipped, moved, natural, run_of, scored
 
 from clipbench.cli import main
-from clipbench.result import dump_json
+from clipbench.storage import dump_json, run_to_json
 
 EVIL = "<img src=x onerror=alert(1)> | `x` [l](http://h) @team www.evil.example\n::error::boo \x1b[31m"
 WORSE = flipped(RIGHT, lost=200)
 
 
 def stored(path, *results, **more):
-    path.write_text(dump_json({"benchmarks": [], "clipbench": run_of(*results, **more).to_json()}))
+    path.write_text(dump_json({"benchmarks": [], "clipbench": run_to_json(run_of(*results, **more))}))
     return str(path)
 
 
@@ -129,7 +129,7 @@ def test_options_that_cannot_be_meant_are_exit_code_2_and_one_line(pair, capsys,
 
 def broken():
     """Each bad input of a gate: its words, and how it is made of a whole run's JSON."""
-    whole = dump_json({"benchmarks": [], "clipbench": run_of(natural()).to_json()})
+    whole = dump_json({"benchmarks": [], "clipbench": run_to_json(run_of(natural()))})
 
     def changed(change):
         entry = json.loads(whole)
@@ -142,15 +142,13 @@ def broken():
         "is not JSON": whole[: len(whole) // 2],
         "is no run": "[1]",
         "without the key `clipbench`": '{"benchmarks": []}',
-        "run schema 2, this clipbench reads 1; convert it": changed(lambda r, run: run.update(schema=2)),
+        "run schema 1, this clipbench reads 2": changed(lambda r, run: run.update(schema=1)),
         "more than once": changed(lambda r, run: r["items"]["ids"].__setitem__(1, "page")),
         "7 outcomes for 8 ids": changed(lambda r, run: r["items"][first].pop()),
         "holds NaN": whole.replace("0.1", "NaN", 1),
         "no finite number": changed(lambda r, run: r["items"][first].__setitem__(0, None)),
         "text_to_image_top1 has an outcome": changed(lambda r, run: r["items"][first].__setitem__(0, "1")),
-        "margin_min is no finite number": changed(
-            lambda r, run: r["metrics"].update(margin_min={"value": 10**400, "n": 8})
-        ),
+        "margin_min is no finite number": changed(lambda r, run: r["metrics"]["margin_min"].update(value=10**400)),
         "something other than texts": changed(
             lambda r, run: r["items"].update(axes={first: "text_ids"}, text_ids=[[1]] * 8)
         ),
@@ -179,7 +177,7 @@ def test_a_file_that_is_not_there_is_exit_code_2(tmp_path, capsys):
 
 
 def test_a_repeated_id_at_the_end_of_a_long_list_is_found(tmp_path, capsys):
-    entry = {"clipbench": run_of(scored([1] * 60_000)).to_json()}
+    entry = {"clipbench": run_to_json(run_of(scored([1] * 60_000)))}
     entry["clipbench"]["results"][0]["items"]["ids"][-1] = "i0"
     path = tmp_path / "run.json"
     path.write_text(json.dumps(entry))

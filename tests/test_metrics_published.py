@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
+from fakes import confusion
 
 from clipbench.metrics import (
     average_precision,
-    confusion_matrix,
     hits_at,
     label_ranks,
     per_class_recall,
-    retrieval_ranks,
+    retrieval,
 )
 
 
@@ -33,13 +33,13 @@ def test_retrieval_recall_is_that_of_clip_benchmark(retrieval_case, k):
     import torch
 
     images, texts, text_image = retrieval_case
-    ranks = retrieval_ranks(images, texts, text_image)
+    found = retrieval(images, texts, text_image)
     scores = torch.from_numpy(texts @ images.T)
     positive = torch.zeros(scores.shape, dtype=torch.bool)
     positive[torch.arange(len(texts)), torch.from_numpy(text_image)] = True
     for ours, expected in (
-        (ranks.text_to_image, theirs.recall_at_k(scores, positive, k)),
-        (ranks.image_to_text, theirs.recall_at_k(scores.T, positive.T, k)),
+        (found.text_to_image.ranks, theirs.recall_at_k(scores, positive, k)),
+        (found.image_to_text.ranks, theirs.recall_at_k(scores.T, positive.T, k)),
     ):
         assert hits_at(ours, k).mean() > 0.1
         assert hits_at(ours, k).mean() == pytest.approx((expected > 0).float().mean().item(), abs=1e-6)
@@ -74,7 +74,7 @@ def test_recall_and_confusion_are_those_of_scikit_learn(classification_case):
     recall = per_class_recall(hits_at(label_ranks(scores, labels), 1), labels, 10)
     assert recall.values.mean() == pytest.approx(theirs.balanced_accuracy_score(labels, picked), abs=1e-6)
     expected = theirs.confusion_matrix(labels, picked, labels=range(10))
-    assert confusion_matrix(scores, labels).tolist() == expected.tolist()
+    assert confusion(scores, labels) == expected.tolist()
 
 
 def test_average_precision_is_that_of_scikit_learn_and_clip_benchmark():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clipbench.metrics as module
-from clipbench.metrics import TIE, Nearest, nearest, overlap, retrieval_ranks
+from clipbench.metrics import TIE, Nearest, nearest, overlap, retrieval
 
 # Blocks so small that a few rows cross their borders; the sizes that are used otherwise.
 SMALL = {"_QUERIES": 7, "_ROWS": 11, "_CELLS": 40, "_KEPT": 60, "_PAIRS": 3}
@@ -138,7 +138,7 @@ def test_ranks_are_those_of_the_retrieval_experiment_ties_against_the_query():
     images[7] = images[3]
     texts = rows(60, seed=9)
     found = nearest(texts, images, 10, truth)
-    assert found.ranks.tolist() == retrieval_ranks(images, texts, truth).text_to_image.tolist()
+    assert found.ranks.tolist() == retrieval(images, texts, truth).text_to_image.ranks.tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -12,7 +12,7 @@ from running import ENCODERS, NATURAL
 from clipbench.judge.references import Floor
 from clipbench.models import load_encoder
 from clipbench.paths import benchmarks
-from clipbench.run_file import read_run, run_schema
+from clipbench.storage import read_run, run_schema
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_session_uses_nothing_that_pytest_deprecates(run):
 def test_each_model_loads_once(run, monkeypatch):
     loads = []
     monkeypatch.setattr(
-        "clipbench.session.load_encoder", lambda spec, s: loads.append(spec.name) or load_encoder(spec, s)
+        "clipbench.session.load_encoder", lambda spec, *how: loads.append(spec.name) or load_encoder(spec, *how)
     )
     run(model=["known_encoders:Oracle,known_encoders:Swapped", "known_encoders:Oracle"])
     assert loads == ["known_encoders:Oracle", "known_encoders:Swapped"]
@@ -222,7 +222,7 @@ def test_random_weights_are_measured_but_not_judged_and_under_require_all_that_f
         result.assert_outcomes(skipped=4)
         result.stdout.fnmatch_lines(["*random weights: measured and recorded*"])
         entry = run_json(pytester)["clipbench"]
-        assert "similarity" in entry["results"][0]["arrays"]
+        assert "similarity" in entry["results"][0]["matrices"]
         assert entry["skipped"][0]["reason"].startswith("random weights")
         pytester.runpytest_inprocess(*arguments, "--require-all").assert_outcomes(failed=4)
     finally:
@@ -268,7 +268,7 @@ def test_results_that_cannot_be_written_fail_the_session(run, floor, monkeypatch
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipbench.result.write_whole", full)
+    monkeypatch.setattr("clipbench.storage.write_atomically", full)
     result = run()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["ERROR: the run's files could not be written*No space left on device*"])
@@ -278,7 +278,7 @@ def test_a_figure_that_cannot_be_drawn_costs_neither_the_summary_nor_the_session
     def draw(result, dataset):
         raise RuntimeError("latex could not be found")
 
-    monkeypatch.setattr("clipbench.report.summary.figures_of", draw)
+    monkeypatch.setattr("clipbench.report.summary.figure_of", draw)
     result = run()
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["NOTE: no figure: natural of *: RuntimeError: latex could not be found"])

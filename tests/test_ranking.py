@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from clipbench.experiments.experiment import mean, rate
+from clipbench.experiments import score
 from clipbench.judge.ranking import (
     BEATEN,
     BEST,
     imagenet_of,
-    images_of,
     items_needed,
     published_imagenet,
     rankings,
@@ -28,23 +27,24 @@ from clipbench.judge.references import published_matrices
 from clipbench.report.document import to_html, to_markdown
 from clipbench.report.ranking import ranking_blocks, ranking_figure, ranking_lines, rankings_by_experiment
 from clipbench.report.summary import write_report
-from clipbench.result import DatasetIdentity, Items, ModelIdentity, Result, Run
 from clipbench.statistics import gate_power
+from clipbench.types import DatasetIdentity, MetricSpec, ModelIdentity, Outcomes, Protocol, Provenance, Result, Run
 
 STUDY = (BEST, *BEATEN)
+ACC1 = MetricSpec("acc1", "rate", ranked=True)
+PRECISION = MetricSpec("mean_average_precision", "mean", ranked=True)
 
 
-def scored(model, outcomes, metric="acc1", pretrained="openai", **protocol):
-    """A result with these outcomes, one an item."""
+def scored(model, outcomes, spec=ACC1, pretrained="openai", clusters=None):
+    """A result with these outcomes, one per item, by a model with a preprocessing of its own."""
     ids = tuple(f"i{k}" for k in range(len(outcomes)))
-    made = rate(outcomes) if metric == "acc1" else mean(outcomes, 0)
+    found = score(spec, Outcomes(ids, np.array(outcomes, dtype=float), clusters))
     return Result(
         "zero_shot",
-        ModelIdentity(model, pretrained),
+        ModelIdentity(model, pretrained, preprocessing=f"the resize of {model}"),
         DatasetIdentity("tests", "f" * 64, len(ids)),
-        {"prompts": ["a {}"], "preprocessing": model} | protocol,
-        {metric: made},
-        Items(ids, {metric: list(outcomes)}),
+        Protocol(("a {}",)),
+        {spec.name: found},
     )
 
 
@@ -91,7 +91,7 @@ def test_the_published_matrices_of_three_models_tie_though_their_cosines_differ(
             cells = np.array([[matrix.cell(r, c)[0] for c in range(8)] for r in range(8)])
             results.append(matching(cells, matrix.names, matrix.model))
     assert len(results) == 3
-    cosines = [r.metrics["diagonal_mean"].value for r in results]
+    cosines = [r.scores["diagonal_mean"].value for r in results]
     assert max(cosines) - min(cosines) > 0.04
     found = rankings(run(*results))
     assert {r.metric for r in found} == {"text_to_image_top1", "image_to_text_top1"}
@@ -102,9 +102,12 @@ def test_the_published_matrices_of_three_models_tie_though_their_cosines_differ(
 def test_no_scale_or_offset_of_a_models_cosines_moves_a_ranking(scale, offset):
     ids = [f"i{k}" for k in range(6)]
     cosines = np.random.default_rng(3).normal(size=(6, 6)) + np.eye(6)
-    plain = rankings(run(matching(cosines, ids, "a"), matching(np.eye(6), ids, "b")))
-    moved = rankings(run(matching(scale * cosines + offset, ids, "a"), matching(np.eye(6), ids, "b")))
-    assert plain == moved
+
+    def ranked(of_a):
+        found = rankings(run(matching(of_a, ids, "a"), matching(np.eye(6), ids, "b")))
+        return [(r.metric, r.pairs, [(s.model, s.place, s.score.value) for s in r.standings]) for r in found]
+
+    assert ranked(cosines) == ranked(scale * cosines + offset)
 
 
 def test_many_pairs_raise_the_bar():
@@ -125,14 +128,14 @@ def test_noise_alone_is_called_a_difference_at_most_one_time_in_twenty():
 
 def test_scores_between_0_and_1_are_compared_by_signs_and_a_paired_bootstrap():
     easy = np.random.default_rng(1).random(40) * 0.8
-    low, high = scored("low", easy.tolist(), "mean_average_precision"), easy + np.linspace(0, 0.1, 40)
-    found = only(low, scored("high", high.tolist(), "mean_average_precision"))
+    low, high = scored("low", easy, PRECISION), easy + np.linspace(0, 0.1, 40)
+    found = only(low, scored("high", high, PRECISION))
     (pair,) = found.pairs
     assert pair.winner is not None
     assert pair.winner.name == "high"
     assert 0 < pair.low < 0.05 < pair.high
     assert pair.a_only is None
-    few = only(*(scored(m, [0.5 + d] * 5, "mean_average_precision") for m, d in (("a", 0.0), ("b", 0.1))))
+    few = only(*(scored(m, [0.5 + d] * 5, PRECISION) for m, d in (("a", 0.0), ("b", 0.1))))
     assert few.pairs[0].winner is None  # five items cannot show anything, however much they agree
 
 
@@ -150,36 +153,53 @@ def test_many_items_draw_signs_and_never_give_zero():
 
 def test_other_items_or_another_prompt_are_not_compared_and_say_so():
     a, b, c = (scored(m, right(90)) for m in "abc")
-    prompt = replace(c, protocol={**c.protocol, "prompts": ["b {}"]})
+    prompt = replace(c, protocol=Protocol(("b {}",)))
     found = only(a, prompt, b)
     assert [s.model.name for s in found.standings] == ["a", "b"]
-    assert [(m.name, why) for m, why in found.not_comparable] == [("c", "measured under another protocol: prompts")]
+    assert [(m.name, why) for m, why in found.not_comparable] == [("c", 'prompts ["a {}"] -> ["b {}"]')]
     items = replace(c, dataset=replace(c.dataset, fingerprint="e" * 64))
     assert "other items" in only(a, b, items).not_comparable[0][1]
     fewer = only(a, b, scored("c", right(9, total=10)))
-    assert fewer.not_comparable[0][1] == "measured on other items (n=100 and n=10)"
+    assert fewer.not_comparable[0][1] == "n 100 -> 10"
     assert only(a, prompt).pairs == ()
 
 
+def test_outcomes_of_other_items_of_one_set_are_not_compared():
+    a, b = scored("a", right(90)), scored("b", right(90))
+    outcomes = b.scores["acc1"].outcomes
+    other = replace(outcomes, ids=("another", *outcomes.ids[1:]))
+    b = replace(b, scores={"acc1": replace(b.scores["acc1"], outcomes=other)})
+    assert only(a, b).not_comparable == ((b.model, "100 outcomes where the others have 100, 99 of the same items"),)
+
+
 def test_preprocessing_and_counts_belong_to_a_model_and_hinder_no_comparison():
-    found = only(
-        scored("a", right(90), notes={"truncated_texts": 1}), scored("b", right(90), notes={"truncated_texts": 0})
-    )
+    a, b = scored("a", right(90)), scored("b", right(90))
+    found = only(a, replace(b, provenance=Provenance(("text_truncation",), exclusions={"truncated_texts": 1})))
+    assert a.model.preprocessing != b.model.preprocessing
     assert len(found.standings) == 2
 
 
 def test_captions_of_one_image_are_one_witness():
-    def retrieval(model, hits):
-        ids = {"image_ids": [f"{k}" for k in range(12)], "text_ids": [f"{k}#{c}" for k in range(12) for c in range(5)]}
-        name = "image_retrieval_recall@1"
-        result = scored(model, hits)
-        items = Items(outcomes={name: hits}, id_lists=ids, axes={name: "text_ids"})
-        return replace(result, metrics={name: rate(hits)}, items=items)
+    images = tuple(f"{k}" for k in range(12) for _ in range(5))
+    lost = [0] * 10 + [1] * 50  # two images lost with all their captions
+    alone = only(scored("a", [1] * 60), scored("b", lost))
+    together = only(scored("a", [1] * 60, clusters=images), scored("b", lost, clusters=images))
+    assert together.pairs[0].winner is None
+    assert alone.pairs[0].winner is not None
 
-    a, b = retrieval("a", [1] * 60), retrieval("b", [0] * 10 + [1] * 50)  # two images lost with all their captions
-    assert images_of(a, "image_retrieval_recall@1")[:6] == ["0"] * 5 + ["1"]
-    assert only(a, b).pairs[0].winner is None
-    assert only(scored("a", [1] * 60), scored("b", [0] * 10 + [1] * 50)).pairs[0].winner is not None
+
+def test_what_is_better_when_lower_is_ranked_the_other_way():
+    spec = MetricSpec("errors", "rate", "lower", ranked=True)
+    found = only(scored("high", right(90), spec), scored("low", right(60), spec))
+    assert [(s.model.name, s.place) for s in found.standings] == [("low", 1), ("high", 2)]
+    assert found.pairs[0].winner == found.standings[0].model
+    assert found.pairs[0].difference == pytest.approx(-0.3)
+
+
+def test_only_what_its_spec_ranks_is_ranked_in_the_order_of_the_scores():
+    cosines = np.random.default_rng(3).normal(size=(6, 6))
+    found = rankings(run(*(matching(cosines, [f"i{k}" for k in range(6)], m) for m in "ab")))
+    assert [r.metric for r in found] == ["text_to_image_top1", "image_to_text_top1"]
 
 
 # The study's claim.

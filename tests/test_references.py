@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fakes import card, matching
 
-from clipbench.judge.references import floors, judged, published_matrices
+from clipbench.judge.references import floors, judge, published_matrices
 from clipbench.models.zoo import zoo
 
 MATRICES = published_matrices()
@@ -20,20 +20,20 @@ def published(matrix):
 
 
 def verdict_of(result, metric, kind=None):
-    return [v for v in judged(result) if v.metric == metric and kind in (None, v.kind)]
+    return [v for v in judge(result) if v.metric == metric and kind in (None, v.kind)]
 
 
 @pytest.mark.parametrize("name", list(zoo()))
 def test_the_published_card_passes_and_one_parameter_more_fails(name):
     values = zoo()[name].card
-    assert {v.verdict for v in judged(card(name, **values))} == {"pass"}
+    assert {v.outcome for v in judge(card(name, **values))} == {"pass"}
     (params,) = verdict_of(card(name, **(values | {"params": values["params"] + 1})), "params")
-    assert params.verdict == "fail"
+    assert params.outcome == "fail"
     assert f"{values['params']:,}" in params.reason
 
 
 def test_a_card_that_was_not_measured_fails():
-    assert {v.verdict for v in judged(card("RN50"))} == {"fail"}
+    assert {v.outcome for v in judge(card("RN50"))} == {"fail"}
 
 
 @pytest.mark.parametrize("matrix", MATRICES, ids=lambda m: f"{m.model}-{m.source[:12]}")
@@ -44,7 +44,7 @@ def test_a_published_matrix_passes_on_itself_and_fails_when_one_cell_moves(matri
         for v in verdict_of(matching(measured, matrix.names, matrix.model), "similarity")
         if v.reference == matrix.source
     ]
-    assert [v.verdict for v in mine] == ["pass"]
+    assert [v.outcome for v in mine] == ["pass"]
     row, column = next((r, c) for r in range(8) for c in range(8) if matrix.cell(r, c) and matrix.names[c] != "camera")
     measured[row, column] += 0.02
     mine = [
@@ -52,7 +52,7 @@ def test_a_published_matrix_passes_on_itself_and_fails_when_one_cell_moves(matri
         for v in verdict_of(matching(measured, matrix.names, matrix.model), "similarity")
         if v.reference == matrix.source
     ]
-    assert [v.verdict for v in mine] == ["fail"]
+    assert [v.outcome for v in mine] == ["fail"]
     assert matrix.names[row] in mine[0].reason
 
 
@@ -61,7 +61,7 @@ def test_cells_are_compared_by_name_whatever_the_order():
     order = [3, 1, 0, 7, 2, 6, 5, 4]
     shuffled = published(matrix)[np.ix_(order, order)]
     result = matching(shuffled, [matrix.names[k] for k in order], matrix.model)
-    assert [v.verdict for v in verdict_of(result, "similarity") if v.reference == matrix.source] == ["pass"]
+    assert [v.outcome for v in verdict_of(result, "similarity") if v.reference == matrix.source] == ["pass"]
 
 
 def test_the_old_camera_picture_is_left_out_of_the_comparison():
@@ -71,21 +71,21 @@ def test_the_old_camera_picture_is_left_out_of_the_comparison():
     verdicts = [
         v for v in verdict_of(matching(measured, old.names, old.model), "similarity") if v.reference == old.source
     ]
-    assert [v.verdict for v in verdicts] == ["pass"]
+    assert [v.outcome for v in verdicts] == ["pass"]
 
 
 def test_a_matrix_with_items_missing_cannot_be_told():
     matrix = MATRICES[1]
     result = matching(published(matrix)[:7, :7], matrix.names[:7], matrix.model)
-    assert {v.verdict for v in verdict_of(result, "similarity")} == {"inconclusive"}
+    assert {v.outcome for v in verdict_of(result, "similarity")} == {"inconclusive"}
 
 
 def test_random_weights_are_held_to_no_floor_and_no_matrix():
-    assert judged(matching(np.zeros((8, 8)), MATRICES[0].names, "ViT-B/32", "random:0")) == ()
+    assert judge(matching(np.zeros((8, 8)), MATRICES[0].names, "ViT-B/32", "random:0")) == ()
 
 
 def test_other_weights_of_the_same_model_are_held_to_nothing_published():
-    assert judged(matching(np.eye(8), MATRICES[0].names, "ViT-B/32", "laion2b_s34b_b79k")) == ()
+    assert judge(matching(np.eye(8), MATRICES[0].names, "ViT-B/32", "laion2b_s34b_b79k")) == ()
 
 
 def test_openais_own_file_is_recognised_by_its_hash_however_it_was_given():
@@ -103,17 +103,17 @@ def test_bf16_is_not_held_to_matrices_published_in_finer_precision():
 @pytest.mark.parametrize("model", ["RN50", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"])
 def test_the_diagonal_is_a_floor_for_the_five_models_where_it_was_shown(model):
     names = MATRICES[0].names
-    assert {v.verdict for v in judged(matching(np.eye(8), names, model)) if v.kind == "floor"} == {"pass"}
+    assert {v.outcome for v in judge(matching(np.eye(8), names, model)) if v.kind == "floor"} == {"pass"}
     tied = np.eye(8)
     tied[2, 5] = 1.0
-    failed = [v for v in judged(matching(tied, names, model)) if v.kind == "floor" and v.verdict == "fail"]
+    failed = [v for v in judge(matching(tied, names, model)) if v.kind == "floor" and v.outcome == "fail"]
     assert {v.metric for v in failed} == {"text_to_image_top1", "image_to_text_top1"}
     assert "missed: " in failed[0].reason
 
 
 @pytest.mark.parametrize("model", ["RN101", "RN50x4", "RN50x16", "RN50x64"])
 def test_the_other_four_openai_models_are_shown_only(model):
-    assert judged(matching(np.zeros((8, 8)), MATRICES[0].names, model)) == ()
+    assert judge(matching(np.zeros((8, 8)), MATRICES[0].names, model)) == ()
 
 
 def test_every_floor_and_matrix_has_a_source():
@@ -125,19 +125,16 @@ def with_other(gain, activation="gelu"):
     ours = np.eye(8) * 0.1 + 0.2 + rng.normal(0, 0.002, (8, 8))
     other = ours + np.eye(8) * gain
     result = matching(ours, MATRICES[0].names, "ViT-B/32", "fine_tune.pt", activation=activation)
-    return replace(
-        result,
-        arrays={**result.arrays, "similarity_other_activation": other},
-        protocol={**result.protocol, "other_activation": "quickgelu"},
-    )
+    matrix = replace(result.matrices["similarity"], values=other)
+    return replace(result, matrices={**result.matrices, "similarity_quickgelu": matrix})
 
 
 def test_weights_that_do_clearly_better_with_the_other_activation_fail_and_say_so():
     (verdict,) = verdict_of(with_other(gain=0.02), "activation")
-    assert verdict.verdict == "fail"
+    assert verdict.outcome == "fail"
     assert "run again with --activation quickgelu" in verdict.reason
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.001, -0.02])
 def test_the_activation_passes_when_the_other_one_is_no_better(gain):
-    assert [v.verdict for v in verdict_of(with_other(gain), "activation")] == ["pass"]
+    assert [v.outcome for v in verdict_of(with_other(gain), "activation")] == ["pass"]

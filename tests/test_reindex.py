@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import ColourEncoder, colour_dataset, custom
+from paired_runs import score_of
 
 from clipbench.cli import main
+from clipbench.embed.embedder import Embedder
 from clipbench.embeddings_file import SavedRows, write_rows
 from clipbench.errors import UsageError
-from clipbench.experiments.retrieval import retrieval_result
+from clipbench.experiments import result_of as measured_result
+from clipbench.experiments.retrieval import COCO_RETRIEVAL
 from clipbench.judge.reindex import (
     CROSS_MODEL,
     CROSS_REVERSED,
@@ -25,9 +29,11 @@ from clipbench.judge.reindex import (
     reindex_rules,
     saved_sample,
 )
-from clipbench.metrics import hits_at, retrieval_ranks
-from clipbench.report.comparison import index_findings, index_lines
-from clipbench.result import DatasetIdentity, Items, Metric, ModelIdentity, Result, Run, dump_json
+from clipbench.metrics import hits_at, retrieval
+from clipbench.models.device import Resources
+from clipbench.report.comparison import index_lines, index_verdicts
+from clipbench.storage import dump_json, run_to_json
+from clipbench.types import DatasetIdentity, ModelIdentity, Protocol, Result, Run
 
 IMAGES, TEXTS, DIM = 1000, 1500, 24
 
@@ -150,7 +156,7 @@ def test_scores_that_shrink_break_cut_offs_though_every_list_stays_the_same():
     assert found.cutoffs_word == "break"
     assert [c.new for c in found.cutoffs] == [0, 0, 0, 0]
     assert found.scores[CROSS_MODEL] == pytest.approx(np.array(found.scores[SELF_OLD]) / np.sqrt(2), rel=1e-5)
-    assert [f.verdict for f in index_findings([found])] == ["pass", "note"]
+    assert [v.outcome for v in index_verdicts([found])] == ["pass", "note"]
 
 
 def test_every_search_that_can_be_made_is_shown_with_overlap_recall_and_scores():
@@ -161,13 +167,13 @@ def test_every_search_that_can_be_made_is_shown_with_overlap_recall_and_scores()
 
 
 def result_of(saved):
-    ranks = retrieval_ranks(saved.image_rows, saved.text_rows, saved.text_image).text_to_image
-    names = {f"image_retrieval_recall@{k}": hits_at(ranks, k).astype(int).tolist() for k in (1, 5, 10)}
-    return Result(
-        saved.experiment, saved.model, saved.dataset, {"metric_version": 1, "prompts": "{caption}", "preprocessing": "-", "shortcuts": []},
-        {name: Metric(float(np.mean(hits)), len(hits)) for name, hits in names.items()},
-        Items(outcomes=names, id_lists={"text_ids": saved.text_ids}, axes=dict.fromkeys(names, "text_ids")),
-    )  # fmt: skip
+    ranks = retrieval(saved.image_rows, saved.text_rows, saved.text_image).text_to_image.ranks
+    scores = [
+        score_of(f"image_retrieval_recall@{k}", hits_at(ranks, k), saved.text_ids, tuple(map(str, saved.text_image)))
+        for k in (1, 5, 10)
+    ]
+    protocol = Protocol(("{caption}",))
+    return Result(saved.experiment, saved.model, saved.dataset, protocol, {s.spec.name: s for s in scores})
 
 
 def saved_rows(rows=ROWS, queries=QUERIES, name="lite", fingerprint="f" * 64):
@@ -186,7 +192,7 @@ def write(tmp_path):
         folder.mkdir(exist_ok=True)
         environment = {"machine": {"processor": "a test"}, "software": {}}
         path = folder / "run.json"
-        path.write_text(dump_json({"clipbench": Run(environment, (result_of(saved),)).to_json()}))
+        path.write_text(dump_json({"clipbench": run_to_json(Run(environment, (result_of(saved),)))}))
         if beside:
             write_rows(folder, saved)
         return path
@@ -390,10 +396,9 @@ def test_texts_are_encoded_by_the_model_named_if_it_is_the_run_s(tiny_models, mo
     from clipbench.errors import ClipbenchError
     from clipbench.models import zoo
     from clipbench.models.zoo import resolve
-    from clipbench.notebook import evaluate
+    from clipbench.session import evaluate
 
     known = {**zoo.open_clip_configs(), **dict.fromkeys(("tiny-vit", "tiny-vit-quickgelu"), Path("unused"))}
-    monkeypatch.setattr("clipbench.models.zoo.open_clip_configs", lambda: known)
     monkeypatch.setattr("clipbench.models.zoo.open_clip_configs", lambda: known)
     run = evaluate("tiny-vit", ["model_card"], pretrained="random:3", device="cpu")
     model = run.results[0].model
@@ -409,17 +414,13 @@ def test_texts_are_encoded_by_the_model_named_if_it_is_the_run_s(tiny_models, mo
         encode_queries(spec, replace(model, activation="other"), ["a dog"])
 
 
-def test_the_retrieval_experiment_hands_over_the_rows_it_scored(tmp_path):
-    from fakes import ColourEncoder, colour_dataset, custom
-
-    from clipbench.settings import Settings
-
-    kept = []
-    result = retrieval_result(
-        "coco_retrieval", custom(ColourEncoder()), colour_dataset(tmp_path), Settings(keep_rows=kept.append)
-    )
-    (saved,) = kept
-    assert (saved.dataset, saved.model) == (result.dataset, result.model)
+def test_the_rows_of_a_result_are_those_that_were_scored(tmp_path):
+    embedder, dataset = Embedder(custom(ColourEncoder()), Resources()), colour_dataset(tmp_path)
+    measured = COCO_RETRIEVAL.measure(embedder, dataset)
+    result = measured_result(COCO_RETRIEVAL, embedder.encoder, dataset, measured)
+    saved = SavedRows.of(result, measured)
+    assert (saved.experiment, saved.dataset, saved.model) == ("coco_retrieval", result.dataset, result.model)
     assert saved.image_rows.shape == saved.text_rows.shape == (4, 3)
-    assert saved.text_ids == tuple(result.items.id_lists["text_ids"])
+    assert saved.text_ids == result.scores["image_retrieval_recall@1"].outcomes.ids
+    assert saved.image_ids == result.scores["text_retrieval_recall@1"].outcomes.ids
     assert saved.text_image.tolist() == [0, 1, 2, 3]

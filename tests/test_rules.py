@@ -2,11 +2,13 @@
 
 import pytest
 
-from clipbench.errors import DataError, UsageError
+from clipbench.errors import DataError, DataUnavailableError, UsageError
 from clipbench.judge.rules import fewest, read_rules, with_options
 from clipbench.paths import fixtures
+from clipbench.types import MetricSpec
 
 BUDGET = '[[budget]]\nprecision = "fp32"\ncosine = 0.0001\nflips = 0.0\nsource = "s"\n'
+MINE = MetricSpec("mine", "cosine")
 METRIC = '[[metric]]\nexperiment = "e"\nmetrics = ["m"]\ntolerance = 0.01\nminimum_n = 10\nsource = "s"\n'
 
 
@@ -23,21 +25,42 @@ def test_the_packaged_rules_can_be_read_and_every_row_has_a_source():
     assert 0 < rules.alpha < 0.5
 
 
-@pytest.mark.parametrize("metric", ["image_retrieval_recall@1", "text_retrieval_recall@10"])
-def test_retrieval_is_declared(metric):
-    assert read_rules().declared("coco_retrieval", metric).tolerance == 0.01
+@pytest.mark.parametrize("name", ["acc1", "image_retrieval_recall@1", "a rate that nobody has heard of"])
+def test_every_rate_is_declared_by_its_kind(name):
+    assert read_rules().declared("any", MetricSpec(name, "rate")).tolerance == 0.01
 
 
-def test_a_row_covers_its_experiment_and_no_other():
+@pytest.mark.parametrize("kind", ["cosine", "probability", "count"])
+def test_what_depends_on_a_models_scale_is_declared_by_no_row(kind):
+    assert read_rules().declared("any", MetricSpec("acc1", kind)) is None
+
+
+def test_a_description_is_never_asked_whether_it_is_worse():
+    assert read_rules().declared("any", MetricSpec("share_of_black_pixels", "rate", "neither")) is None
+
+
+def test_a_row_that_names_a_metric_stands_before_its_kind():
     rules = read_rules()
-    assert rules.declared("zero_shot", "acc1")
-    assert rules.declared("zero_shots", "acc1") is None
-    assert rules.declared("natural", "text_to_image_top1") is None
+    assert rules.declared("zero_shot", MetricSpec("mean_per_class_recall", "mean")).tolerance == 0.02
+    assert rules.declared("zero_shot", MetricSpec("mean_average_precision", "mean")).tolerance == 0.01
+
+
+def test_a_row_covers_its_experiment_and_no_other(tmp_path):
+    rules = read_rules(written(tmp_path, BUDGET + METRIC))
+    assert rules.declared("e", MetricSpec("m", "cosine")).tolerance == 0.01
+    assert rules.declared("f", MetricSpec("m", "cosine")) is None
+
+
+@pytest.mark.parametrize("kind", ["per_second", "seconds", "bytes"])
+def test_speed_is_judged_by_headlines_alone(kind):
+    rules = read_rules()
+    assert rules.speed_rule(MetricSpec("x", kind, headline=True)).source
+    assert rules.speed_rule(MetricSpec("x", kind)) is None
 
 
 def test_the_smallest_set_of_a_metric_asked_for_by_name_is_one_that_can_answer():
     rules = with_options(read_rules(), ["mine=0.03"], None, ["mine"])
-    assert rules.declared("e", "mine").minimum_n == fewest(0.03, 0.05) == 99
+    assert rules.declared("e", MINE).minimum_n == fewest(0.03, 0.05) == 99
     assert fewest(0.31, 0.05) == 9
     assert fewest(0.0, 0.05) == 1
 
@@ -52,9 +75,10 @@ def test_two_precisions_are_held_to_the_finer_one_and_an_unknown_one_to_the_fine
 def test_an_option_changes_a_copy_and_the_last_one_holds():
     rules = read_rules()
     changed = with_options(rules, ["acc1=0.2", "acc1=0.3", "0.1"], 0.01, ["acc1"])
-    assert (changed.declared("coco_crops", "acc1").tolerance, changed.alpha) == (0.3, 0.01)
-    assert changed.declared("coco_crops", "acc5").tolerance == 0.1
-    assert rules.declared("coco_crops", "acc1").tolerance == 0.01
+    acc1, acc5 = (MetricSpec(name, "rate") for name in ("acc1", "acc5"))
+    assert (changed.declared("coco_crops", acc1).tolerance, changed.alpha) == (0.3, 0.01)
+    assert changed.declared("coco_crops", acc5).tolerance == 0.1
+    assert rules.declared("coco_crops", acc1).tolerance == 0.01
 
 
 @pytest.mark.parametrize("text", ["x", "acc1=x", "=0.1", "acc1=", "1.5", "-0.1", "nan", "acc1=inf"])
@@ -65,7 +89,7 @@ def test_a_tolerance_that_is_no_fraction_is_refused(text):
 
 def test_a_tolerance_of_an_unknown_metric_names_the_closest():
     with pytest.raises(UsageError, match="did you mean acc1"):
-        with_options(read_rules(), ["acc_1=0.1"], None, [])
+        with_options(read_rules(), ["acc_1=0.1"], None, ["acc1"])
 
 
 @pytest.mark.parametrize("alpha", [0, 0.5, 1, -1])
@@ -77,20 +101,22 @@ def test_an_alpha_out_of_range_is_refused(alpha):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[[", "cannot be read"),
+        ("[[", "is not valid TOML"),
         (METRIC, "no \\[\\[budget\\]\\]"),
         (BUDGET + "[[metrics]]\n", "unknown key 'metrics'; did you mean metric"),
         (BUDGET + METRIC.replace("minimum_n", "minimum"), "unknown key 'minimum'; did you mean minimum_n"),
-        (BUDGET + METRIC.replace('source = "s"\n', ""), "number 1 lacks source"),
-        (BUDGET + METRIC.replace('source = "s"', 'source = ""'), "lacks source"),
+        (BUDGET + METRIC.replace('source = "s"\n', ""), "number 1: the key 'source' is missing"),
+        (BUDGET + METRIC.replace('source = "s"', 'source = ""'), "source = ''; expected a text that is not empty"),
         (BUDGET + METRIC.replace("0.01", "1.5"), "tolerance of m is 1.5"),
-        (BUDGET.replace("0.0001", '"x"'), "cosine of fp32 is 'x'"),
+        (BUDGET.replace("0.0001", '"x"'), "cosine = 'x'; expected a finite number"),
         ("[statistics]\nalpha = 0.7\n" + BUDGET, "alpha is 0.7"),
-        ("[statistics]\nalpha = 'x'\n" + BUDGET, "alpha is 'x'"),
+        ("[statistics]\nalpha = 'x'\n" + BUDGET, "alpha = 'x'; expected a finite number"),
         ("[statistics]\nalhpa = 0.01\n" + BUDGET, "unknown key 'alhpa'; did you mean alpha"),
-        (BUDGET + METRIC.replace("10", '"10"'), "minimum_n is '10'; expected a whole number"),
-        (BUDGET + METRIC.replace('["m"]', '"m"'), "metrics is 'm'; expected a list of texts"),
-        (BUDGET + METRIC.replace('"e"', "3"), "experiment is 3; expected a text"),
+        (BUDGET + METRIC.replace("10", '"10"'), "minimum_n = '10'; expected a whole number"),
+        (BUDGET + METRIC.replace('metrics = ["m"]', ""), r"kind = '' and metrics = \[\]; expected one of them"),
+        (BUDGET + METRIC + 'kind = "rate"', r"kind = 'rate' and metrics = \['m'\]; expected one of them"),
+        (BUDGET + METRIC.replace('["m"]', '"m"'), "metrics = 'm'; expected a list of texts"),
+        (BUDGET + METRIC.replace('"e"', "3"), "experiment = 3; expected a text"),
     ],
 )
 def test_rules_that_are_wrong_are_refused_by_name(tmp_path, text, words):
@@ -99,11 +125,11 @@ def test_rules_that_are_wrong_are_refused_by_name(tmp_path, text, words):
 
 
 def test_rules_of_ones_own_are_read(tmp_path):
-    assert read_rules(written(tmp_path, BUDGET + METRIC)).declared("e", "m").minimum_n == 10
+    assert read_rules(written(tmp_path, BUDGET + METRIC)).declared("e", MetricSpec("m", "rate")).minimum_n == 10
 
 
 def test_rules_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"gone\.toml cannot be read"):
+    with pytest.raises(DataUnavailableError, match=r"cannot read .*gone\.toml"):
         read_rules(tmp_path / "gone.toml")
 
 

@@ -1,4 +1,4 @@
-"""Two probes compared: the first stage that moved is named, rounding is not a move, and damage is never "the same"."""
+"""Two traces compared: the first stage that moved is named, rounding is not a move, and damage is never "the same"."""
 
 import base64
 import copy
@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from clipbench.embed.probe import probe_of
-from clipbench.embed.sample import read_sample, sample
+from clipbench.embed.embedder import Embedder
+from clipbench.embed.trace import read_sample, sample, trace_of
+from clipbench.experiments.matching import matched
 from clipbench.judge.compare import compare_runs
 from clipbench.judge.rules import read_rules
 from clipbench.judge.trace import STAGES, compare_traces, first_moved, other_winners, rank_flips, rows_moved, sentence
+from clipbench.models.device import Resources
 from clipbench.models.zoo import ModelSpec
 from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
-from clipbench.result import Run
-from clipbench.settings import Settings
+from clipbench.types import Run
 
 BUDGET = read_rules().budget("fp32")
 INPUTS = ("decoded_pixels", "preprocessed_tensor", "tokens")
@@ -29,12 +30,16 @@ SAMPLED = (*INPUTS, "image_rows", "text_rows", "similarities")
 
 
 @pytest.fixture(scope="module")
-def probe(tiny_models, tmp_path_factory):
+def trace(tiny_models, tmp_path_factory):
     from clipbench.models.open_clip import load_open_clip
 
     encoder = load_open_clip(ModelSpec("tiny-vit", "random", "random:0", "tiny-vit", "gelu"), "cpu", "fp32", True)
     dataset = colour_dataset(tmp_path_factory.mktemp("colours"))
-    return probe_of(encoder, dataset, Settings())
+    return traced(encoder, dataset)
+
+
+def traced(encoder, dataset):
+    return trace_of(encoder, dataset, *matched(Embedder(encoder, Resources()), dataset))
 
 
 def values_of(entry):
@@ -42,9 +47,9 @@ def values_of(entry):
     return np.frombuffer(base64.b64decode(entry["values"]), dtype=dtype)
 
 
-def shifted(probe, stage, by, sampled=False):
-    """The probe with every value of the first sample of a stage moved: whole samples get their new hash."""
-    head = copy.deepcopy(probe)
+def shifted(trace, stage, by, sampled=False):
+    """The trace with every value of the first sample of a stage moved: whole samples get their new hash."""
+    head = copy.deepcopy(trace)
     entry = head["stages"][stage][0]
     moved = values_of(entry) + np.asarray(by, dtype=values_of(entry).dtype)
     if moved.size == np.prod(entry["shape"]):
@@ -58,8 +63,8 @@ def states(base, head):
     return {f.stage: f.state for f in compare_traces([base], [head])}
 
 
-def test_a_probe_against_itself_moved_nowhere_and_every_stage_is_said(probe):
-    findings = compare_traces([probe], [copy.deepcopy(probe)])
+def test_a_trace_against_itself_moved_nowhere_and_every_stage_is_said(trace):
+    findings = compare_traces([trace], [copy.deepcopy(trace)])
     assert [f.stage for f in findings] == list(STAGES)
     assert {f.state for f in findings} == {"same"}
     assert first_moved(findings) == {}
@@ -72,8 +77,8 @@ def test_a_probe_against_itself_moved_nowhere_and_every_stage_is_said(probe):
     ("stage", "by"),
     [("decoded_pixels", 1), ("preprocessed_tensor", 0.012), ("tokens", 1), ("image_rows", 0.01), ("text_rows", 0.01)],
 )
-def test_a_stage_that_moved_is_named_and_no_other(probe, stage, by):
-    findings = compare_traces([probe], [shifted(probe, stage, by)])
+def test_a_stage_that_moved_is_named_and_no_other(trace, stage, by):
+    findings = compare_traces([trace], [shifted(trace, stage, by)])
     assert [f.stage for f in findings if f.moved] == [stage]
     assert first_moved(findings)["tiny-vit"].stage == stage
     assert {f.state for f in findings} == {"same", "moved"}
@@ -88,15 +93,15 @@ def test_a_stage_that_moved_is_named_and_no_other(probe, stage, by):
         ("activation", {"activations": {"QuickGELU": 4}}),
     ],
 )
-def test_what_is_stated_moves_too(probe, stage, change):
-    head = copy.deepcopy(probe)
+def test_what_is_stated_moves_too(trace, stage, change):
+    head = copy.deepcopy(trace)
     for key, value in change.items():
         head[key] = {**head[key], **value} if key == "model" else value
-    assert [f.stage for f in compare_traces([probe], [head]) if f.moved] == [stage]
+    assert [f.stage for f in compare_traces([trace], [head]) if f.moved] == [stage]
 
 
-def test_the_sentence_says_what_moved_by_how_much_and_what_did_not(probe):
-    findings = compare_traces([probe], [shifted(probe, "preprocessed_tensor", 0.012)])
+def test_the_sentence_says_what_moved_by_how_much_and_what_did_not(trace):
+    findings = compare_traces([trace], [shifted(trace, "preprocessed_tensor", 0.012)])
     words = sentence(findings, "tiny-vit")
     assert words.startswith(
         "preprocessing changed (mean abs 0.012, max 0.012, 1 of 4 pictures); decoding, prompts, tokens, weights"
@@ -104,41 +109,41 @@ def test_the_sentence_says_what_moved_by_how_much_and_what_did_not(probe):
     assert "activation did not" in words
 
 
-def test_the_first_stage_that_moved_comes_before_its_consequences(probe):
-    head = shifted(shifted(probe, "image_rows", 0.01), "preprocessed_tensor", 0.5)
-    findings = compare_traces([probe], [head])
+def test_the_first_stage_that_moved_comes_before_its_consequences(trace):
+    head = shifted(shifted(trace, "image_rows", 0.01), "preprocessed_tensor", 0.5)
+    findings = compare_traces([trace], [head])
     assert [f.stage for f in findings if f.moved] == ["preprocessed_tensor", "image_rows"]
     assert first_moved(findings)["tiny-vit"].numbers["mean_abs"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("stage", "by"), [("preprocessed_tensor", 2e-6), ("image_rows", 1e-6), ("similarities", 2e-5)])
-def test_rounding_within_the_budget_is_no_move(probe, stage, by):
-    assert states(probe, shifted(probe, stage, by))[stage] == "same"
-    assert states(probe, shifted(probe, stage, 200 * by))[stage] == "moved"
+def test_rounding_within_the_budget_is_no_move(trace, stage, by):
+    assert states(trace, shifted(trace, stage, by))[stage] == "same"
+    assert states(trace, shifted(trace, stage, 200 * by))[stage] == "moved"
 
 
-def test_the_budget_is_that_of_the_coarser_precision_only_when_both_have_it(probe):
-    coarse, moved = (copy.deepcopy(p) for p in (probe, shifted(probe, "similarities", 0.002)))
+def test_the_budget_is_that_of_the_coarser_precision_only_when_both_have_it(trace):
+    coarse, moved = (copy.deepcopy(p) for p in (trace, shifted(trace, "similarities", 0.002)))
     moved["model"]["precision"] = "bf16"
-    assert states(probe, moved)["similarities"] == "moved"
+    assert states(trace, moved)["similarities"] == "moved"
     coarse["model"]["precision"] = "bf16"
     assert states(coarse, moved)["similarities"] == "same"
 
 
-def test_another_hash_with_equal_samples_is_a_change_elsewhere_not_the_same(probe):
-    head = copy.deepcopy(probe)
+def test_another_hash_with_equal_samples_is_a_change_elsewhere_not_the_same(trace):
+    head = copy.deepcopy(trace)
     head["stages"]["preprocessed_tensor"][0]["sha256"] = "f" * 64
-    finding = next(f for f in compare_traces([probe], [head]) if f.stage == "preprocessed_tensor")
+    finding = next(f for f in compare_traces([trace], [head]) if f.stage == "preprocessed_tensor")
     assert finding.moved
     assert "not at the sampled positions" in finding.details
 
 
-def test_another_resolution_or_context_or_dim_is_a_move(probe):
-    head = copy.deepcopy(probe)
+def test_another_resolution_or_context_or_dim_is_a_move(trace):
+    head = copy.deepcopy(trace)
     head["stages"]["preprocessed_tensor"] = [sample(np.zeros((3, 64, 64), np.float32)) for _ in range(4)]
     head["stages"]["tokens"] = [sample(np.ones(32, np.int64)) for _ in range(4)]
     head["stages"]["image_rows"] = [sample(np.ones(64)) for _ in range(4)]
-    found = {f.stage: f.details for f in compare_traces([probe], [head]) if f.moved}
+    found = {f.stage: f.details for f in compare_traces([trace], [head]) if f.moved}
     assert found["preprocessed_tensor"] == "shape (3, 32, 32) -> (3, 64, 64)"
     assert "context length 77 -> 32" in found["tokens"]
     assert found["image_rows"] == "dim 32 -> 64"
@@ -168,48 +173,48 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("stage", SAMPLED)
 @pytest.mark.parametrize("side", ["base", "head"])
-def test_a_damaged_or_missing_stage_cannot_be_told_and_spoils_no_other(probe, stage, damage, side):
-    broken = copy.deepcopy(probe)
+def test_a_damaged_or_missing_stage_cannot_be_told_and_spoils_no_other(trace, stage, damage, side):
+    broken = copy.deepcopy(trace)
     DAMAGE[damage](broken["stages"], stage)
-    found = states(*((broken, probe) if side == "base" else (probe, broken)))
+    found = states(*((broken, trace) if side == "base" else (trace, broken)))
     assert found[stage] == "cannot tell"
     assert {s for name, s in found.items() if name != stage} == {"same"}
 
 
-def test_nan_and_values_that_are_not_those_of_their_hash_are_damage(probe):
-    wrong = copy.deepcopy(probe)
+def test_nan_and_values_that_are_not_those_of_their_hash_are_damage(trace):
+    wrong = copy.deepcopy(trace)
     row = values_of(wrong["stages"]["image_rows"][0]).copy()
     row[0] = np.nan
     wrong["stages"]["image_rows"][0]["values"] = base64.b64encode(row.tobytes()).decode()
     wrong["stages"]["text_rows"][0]["values"] = wrong["stages"]["text_rows"][1]["values"]
     entry = wrong["stages"]["preprocessed_tensor"][0]
     entry["values"] = base64.b64encode((values_of(entry) + 1).tobytes()).decode()
-    found = states(probe, wrong)
+    found = states(trace, wrong)
     assert {found[s] for s in ("image_rows", "text_rows", "preprocessed_tensor")} == {"cannot tell"}
 
 
 @pytest.mark.parametrize("key", ["stages", "texts", "activations", "dataset", "images"])
-def test_a_probe_without_a_part_says_so(probe, key):
-    broken = copy.deepcopy(probe)
+def test_a_trace_without_a_part_says_so(trace, key):
+    broken = copy.deepcopy(trace)
     broken[key] = None
-    findings = compare_traces([probe], [broken])
+    findings = compare_traces([trace], [broken])
     assert "cannot tell" in {f.state for f in findings}
     assert "moved" not in {f.state for f in findings}
     assert "cannot tell" in sentence(findings, "tiny-vit")
 
 
 @pytest.mark.parametrize("head", [[], [{}], ["text"], [{"model": None}]])
-def test_a_missing_probe_cannot_be_told(probe, head):
-    findings = compare_traces([probe], head)
+def test_a_missing_trace_cannot_be_told(trace, head):
+    findings = compare_traces([trace], head)
     assert {f.state for f in findings} == {"cannot tell"}
     assert sentence(findings, "tiny-vit").startswith("cannot tell")
 
 
-def test_two_probes_of_one_model_or_of_other_versions_or_items_cannot_be_told(probe):
-    assert {f.state for f in compare_traces([probe, probe], [probe])} == {"cannot tell"}
-    assert {f.state for f in compare_traces([probe], [{**probe, "version": 2}])} == {"cannot tell"}
-    other = {**probe, "dataset": {**probe["dataset"], "fingerprint": "f" * 64}}
-    found = states(probe, other)
+def test_two_traces_of_one_model_or_of_other_versions_or_items_cannot_be_told(trace):
+    assert {f.state for f in compare_traces([trace, trace], [trace])} == {"cannot tell"}
+    assert {f.state for f in compare_traces([trace], [{**trace, "version": 1}])} == {"cannot tell"}
+    other = {**trace, "dataset": {**trace["dataset"], "fingerprint": "f" * 64}}
+    found = states(trace, other)
     assert {found[s] for s in SAMPLED} == {"cannot tell"}
     assert found["weights"] == "same"
 
@@ -221,7 +226,7 @@ def test_an_encoder_that_is_not_ours_is_compared_by_its_rows_alone(tmp_path):
         def encode_images(self, images):
             return super().encode_images([Image.merge("RGB", image.split()[::-1]) for image in images])
 
-    base, head = (probe_of(custom(e), dataset, Settings()) for e in (ColourEncoder(), Swapped()))
+    base, head = (traced(custom(e), dataset) for e in (ColourEncoder(), Swapped()))
     findings = compare_traces([base], [head])
     assert first_moved(findings)["fake"].stage == "image_rows"
     assert {f.stage for f in findings if f.state == "cannot tell"} == {
@@ -269,15 +274,15 @@ def test_rows_too_long_to_keep_whole_are_compared_at_their_positions():
         assert rows_moved([read_sample(s) for s in base], [read_sample(s) for s in head], BUDGET)[0] == state
 
 
-def test_every_format_of_a_comparison_names_the_first_stage_and_the_verdict_does_not_hang_on_it(probe):
+def test_every_format_of_a_comparison_names_the_first_stage_and_the_verdict_does_not_hang_on_it(trace):
     results = (replace(matching(np.eye(4), ["a", "b", "c", "d"], "tiny-vit"), experiment="medical"),)
     environment = {"machine": {}, "software": {}}
-    base = Run(environment, results, probes=(probe,))
-    for head_probe, word in (
-        (probe, "no stage moved"),
-        (shifted(probe, "preprocessed_tensor", 0.012), "preprocessing changed"),
+    base = Run(environment, results, traces=(trace,))
+    for head_trace, word in (
+        (trace, "no stage moved"),
+        (shifted(trace, "preprocessed_tensor", 0.012), "preprocessing changed"),
     ):
-        comparison = compare_runs(base, Run(environment, results, probes=(head_probe,)), read_rules())
+        comparison = compare_runs(base, Run(environment, results, traces=(head_trace,)), read_rules())
         assert comparison.exit_code == 0
         assert f"first stage that moved\n  tiny-vit: {word}" in to_text(comparison, "command")
         assert f"| tiny-vit | {word}" in to_pull_request(comparison, "command")
@@ -286,8 +291,8 @@ def test_every_format_of_a_comparison_names_the_first_stage_and_the_verdict_does
         assert [s["stage"] for s in stages if s["state"] == "moved"] == [f.stage for f in comparison.stages if f.moved]
 
 
-def test_runs_without_probes_say_nothing_of_stages(probe):
+def test_runs_without_traces_say_nothing_of_stages(trace):
     results = (replace(matching(np.eye(4), ["a", "b", "c", "d"], "tiny-vit"), experiment="medical"),)
     base = Run({"machine": {}, "software": {}}, results)
     assert "first stage" not in to_text(compare_runs(base, base, read_rules()), "command")
-    assert "cannot tell" in to_text(compare_runs(base, replace(base, probes=(probe,)), read_rules()), "command")
+    assert "cannot tell" in to_text(compare_runs(base, replace(base, traces=(trace,)), read_rules()), "command")

@@ -3,14 +3,15 @@
 import json
 
 import pytest
-from fakes import custom
+from fakes import custom, load, measure
 from planted import PlantedEncoder, paint
 
 from clipbench.errors import UsageError
 from clipbench.experiments import experiment
-from clipbench.notebook import default_experiments
+from clipbench.options import Options
 from clipbench.paths import benchmarks
-from clipbench.settings import Settings
+from clipbench.session import planned, source_of
+from clipbench.types import Key
 
 FILES = str(benchmarks() / "test_zero_shot.py")
 
@@ -22,36 +23,31 @@ def folder(tmp_path):
     return tmp_path / "pets"
 
 
-def test_a_folder_is_an_experiment_of_its_own_with_its_own_templates(folder):
+def test_each_folder_is_a_data_set_of_the_experiment_with_its_own_templates(folder):
     (folder / "classes.toml").write_text('templates = ["one {}", "two\\n{}"]\n')
-    settings = Settings(zero_shot=(("pets", folder), ("more", folder)))
-    assert [n for n in default_experiments(settings) if n.startswith("zero")] == ["zero_shot:pets", "zero_shot:more"]
-    found = experiment("zero_shot:pets")
-    result = found.measure(custom(PlantedEncoder()), found.load(settings), settings)
-    assert result.experiment == "zero_shot"
-    assert result.dataset.name == "pets"
-    assert result.protocol["prompts"] == ["one {}", "two\n{}"]
-    assert result.protocol["classes"] == ["class 0", "class 1", "class 2"]
-    assert set(result.metrics) == {"acc1", "mean_per_class_recall"}
+    options = Options.from_kwargs(zero_shot={"pets": folder, "more": folder})
+    expected = tuple(Key("zero_shot", "lite", name) for name in ("pets", "more"))
+    assert planned(["lite"], ["zero_shot"], options) == expected
+    result = measure("zero_shot", custom(PlantedEncoder()), load("zero_shot", zero_shot=f"pets={folder}"))
+    assert result.key == Key("zero_shot", "fake", "pets")
+    assert result.protocol.prompts == ("one {}", "two\n{}")
+    assert result.protocol.classes == ("class 0", "class 1", "class 2")
+    assert set(result.scores) == {"acc1", "mean_per_class_recall"}
 
 
 def test_shipped_names_bring_their_names_and_templates(tmp_path):
     for name in ("cat", "dog"):
         paint(tmp_path / name / "0.png", [1])
-    settings = Settings(zero_shot=(("cifar10", tmp_path),))
-    found = experiment("zero_shot:cifar10")
-    result = found.measure(custom(PlantedEncoder()), found.load(settings), settings)
-    assert len(result.protocol["prompts"]) == 18
-    assert len(result.protocol["classes"]) == 10
-    assert result.protocol["notes"]["classes_without_items"] == 8
+    result = measure("zero_shot", custom(PlantedEncoder()), load("zero_shot", zero_shot={"cifar10": tmp_path}))
+    assert len(result.protocol.prompts) == 18
+    assert len(result.protocol.classes) == 10
+    assert result.provenance.exclusions["classes_without_items"] == 8
 
 
-def test_no_folder_no_experiment():
-    assert not [n for n in default_experiments(Settings()) if n.startswith("zero")]
-    with pytest.raises(UsageError, match="name the folder, as in zero_shot:NAME"):
-        experiment("zero_shot").load(Settings())
-    with pytest.raises(UsageError, match=r"zero_shot:pets: no folder was given under that name \(given: none\)"):
-        experiment("zero_shot:pets").load(Settings())
+def test_without_a_folder_there_is_nothing_to_measure():
+    assert planned(["lite"], ["zero_shot"], Options()) == ()
+    with pytest.raises(UsageError, match=r"zero_shot has no data set 'pets' \(it has none\); .*--zero-shot NAME=ROOT"):
+        source_of(experiment("zero_shot"), "pets", Options())
 
 
 @pytest.fixture
@@ -80,8 +76,8 @@ def test_a_benchmark_that_did_not_run_is_named_by_its_whole_data_set(run, folder
     folders = ("--zero-shot", f"empty={tmp_path / 'empty'}", "--zero-shot", f"my-set={folder}")
     run(*folders, "--require-all", "-x").assert_outcomes(failed=1)
     skipped = json.loads((pytester.path / "results/run.json").read_text())["clipbench"]["skipped"]
-    ended = [s["experiment"] for s in skipped if s["reason"].startswith("the session ended before")]
-    assert "zero_shot:my-set" in ended
+    ended = [(s["experiment"], s["dataset"]) for s in skipped if s["reason"].startswith("the session ended before")]
+    assert ("zero_shot", "my-set") in ended
     assert "zero_shot:set" not in ended
 
 

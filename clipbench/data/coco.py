@@ -2,7 +2,7 @@
 
 All three readers take the root of the official layout and decide the split alone: val2017 where its annotation file is,
 else val2014; captions follow a Karpathy split file where there is one, as the published retrieval values do. Nothing is
-opened or decoded here. What is left out, or kept on purpose, is counted in `Dataset.notes`, zeros included.
+opened or decoded here. What is left out, or kept on purpose, is counted in `Dataset.exclusions`, zeros included.
 
 Annotation files are indexed by pycocotools, which trusts its input: they are checked row by row first, and whatever is
 wrong is named by file, annotation and key.
@@ -18,33 +18,41 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from clipbench.data.dataset import Dataset, ImageRef, Item, find_images, required
+from clipbench.data.dataset import Choice, DataOptions, Dataset, ImageRef, Item, Root, Source, find_images, required
+from clipbench.data.packaged import packaged_coco
 from clipbench.errors import DataError, DataUnavailableError, UsageError
 from clipbench.paths import read_text
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
+COCO_ROOT = Root("coco", "COCO in its official layout, in place of the packaged miniature")
+CROP = Choice(
+    "coco-crop",
+    ("square", "tight"),
+    "crops of ground-truth boxes: the published 1.5 x square with white padding (default), or the tight box",
+)
 LAYOUT = (
     "COCO's official layout: val2017/, annotations/instances_val2017.json and annotations/captions_val2017.json "
     "(or val2014/ with annotations/instances_val2014.json and a Karpathy split dataset_coco.json)"
 )
 KARPATHY_FILES = ("dataset_coco.json", "annotations/dataset_coco.json")
+KARPATHY_SPLIT = "karpathy test"
 KARPATHY_SOURCE = "COCO val2014, Karpathy test split, https://cs.stanford.edu/people/karpathy/deepimagesent/"
 CAPTIONS_PER_IMAGE = 5  # Source: the published retrieval values; ten of the 5,000 images' 25,010 captions are beyond
 SQUARE_SCALE = 1.5
 SQUARE_PADDING = 600
 
 Crop = tuple[int, int, int, int]
-CropName = Literal["square", "tight"]
 Images = Mapping[str, ImageRef]
 
 
-def coco_crops(root: Path, crop: CropName = "square", images: Images | None = None) -> Dataset:
+def coco_crops(root: Path, crop: str = "square", images: Images | None = None) -> Dataset:
     """Return one item for each annotated box, its label an index into the classes (in the order of category ids).
 
     Ids are annotation ids; boxes of one image are neighbours. "square" is the published protocol (see
@@ -58,29 +66,29 @@ def coco_crops(root: Path, crop: CropName = "square", images: Images | None = No
     if crop not in CROPS:
         raise UsageError(f"unknown crop {crop!r}; expected one of {', '.join(CROPS)}")
     opened = _open_instances(root, images)
-    notes = Counter(crowd_boxes_kept=0, crowd_boxes_dropped=0, empty_boxes_dropped=0, outside_boxes_dropped=0)
-    notes.update(boxes_of_absent_images_dropped=0, images_absent=len(opened.index.imgs) - len(opened.refs))
+    exclusions = Counter(crowd_boxes_kept=0, crowd_boxes_dropped=0, empty_boxes_dropped=0, outside_boxes_dropped=0)
+    exclusions.update(boxes_of_absent_images_dropped=0, images_absent=len(opened.index.imgs) - len(opened.refs))
     items = []
     for image_id, annotations in sorted(opened.index.imgToAnns.items()):
         if image_id not in opened.refs:
-            notes["boxes_of_absent_images_dropped"] += len(annotations)
+            exclusions["boxes_of_absent_images_dropped"] += len(annotations)
             continue
         ref, image = opened.refs[image_id], opened.index.imgs[image_id]
         for annotation in sorted(annotations, key=itemgetter("id")):
             box, is_crowd = annotation["bbox"], annotation["iscrowd"]
             if is_crowd and crop != "square":
-                notes["crowd_boxes_dropped"] += 1
+                exclusions["crowd_boxes_dropped"] += 1
             elif is_empty(box):
-                notes["empty_boxes_dropped"] += 1
+                exclusions["empty_boxes_dropped"] += 1
             elif is_outside(box, image["width"], image["height"]):
-                notes["outside_boxes_dropped"] += 1
+                exclusions["outside_boxes_dropped"] += 1
             else:
-                notes["crowd_boxes_kept"] += is_crowd
+                exclusions["crowd_boxes_kept"] += is_crowd
                 part = ImageRef(ref.path, ref.sha256, CROPS[crop](box, image["width"], image["height"]))
                 label = opened.labels[annotation["category_id"]]
                 items.append(Item(str(annotation["id"]), part, labels=(label,)))
-    protocol = {"split": opened.split, "crop": crop, "crowd_boxes": "kept" if crop == "square" else "dropped"}
-    return opened.dataset(items, notes, protocol)
+    options = {"split": opened.split, "crop": crop, "crowd_boxes": "kept" if crop == "square" else "dropped"}
+    return opened.dataset(items, exclusions, options)
 
 
 def coco_multilabel(root: Path, images: Images | None = None) -> Dataset:
@@ -99,12 +107,12 @@ def coco_multilabel(root: Path, images: Images | None = None) -> Dataset:
         classes = {opened.labels[a["category_id"]] for a in annotations}
         only_crowd += len(classes - {opened.labels[a["category_id"]] for a in annotations if not a["iscrowd"]})
         items.append(Item(str(image_id), opened.refs[image_id], labels=tuple(sorted(classes))))
-    notes = {
+    exclusions = {
         "images_absent": len(opened.index.imgs) - len(opened.refs),
         "images_without_labels_kept": sum(not item.labels for item in items),
         "labels_from_crowd_boxes_only": only_crowd,
     }
-    return opened.dataset(items, notes, {"split": opened.split})
+    return opened.dataset(items, exclusions, {"split": opened.split})
 
 
 def coco_retrieval(root: Path, images: Images | None = None) -> Dataset:
@@ -116,9 +124,9 @@ def coco_retrieval(root: Path, images: Images | None = None) -> Dataset:
 
     Raises: as `coco_crops`.
     """
-    split_file = next((root / name for name in KARPATHY_FILES if (root / name).is_file()), None)
+    split_file = _split_file(root)
     if split_file is not None and images is None:
-        split, source = "karpathy test", KARPATHY_SOURCE
+        split, source = KARPATHY_SPLIT, KARPATHY_SOURCE
         names, captions = _karpathy_test(root, split_file)
         refs = _image_refs(root, "./", names, split_file, None)
     else:
@@ -128,23 +136,42 @@ def coco_retrieval(root: Path, images: Images | None = None) -> Dataset:
         names = {key: image["file_name"] for key, image in index.imgs.items()}
         captions = {key: [row["caption"] for row in rows] for key, rows in index.imgToAnns.items()}
         refs = _image_refs(root, "val2017/", names, path, images)
-    notes = Counter(images_without_captions_dropped=0, blank_captions_dropped=0, captions_beyond_five_dropped=0)
-    notes.update(duplicate_captions_kept=0, images_absent=len(names) - len(refs))
+    exclusions = Counter(images_without_captions_dropped=0, blank_captions_dropped=0, captions_beyond_five_dropped=0)
+    exclusions.update(duplicate_captions_kept=0, images_absent=len(names) - len(refs))
     items: list[Item] = []
     seen: set[str] = set()
     for image_id in sorted(refs):
         every = captions.get(image_id, [])
         written = [caption for caption in every if caption.strip()]
         kept = written[:CAPTIONS_PER_IMAGE]
-        notes["blank_captions_dropped"] += len(every) - len(written)
-        notes["captions_beyond_five_dropped"] += len(written) - len(kept)
-        notes["duplicate_captions_kept"] += len(kept) - len(set(kept) - seen)
-        notes["images_without_captions_dropped"] += not kept
+        exclusions["blank_captions_dropped"] += len(every) - len(written)
+        exclusions["captions_beyond_five_dropped"] += len(written) - len(kept)
+        exclusions["duplicate_captions_kept"] += len(kept) - len(set(kept) - seen)
+        exclusions["images_without_captions_dropped"] += not kept
         seen.update(kept)
         if kept:
             items.append(Item(str(image_id), refs[image_id], captions=tuple(kept)))
-    protocol = {"split": split, "captions_per_image": f"the first {CAPTIONS_PER_IMAGE}"}
-    return Dataset(_name(root, split, images), _some(items, root), source, notes=dict(notes), protocol=protocol)
+    options = {"split": split, "captions_per_image": f"the first {CAPTIONS_PER_IMAGE}"}
+    return Dataset(_name(root, split, images), _some(items, root), source, options=options, exclusions=dict(exclusions))
+
+
+def sources(options: DataOptions, read: Callable[..., Dataset], is_captions: bool = False) -> tuple[Source, ...]:
+    """Return the data set that `read` makes of the folder that was given, else of the packaged miniature."""
+    root = options.folder(COCO_ROOT)
+    if root is None:
+
+        def packaged() -> Dataset:
+            mini = packaged_coco()
+            return read(mini.root, images=mini.images)
+
+        return (Source("coco_mini", packaged),)
+    split = _boxes_split(root) if not is_captions else "val2017" if _split_file(root) is None else KARPATHY_SPLIT
+    return (Source(_name(root, split, None), partial(read, root)),)
+
+
+def crop_sources(options: DataOptions) -> tuple[Source, ...]:
+    """Return `sources` of boxes, cut as was chosen."""
+    return sources(options, partial(coco_crops, crop=options.chosen(CROP)))
 
 
 def square_crop(box: Sequence[float], width: int, height: int) -> Crop:
@@ -205,21 +232,30 @@ class _Instances(NamedTuple):
     root: Path
     images: Images | None
 
-    def dataset(self, items: list[Item], notes: Mapping[str, int], protocol: Mapping[str, str]) -> Dataset:
+    def dataset(self, items: list[Item], exclusions: Mapping[str, int], options: Mapping[str, str]) -> Dataset:
         classes = tuple(self.index.cats[category]["name"] for category in self.labels)
         name = _name(self.root, self.split, self.images)
-        return Dataset(name, _some(items, self.root), _source(self.index), classes, dict(notes), protocol)
+        return Dataset(
+            name, _some(items, self.root), _source(self.index), classes, options=options, exclusions=dict(exclusions)
+        )
+
+
+def _boxes_split(root: Path) -> str:
+    return next((s for s in ("val2017", "val2014") if (root / f"annotations/instances_{s}.json").is_file()), "val2017")
+
+
+def _split_file(root: Path) -> Path | None:
+    return next((root / name for name in KARPATHY_FILES if (root / name).is_file()), None)
 
 
 def _open_instances(root: Path, images: Images | None) -> _Instances:
-    paths = {split: root / f"annotations/instances_{split}.json" for split in ("val2017", "val2014")}
-    split = next((split for split, path in paths.items() if path.is_file()), "val2017")
-    index = _index(root, paths[split], {"categories": _CATEGORY, "images": _SIZED_IMAGE, "annotations": _INSTANCE})
+    split, path = _boxes_split(root), root / f"annotations/instances_{_boxes_split(root)}.json"
+    index = _index(root, path, {"categories": _CATEGORY, "images": _SIZED_IMAGE, "annotations": _INSTANCE})
     called = Counter(category["name"] for category in index.cats.values())
     if repeated := sorted(name for name, n in called.items() if n > 1):
-        raise DataError(f"{paths[split]}: more than one category is called {', '.join(map(repr, repeated))}")
+        raise DataError(f"{path}: more than one category is called {', '.join(map(repr, repeated))}")
     names = {key: image["file_name"] for key, image in index.imgs.items()}
-    refs = _image_refs(root, f"{split}/", names, paths[split], images)
+    refs = _image_refs(root, f"{split}/", names, path, images)
     labels = {category: label for label, category in enumerate(sorted(index.cats))}
     return _Instances(index, split, refs, labels, root, images)
 

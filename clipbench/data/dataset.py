@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Hashable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
@@ -64,28 +64,31 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Item:
-    """One image with its texts and labels. `labels` index into the data set's `classes`."""
+    """One image with its texts and labels. `labels` index into the data set's `classes`; `group` names its slice."""
 
     id: str
     image: ImageRef
     captions: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """An immutable list of items.
 
-    `classes` are the class names that labels index; `notes` counts what was handled on the way (boxes dropped, captions
-    cut) and lands in the result's protocol; `protocol` holds what a result on these items depends on beside the files.
+    `classes` are the class names that labels index; `prompts` the texts around a caption or a class name; `options` what
+    a result on these items depends on beside the files (split, crop). `exclusions` counts what was left out or changed on
+    purpose (boxes dropped, captions cut).
     """
 
     name: str
     items: tuple[Item, ...]
     source: str
     classes: tuple[str, ...] = ()
-    notes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    protocol: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    prompts: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    exclusions: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -109,6 +112,57 @@ class Dataset:
             digest.update(json.dumps(row, ensure_ascii=True).encode())
         digest.update(json.dumps(list(self.classes)).encode())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder of data that a user may give: `--OPTION ROOT`, or `--OPTION NAME=ROOT`, repeatable, where it is `named`."""
+
+    option: str
+    help: str
+    is_named: bool = False
+
+    @property
+    def metavar(self) -> str:
+        """What stands behind the option."""
+        return "NAME=ROOT" if self.is_named else "ROOT"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How data are read, one of `values`, the first unless `--OPTION VALUE` asks for another."""
+
+    option: str
+    values: tuple[str, ...]
+    help: str
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What somebody chose of data: `roots`, (name, folder) pairs by option ("" as the name of an unnamed one), and `choices`."""
+
+    roots: Mapping[str, tuple[tuple[str, Path], ...]] = field(default_factory=dict)
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+    def folder(self, root: Root) -> Path | None:
+        """Return the folder that was given for a root without a name, None where there is none."""
+        return next((path for _, path in self.folders(root)), None)
+
+    def folders(self, root: Root) -> tuple[tuple[str, Path], ...]:
+        """Return the (name, folder) pairs that were given for a root."""
+        return self.roots.get(root.option, ())
+
+    def chosen(self, choice: Choice) -> str:
+        """Return the value that was chosen, else the first."""
+        return self.choices.get(choice.option, choice.values[0])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that can be loaded: its name is known before its items are."""
+
+    name: str
+    load: Callable[[], Dataset]
 
 
 def file_sha256(path: Path) -> str:
@@ -170,6 +224,15 @@ def _decoded(path: Path) -> Image.Image:
         raise DataError(
             f"cannot decode the image {path}: {error}; replace the file or remove it from the data set"
         ) from error
+
+
+def stored_mode(path: Path) -> str:
+    """Return the file's own colour mode, read off its header; "" for what Pillow does not open (DICOM)."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            return image.mode
+    except OSError:
+        return ""
 
 
 class _Kept:

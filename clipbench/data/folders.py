@@ -8,10 +8,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clipbench.data.dataset import Dataset, ImageRef, Item
+from clipbench.data.dataset import Dataset, ImageRef, Item, Root
 from clipbench.errors import DataError, DataUnavailableError, UsageError, closest
 from clipbench.paths import fixtures, read_toml, strict_row
 
+ZERO_SHOT_ROOT = Root("zero-shot", "a folder of class folders; repeatable", is_named=True)
 CLASS_FILE = "classes.toml"
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -42,7 +43,8 @@ class _ClassFile:
 
 
 def labelled_folder(name: str, root: Path) -> Dataset:
-    """Return one item for each image of `root/CLASS/`, its label an index into the classes of `class_set(name, root)`.
+    """Return one item for each image of `root/CLASS/`, its label an index into the classes of `class_set(name, root)`, its prompts
+    that set's templates.
 
     Ids are "CLASS/FILE"; items are in the order of classes, then of file names. A class without a folder or without an
     image stays among the classes (it is a wrong answer all the same) and is counted. Files that are no images by their
@@ -57,21 +59,21 @@ def labelled_folder(name: str, root: Path) -> Dataset:
     names = class_set(name, root)
     labels = _labels_by_folder(folders, names, root)
     beside = [entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")]
-    notes = Counter(other_files_ignored=len(beside) - beside.count(CLASS_FILE), inner_folders_ignored=0)
-    notes.update(empty_class_folders=0, classes_without_folder=len(names.classes) - len(folders))
+    exclusions = Counter(other_files_ignored=len(beside) - beside.count(CLASS_FILE), inner_folders_ignored=0)
+    exclusions.update(empty_class_folders=0, classes_without_folder=len(names.classes) - len(folders))
     items: list[Item] = []
     for folder in sorted(folders, key=labels.__getitem__):
         entries = sorted(entry for entry in (root / folder).iterdir() if not entry.name.startswith("."))
         inner = {entry for entry in entries if entry.is_dir()}
         images = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry not in inner]
-        notes["inner_folders_ignored"] += len(inner)
-        notes["other_files_ignored"] += len(entries) - len(inner) - len(images)
-        notes["empty_class_folders"] += not images
+        exclusions["inner_folders_ignored"] += len(inner)
+        exclusions["other_files_ignored"] += len(entries) - len(inner) - len(images)
+        exclusions["empty_class_folders"] += not images
         items += [Item(f"{folder}/{image.name}", ImageRef(image), labels=(labels[folder],)) for image in images]
     if not items:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataUnavailableError(f"no class folder of {len(folders)} in {root} holds an image; expected {suffixes}")
-    return Dataset(name, tuple(items), names.source, names.classes, notes=dict(notes))
+    return Dataset(name, tuple(items), names.source, names.classes, names.templates, exclusions=dict(exclusions))
 
 
 def shipped_class_sets() -> tuple[str, ...]:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from clipbench.data.dataset import Dataset, ImageRef, Item
@@ -49,7 +48,7 @@ class PackagedCoco(NamedTuple):
 def packaged_dataset(name: str) -> Dataset:
     """Return the data set that fixtures/<name>.toml lists, in the order of its items, every file checked.
 
-    `protocol` holds {"prompts": the manifest's prompt around {caption}}.
+    Its one prompt is the manifest's, around {caption}.
 
     Raises: DataError when the manifest is absent or malformed, naming the file, the item and the key;
     DataUnavailableError when a package is not installed, or a picture is missing or is not the pinned one.
@@ -66,7 +65,7 @@ def packaged_dataset(name: str) -> Dataset:
     if not isinstance(rows, tuple) or not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: expected at least one [[item]] and nothing else called item")
     items = tuple(_item(path, number, row, manifest.versions) for number, row in enumerate(rows, 1))
-    return Dataset(name, items, manifest.source, protocol=MappingProxyType({"prompts": prompt}))
+    return Dataset(name, items, manifest.source, prompts=(prompt,))
 
 
 def packaged_coco() -> PackagedCoco:

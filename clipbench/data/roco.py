@@ -6,10 +6,11 @@ Source: Pelka et al., Radiology Objects in COntext (ROCO), LABELS at MICCAI 2018
 from collections.abc import Mapping
 from pathlib import Path
 
-from clipbench.data.dataset import Dataset, Item, find_images, required
+from clipbench.data.dataset import Dataset, Item, Root, find_images, required
 from clipbench.errors import DataError, DataUnavailableError
 from clipbench.paths import fixtures, read_text, read_toml
 
+ROCO_ROOT = Root("roco", "ROCO in its published layout: the study's own medical images")
 SPLIT = "train/radiology"
 LAYOUT = f"ROCO's layout: {SPLIT}/captions.txt with one ID<tab>caption per line and {SPLIT}/images/ID.jpg"
 SOURCE = "ROCO (Pelka et al. 2018), train/radiology, https://github.com/razorx89/roco-dataset"
@@ -35,14 +36,14 @@ def roco_study(root: Path) -> Dataset:
             f"{folder} lacks {len(missing)} of the study's {len(study['ids'])} images or their captions: "
             f"{', '.join(missing)}; expected {LAYOUT}"
         )
-    return Dataset("roco_study", tuple(items), study["source"], protocol={"split": SPLIT})
+    return Dataset("roco_study", tuple(items), study["source"], options={"split": SPLIT})
 
 
 def roco_split(root: Path) -> Dataset:
     """Return every captioned image of the split, in the order of ids.
 
     `root` holds `train/radiology/`, or is that folder. What captions.txt names but images/ lacks, and what has a blank
-    caption, is dropped and counted in the notes. No image is opened.
+    caption, is dropped and counted. No image is opened.
 
     Raises: DataUnavailableError when the layout is not there or none of the images is; DataError for a malformed
     captions.txt (with the line) or an id that leaves the folder.
@@ -55,8 +56,8 @@ def roco_split(root: Path) -> Dataset:
         raise DataUnavailableError(
             f"none of the {len(captions)} images of captions.txt is in {folder}; expected {LAYOUT}"
         )
-    notes = {"images_absent": len(written) - len(items), "blank_captions_dropped": len(captions) - len(written)}
-    return Dataset("roco_radiology", tuple(items), SOURCE, notes=notes, protocol={"split": SPLIT})
+    exclusions = {"images_absent": len(written) - len(items), "blank_captions_dropped": len(captions) - len(written)}
+    return Dataset("roco_radiology", tuple(items), SOURCE, options={"split": SPLIT}, exclusions=exclusions)
 
 
 def _split_folder(root: Path) -> Path:

@@ -1,118 +1,112 @@
-"""The embedding cache (`--cache DIR`): rows addressed by everything they depend on, and models that need not be loaded.
+"""Rows of one encoder that need not be encoded again: in memory for a session, and in a store on disk (`--cache DIR`).
 
-A row's address is a hash over the weights' hash, activation, preprocessing, precision, kind of device, tokenizer, shortcuts, the
-versions of the libraries that compute it, this package's own code, and the item's content. A model whose rows are all there is
-not loaded: what it would have said of itself is kept, under everything that can be known without loading it.
+A row's address is a hash over everything that it depends on: what the encoder says of itself (weights, activation, architecture,
+preprocessing, precision, tokenizer, optimizations), kind of device, versions of the libraries that compute it, this package's own
+code, and the item's content. Rows from a cache are checked on a sample like any other optimization.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from clipbench.data.dataset import file_sha256
-from clipbench.embed.cached_encoder import CachedEncoder, Record
-from clipbench.embed.known import KnownRows
+import numpy as np
+import numpy.typing as npt
+
 from clipbench.models.device import device_kind
-from clipbench.models.encoder import Encoder, Shortcuts
-from clipbench.models.zoo import ModelSpec, open_clip_configs
-from clipbench.result import JsonObject
-from clipbench.settings import Settings
+from clipbench.models.encoder import Encoder
 
 if TYPE_CHECKING:
     from clipbench.embed.store import RowStore
 
+MEMORY_BYTES = 1 << 28
+"""Rows kept in memory for one encoder: 256 MiB are 130,000 rows of dim 512. What does not fit is encoded anew."""
+
 COMPUTED_BY = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "pillow",
-    "timm",
-    "transformers",
-    "tokenizers",
-    "ftfy",
-    "regex",
-    "numpy",
-    "pydicom",
-)
+    "torch", "torchvision", "open_clip_torch", "pillow", "timm", "transformers", "tokenizers", "ftfy", "regex", "numpy", "pydicom",
+)  # fmt: skip
 _OWN_CODE = ("data", "embed", "models")
+_HASH_BYTES = 8
 
 
-class EncoderCache:
-    """The encoders and rows of one store."""
+class Row(NamedTuple):
+    """One item's raw row, (dim,) float32, and the 64-bit hash of its decoded pixels (0 for a text)."""
 
-    def __init__(self, store: "RowStore") -> None:
-        self.store = store
-        self._made_by = {"versions": _versions(), "code": _own_code()}
-
-    def encoder(self, spec: ModelSpec, settings: Settings, load: Callable[[], Encoder]) -> "Encoder":
-        """Return the spec's encoder: not loaded yet where the cache knows it, else loaded by `load`.
-
-        An encoder that is not ours is returned as it is: nothing of it is kept.
-        """
-        configuration = _configuration(spec)
-        address = self._address({"spec": asdict(spec), "configuration": configuration}, settings)
-        record = Record.read(self.store.get([address]).get(address, b""))
-
-        def load_and_describe() -> tuple[Record | None, Encoder]:
-            loaded = load()
-            shortcuts = loaded.shortcuts()
-            return (_record(loaded, shortcuts, configuration) if shortcuts else None), loaded
-
-        if record is not None and record.is_current:
-            known = self._known(record, settings)
-            return CachedEncoder(record, load_and_describe, known, forget=lambda: self.store.discard([address]))
-        record, loaded = load_and_describe()
-        if record is None:
-            return loaded
-        if _knows_all_its_files(loaded, spec):
-            self.store.put({address: record.written()})
-        return CachedEncoder(record, load_and_describe, self._known(record, settings), loaded)
-
-    def _known(self, record: Record, settings: Settings) -> KnownRows:
-        depends = {k: v for k, v in asdict(record).items() if k != "file"}
-        identity = depends.pop("identity")
-        depends |= {k: identity[k] for k in ("weights_sha256", "activation", "precision")}
-        return KnownRows(self.store, self._address({"rows_of": depends}, settings))
-
-    def _address(self, what: JsonObject, settings: Settings) -> bytes:
-        where = {"device": device_kind(settings.device), "precision": settings.precision}
-        return hashlib.sha256(json.dumps([what, where, self._made_by], sort_keys=True, default=str).encode()).digest()
+    raw: npt.NDArray[np.float32]
+    pixels: int = 0
 
 
-def _record(encoder: Any, shortcuts: Shortcuts, configuration: str) -> Record:
-    names = (*shortcuts.of_images, *shortcuts.of_texts)
-    return Record(
-        encoder.identity,
-        encoder.preprocessing,
-        encoder.tokenizer_sha256(),
-        encoder.card["context_length"],
-        names,
-        configuration,
-        str(encoder.file or ""),
-    )
+class EmbeddingCache:
+    """Rows of one encoder by item: in memory and, where a store is given, on disk under this encoder's `key`."""
+
+    def __init__(self, store: "RowStore | None" = None, key: bytes = b"") -> None:
+        self._memory: dict[str, Row] = {}
+        self._bytes = 0
+        self._is_valid = True
+        self._store, self._key = store, key
+        self._generation = store.get([key]).get(key, b"") if store is not None else b""
+
+    def get(self, names: Sequence[str]) -> tuple[dict[str, Row], dict[str, Row]]:
+        """Return the rows this session encoded, and those of the store; a stored one that is no finite row is left out."""
+        if not self._is_valid:
+            return {}, {}
+        shared = {name: self._memory[name] for name in names if name in self._memory}
+        addresses = {self._address(name): name for name in names if name not in shared} if self._store else {}
+        stored = self._store.get(list(addresses)) if self._store is not None and addresses else {}
+        read = ((addresses[address], _row(value)) for address, value in stored.items())
+        return shared, {name: row for name, row in read if row is not None}
+
+    def add(self, rows: Mapping[str, Row]) -> None:
+        """Keep rows that were just encoded and checked."""
+        if not self._is_valid:
+            return
+        for name, row in rows.items():
+            if self._bytes < MEMORY_BYTES:
+                self._memory[name] = row
+                self._bytes += row.raw.nbytes
+        if self._store is not None and rows:
+            self._store.put({self._address(name): _value(row) for name, row in rows.items()})
+
+    def invalidate(self) -> None:
+        """Forget everything, make all that the store holds of this encoder unreachable, and keep nothing more in this session."""
+        self._is_valid = False
+        self.clear_memory()
+        if self._store is not None:
+            self._store.put({self._key: hashlib.sha256(self._key + self._generation).digest()})
+
+    def clear_memory(self) -> None:
+        """Let go of the rows in memory."""
+        self._memory.clear()
+        self._bytes = 0
+
+    def _address(self, name: str) -> bytes:
+        return hashlib.sha256(self._key + self._generation + name.encode()).digest()
 
 
-def _knows_all_its_files(encoder: Any, spec: ModelSpec) -> bool:
-    """False for a tokenizer that comes from a hub: whether it is still the same is known only when it is loaded."""
-    return spec.source == "lite" or hasattr(encoder.tokenizer, "encode")
+def cache_of(encoder: Encoder, device: str, store: "RowStore | None") -> EmbeddingCache:
+    """Return the cache of an encoder; in memory alone for one that does not say what its rows depend on (`Encoder.depends_on`)."""
+    depends: Mapping[str, Any] | None = encoder.depends_on()
+    if store is None or depends is None:
+        return EmbeddingCache()
+    what = {"encoder": dict(depends), "device": device_kind(device), "versions": _versions(), "code": own_code()}
+    return EmbeddingCache(store, hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).digest())
 
 
-def _configuration(spec: ModelSpec) -> str:
-    """What describes the architecture beside the weights, which do not tell (the number of heads is in no tensor): lite's recipe,
-    or open_clip's file of this name and the configuration next to a checkpoint."""
-    if spec.source == "lite":
-        from clipbench.models.lite import lite_directory
-
-        return lite_directory().name
-    files = [open_clip_configs().get(spec.architecture)]
-    files += [Path(spec.pretrained).parent / "open_clip_config.json"] if spec.source == "path" else []
-    return " ".join(file_sha256(file) if file and file.is_file() else "-" for file in files)
+def _value(row: Row) -> bytes:
+    return row.pixels.to_bytes(_HASH_BYTES, "big") + row.raw.astype("<f4").tobytes()
 
 
+def _row(value: bytes) -> Row | None:
+    if len(value) <= _HASH_BYTES or (len(value) - _HASH_BYTES) % 4:
+        return None
+    raw = np.frombuffer(value, "<f4", offset=_HASH_BYTES).astype(np.float32)
+    return Row(raw, int.from_bytes(value[:_HASH_BYTES], "big")) if np.isfinite(raw).all() and raw.any() else None
+
+
+@cache
 def _versions() -> dict[str, str]:
     found = {}
     for name in COMPUTED_BY:
@@ -123,8 +117,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _own_code() -> str:
-    """A hash over the modules of this package that rows pass through: an edit of ours makes every row anew."""
+@cache
+def own_code() -> str:
+    """Return a hash over the modules of this package that rows pass through: an edit of ours encodes every row anew."""
     digest = hashlib.sha256()
     for file in sorted(p for room in _OWN_CODE for p in (Path(__file__).parents[1] / room).glob("*.*") if p.is_file()):
         digest.update(file.name.encode() + file.read_bytes())

@@ -1,34 +1,190 @@
-"""The experiments: one file each, found by looking. A new experiment is one file here and one in benchmarks/."""
+"""What an experiment is: metrics declared once, the data sets it can run on, and a pure function (embedder, data set) -> scores.
+
+Experiments are found by looking: a file dropped into this folder needs no registering; `register` adds one that lives elsewhere.
+Nothing here imports torch: an experiment sees an encoder through the `Embedder` that it is handed.
+"""
 
 import importlib
 import pkgutil
-from dataclasses import replace
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from clipbench.errors import UsageError, closest
-from clipbench.experiments.experiment import Experiment
+import numpy as np
+
+from clipbench.data.dataset import Choice, DataOptions, Dataset, Root, Source
+from clipbench.errors import DataError, UsageError, closest
+from clipbench.statistics import bootstrap_interval, clustered_wilson_interval, wilson_interval
+from clipbench.types import (
+    Answers,
+    DatasetIdentity,
+    IntArray,
+    Matrix,
+    MetricSpec,
+    Outcomes,
+    Protocol,
+    Provenance,
+    Result,
+    Score,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from clipbench.embed.embedder import Embedded, Embedder
+    from clipbench.models.encoder import Encoder
+
+METRIC_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an experiment gives: scores, and what they come from.
+
+    `images` and `texts` are the embedded items of each tower. `prompts` (the data set's, where empty) and `options` complete the
+    protocol; `exclusions` count what was left out on purpose. `text_image`: (texts,) int64, the image of each text, where rows are
+    worth saving for a search.
+    """
+
+    scores: Sequence[Score]
+    images: "Embedded | None" = None
+    texts: "Embedded | None" = None
+    matrices: Mapping[str, Matrix] = field(default_factory=dict)
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    exclusions: Mapping[str, int] = field(default_factory=dict)
+    text_image: IntArray | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment.
+
+    `sources(options)` are the data sets it runs on with these options: none where it was not asked for, several for several
+    results. `measure(embedder, data set)` is pure. `root`: the option by which users give a folder of theirs; `choices`: options
+    that change how it is read. `order`: its place in a summary. `traced`: its rows are the encoder's trace.
+    """
+
+    name: str
+    metrics: tuple[MetricSpec, ...]
+    sources: Callable[[DataOptions], Sequence[Source]]
+    measure: Callable[["Embedder", Dataset], Measured]
+    root: Root | None = None
+    choices: tuple[Choice, ...] = ()
+    order: int = 70
+    traced: bool = False
+
+    def spec(self, name: str) -> MetricSpec:
+        """Return the metric of that name. Raises: KeyError for one that was not declared."""
+        return next(spec for spec in self.metrics if spec.name == name)
+
+
+_registered: dict[str, Experiment] = {}
 
 
 @cache
+def _found() -> tuple[Experiment, ...]:
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    return tuple(value for module in modules for value in vars(module).values() if isinstance(value, Experiment))
+
+
 def all_experiments() -> dict[str, Experiment]:
     """Return every experiment by name, in the order in which a summary shows them."""
-    found: list[Experiment] = []
-    for module in pkgutil.iter_modules(__path__):
-        loaded = importlib.import_module(f"{__name__}.{module.name}")
-        found += [value for value in vars(loaded).values() if isinstance(value, Experiment)]
+    found = [*_found(), *_registered.values()]
     return {e.name: e for e in sorted(found, key=lambda e: (e.order, e.name))}
 
 
 def experiment(name: str) -> Experiment:
-    """Return the experiment of that name; `zero_shot:NAME` is zero_shot on the labelled folder that was given as NAME.
-
-    Raises: UsageError with the closest names.
-    """
+    """Return the experiment of that name. Raises: UsageError with the closest names."""
     known = all_experiments()
-    base, _, part = name.partition(":")
-    load_part = known[base].load_part if part and base in known else None
-    if load_part is not None:
-        return replace(known[base], load=partial(load_part, part))
     if name not in known:
         raise UsageError(f"unknown experiment {name!r}; closest: {closest(name, known) or ', '.join(known)}")
     return known[name]
+
+
+@contextmanager
+def registered(*experiments: Experiment) -> Iterator[None]:
+    """Add experiments that are defined elsewhere (a test, somebody's own conftest) for as long as the context lasts."""
+    register(*experiments)
+    try:
+        yield
+    finally:
+        for one in experiments:
+            _registered.pop(one.name, None)
+
+
+def register(*experiments: Experiment) -> None:
+    """Add experiments that are defined elsewhere. Raises: UsageError for a name that is taken."""
+    for one in experiments:
+        if one.name in all_experiments():
+            raise UsageError(f"an experiment {one.name!r} is there already; give yours another name")
+        _registered[one.name] = one
+
+
+def score(spec: MetricSpec, outcomes: Outcomes) -> Score:
+    """Return the mean of the outcomes with its 95 % interval, so that no value contradicts its outcomes.
+
+    Rates: Wilson's, on the effective number where outcomes come in clusters. Others: bootstrap, clusters resampled whole; none for
+    a single value.
+    """
+    values, clusters = outcomes.values, outcomes.clusters
+    if spec.kind != "rate":
+        interval = bootstrap_interval(values, clusters=clusters)
+    elif clusters is not None:
+        interval = clustered_wilson_interval(values, clusters)
+    else:
+        interval = wilson_interval(float(values.sum()), len(values))
+    return Score(spec, float(np.mean(values)), len(values), interval, outcomes)
+
+
+def result_of(one: Experiment, encoder: "Encoder", dataset: Dataset, measured: Measured) -> Result:
+    """Return the result of what an experiment measured, its scores in the order in which it declares them: the one builder.
+
+    Raises: ValueError for a score that the experiment does not declare.
+    """
+    towers = {"images": measured.images, "texts": measured.texts}
+    embedded = {tower: found for tower, found in towers.items() if found is not None}
+    exclusions = dict(dataset.exclusions)
+    for found in embedded.values():
+        exclusions |= found.exclusions
+    declared = [spec.name for spec in one.metrics]
+    return Result(
+        experiment=one.name,
+        model=replace(encoder.identity, preprocessing=encoder.preprocessing),
+        dataset=DatasetIdentity(
+            dataset.name,
+            dataset.fingerprint if len(dataset) else "",
+            len(measured.images.ids) if measured.images is not None else len(dataset),
+        ),
+        protocol=Protocol(
+            measured.prompts or dataset.prompts,
+            METRIC_VERSION,
+            dataset.classes,
+            {**dataset.options, **measured.options},
+        ),
+        scores={s.spec.name: s for s in sorted(measured.scores, key=lambda s: declared.index(s.spec.name))},
+        matrices=measured.matrices,
+        answers=measured.answers,
+        evidence={tower: found.evidence for tower, found in embedded.items()},  # type: ignore[misc]  # the two towers' names
+        provenance=Provenance(
+            tuple(sorted({name for found in embedded.values() for name in found.optimizations})),
+            {tower: found.encoding for tower, found in embedded.items()},  # type: ignore[misc]  # the two towers' names
+            exclusions | dict(measured.exclusions),
+            measured.images.broken_names if measured.images is not None else (),
+        ),
+    )
+
+
+def check_dims(encoder: "Encoder", images: "Embedded", texts: "Embedded") -> None:
+    """Raises: DataError when the towers give rows of different dim: no cosine is defined."""
+    if images.rows.shape[1] != texts.rows.shape[1]:
+        raise DataError(
+            f"{encoder.identity.name} gives texts of dim {texts.rows.shape[1]} and images of dim {images.rows.shape[1]}; "
+            f"a dual encoder gives both the same dim"
+        )
+
+
+def cosines_of(images: "Embedded", texts: "Embedded") -> Any:
+    """Return the (images, texts) float64 cosines of unit rows."""
+    return images.rows.astype(np.float64) @ texts.rows.astype(np.float64).T

@@ -1,161 +1,225 @@
-"""Zero-shot classification: images against the mean text row of each class. Crops, labelled folders and labels share it.
+"""Zero-shot classification: images against the mean text row of each class.
 
-Source: openai/CLIP notebooks/Prompt_Engineering_for_ImageNet.ipynb: unit rows of all templates of a class, their mean,
+Crops of COCO, folders of class folders, CIFAR-100 labels of the natural images; and COCO multi-label, where each class ranks all
+images. Source: openai/CLIP notebooks/Prompt_Engineering_for_ImageNet.ipynb: unit rows of all templates of a class, their mean,
 renormalised; the class with the highest cosine is picked.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from clipbench.data.dataset import Dataset, Item
-from clipbench.embed.images import embed_images
-from clipbench.embed.texts import EmbeddedTexts, embed_texts
+from clipbench.data import coco
+from clipbench.data.dataset import DataOptions, Dataset, Item, Source
+from clipbench.data.folders import ZERO_SHOT_ROOT, class_set, labelled_folder
+from clipbench.data.packaged import packaged_dataset
 from clipbench.errors import DataError
-from clipbench.experiments.experiment import identity_of, mean, protocol_of, rate
-from clipbench.experiments.handled import check_dims, handled
-from clipbench.metrics import PerClass, confusion_matrix, hits_at, label_ranks, per_class_recall
-from clipbench.models.encoder import Encoder, Rows, unit_rows
-from clipbench.result import Items, Metric, Result
-from clipbench.settings import Settings
-from clipbench.statistics import clustered_wilson_interval
+from clipbench.experiments import Experiment, Measured, check_dims, cosines_of, score
+from clipbench.metrics import answers, average_precision, hits_at, label_ranks, multilabel_answers, per_class_recall
+from clipbench.types import Answers, FloatArray, IntArray, Matrix, MetricSpec, Outcomes
 
-SHOWN = ("acc1", "acc5", "mean_per_class_recall")
-CONFUSED_PAIRS = 12
+if TYPE_CHECKING:
+    from clipbench.embed.embedder import Embedder
+
+ACC1 = MetricSpec("acc1", "rate", cluster=True, ranked=True, headline=True, answers="images")
+ACC5 = MetricSpec("acc5", "rate", cluster=True, headline=True, answers="images")
+RECALL = MetricSpec("mean_per_class_recall", "mean", headline=True, answers="images")
+PRECISION = MetricSpec("mean_average_precision", "mean", ranked=True, headline=True)
+TOP1_PROBABILITY = MetricSpec("top1_probability", "probability", "neither", headline=True)
+METRICS = (ACC1, ACC5, RECALL)
+
 IMAGES_AT_ONCE = 8192
 FEWEST_FOR_ACC5 = 5
 
-Ints = npt.NDArray[np.int64]
+CROP_TEMPLATES = ("a photo of a {}.",)
+"""Source: SunzeY/AlphaCLIP@e5676c9 train/train_grit_1m+mim.py, the prompt of the published figure."""
+
+IMAGES_WORTH_AN_ENSEMBLE = 1000
+"""From this many images on, the 80 templates of the published protocol are ensembled; under it 6,400 texts would cost
+many times what the images do, for a number that no published one can be compared with."""
+
+LABEL_TEMPLATE, LABEL_SCALE = "This is a photo of a {}", 100.0
+"""Source: openai/CLIP notebooks/Interacting_with_CLIP.ipynb, "Zero-Shot Image Classification": softmax(100 x cosine)."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """`ranks` (images,) int64: how many classes an image's own is behind; `confusion` (classes, classes) int64."""
+def classification(embedder: "Embedder", dataset: Dataset, templates: Sequence[str] = ()) -> Measured:
+    """Return zero-shot classification of items with one label each; `templates` are the data set's prompts, else.
 
-    ranks: Ints
-    confusion: Ints
-
-
-def class_texts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Return classes x templates texts, all templates of a class next to each other."""
-    return [template.replace("{}", name) for name in classes for template in templates]
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """`rows`: (classes, dim) float32 unit rows. `texts`: what they are the means of, with how those were made."""
-
-    rows: Rows
-    texts: EmbeddedTexts
-
-
-def class_embeddings(
-    encoder: Encoder, classes: Sequence[str], templates: Sequence[str], settings: Settings
-) -> Classifier:
-    """Return a row a class: the mean over templates of unit text rows, renormalised.
-
-    Raises: DataError for no class or no template; EncoderError when the rows of a class cancel out.
-    """
-    texts = embed_texts(encoder, class_texts(classes, templates), settings)
-    averaged = texts.rows.reshape(len(classes), len(templates), -1).mean(axis=1, dtype=np.float64)
-    what = f"{encoder.identity.name}: mean over {len(templates)} templates"
-    return Classifier(unit_rows(averaged, len(classes), what), texts)
-
-
-def classification_result(
-    experiment: str, encoder: Encoder, dataset: Dataset, templates: Sequence[str], settings: Settings
-) -> Result:
-    """Return zero-shot classification of items with one label each.
-
-    Metrics: acc1 and acc5 (rates; ties count against the model; Wilson intervals, on the effective number where several
-    items come from one file; no acc5 under five classes), mean_per_class_recall (over the classes that have an item;
-    bootstrap over classes). Arrays: confusion (classes, classes), row the true class; most_confused (pairs, 4): true
-    class, class picked instead, how often, items of the true class. Class names are `classes` of the protocol.
+    Metrics: acc1 and acc5 (rates; ties count against the model; items from one file are one cluster; no acc5 under five classes),
+    mean_per_class_recall (over the classes that have an item; bootstrap over classes).
 
     Raises: DataError for fewer than two classes, towers of different dim, or when no image can be decoded.
     """
+    prompts = tuple(templates) or dataset.prompts
     if len(dataset.classes) < 2:
         raise DataError(
             f"{dataset.name} has {len(dataset.classes)} class(es): with fewer than two nothing can be mistaken"
         )
-    embedded = embed_images(encoder, dataset.items, settings)
-    classifier = class_embeddings(encoder, dataset.classes, templates, settings)
-    check_dims(encoder, embedded.rows, classifier.rows)
-    labels = np.array([item.labels[0] for item in embedded.kept], dtype=np.int64)
-    scored = score(embedded.rows, classifier.rows, labels)
-    metrics, items = _metrics(dataset.classes, embedded.kept, labels, scored, settings.seed)
-    more = handled(encoder, dataset, embedded, classifier.texts)
-    more["notes"]["classes_without_items"] = len(dataset.classes) - len(np.unique(labels))
-    more["notes"]["classes_of_the_same_name"] = sum(dataset.classes.count(name) > 1 for name in dataset.classes)
-    arrays = {"confusion": scored.confusion.astype(np.float64)}
-    pairs = most_confused(scored.confusion)
-    return Result(
-        experiment=experiment,
-        model=encoder.identity,
-        dataset=identity_of(dataset, len(embedded.kept)),
-        protocol=protocol_of(encoder, dataset, prompts=list(templates), classes=list(dataset.classes), **more),
-        metrics=metrics,
-        items=items,
-        arrays=arrays | ({"most_confused": pairs.astype(np.float64)} if len(pairs) else {}),
-    )
+    images = embedder.images(dataset.items)
+    names = class_ids(dataset.classes)
+    classes = embedder.classes(dataset.classes, prompts, names)
+    check_dims(embedder.encoder, images, classes)
+    kept = [dataset.items[k] for k in images.kept]
+    labels = np.array([item.labels[0] for item in kept], dtype=np.int64)
+    ranks, taken_for = answers_of(images.rows, classes.rows, labels, images.ids, names, kept)
+    files = {path: f"file {k}" for k, path in enumerate(dict.fromkeys(item.image.path for item in kept))}
+    clusters = tuple(files[item.image.path] for item in kept) if len(files) < len(kept) else None
+    hits = {spec: hits_at(ranks, k) for k, spec in ((1, ACC1), (5, ACC5)) if k == 1 or len(names) >= FEWEST_FOR_ACC5}
+    recall = per_class_recall(hits[ACC1], labels, len(names))
+    scores = [score(spec, Outcomes(images.ids, each.astype(np.float64), clusters)) for spec, each in hits.items()]
+    scores.append(score(RECALL, Outcomes(tuple(names[c] for c in recall.classes), recall.values, axis="classes")))
+    exclusions = {
+        "classes_without_items": len(names) - len(recall.classes),
+        "classes_of_the_same_name": sum(dataset.classes.count(name) > 1 for name in dataset.classes),
+    }
+    return Measured(scores, images, classes, answers={"images": taken_for}, prompts=prompts, exclusions=exclusions)
 
 
-def score(image_rows: Rows, classifier: Rows, labels: Ints) -> Scored:
-    """Return ranks and confusion of (images, dim) rows against (classes, dim) rows, products taken in float64.
+def answers_of(
+    images: FloatArray,
+    classes: FloatArray,
+    labels: npt.NDArray[np.int64],
+    ids: tuple[str, ...],
+    names: tuple[str, ...],
+    items: Sequence[Item],
+) -> tuple[npt.NDArray[np.int64], Answers]:
+    """Return (images,) int64, how many classes an image's own is behind, and what each image was taken for.
 
-    A bounded number of images at a time: 50,000 x 1,000 scores are never held at once.
+    `images` (images, dim) and `classes` (classes, dim) unit rows, products taken in float64, a bounded number of images at a time:
+    50,000 x 1,000 scores are never held at once.
     """
-    classes = classifier.astype(np.float64).T
-    ranks, confusion = np.empty(len(labels), dtype=np.int64), np.zeros((classes.shape[1],) * 2, dtype=np.int64)
+    columns = classes.astype(np.float64).T
+    ranks: list[npt.NDArray[np.int64]] = []
+    found: list[tuple[IntArray, FloatArray, FloatArray]] = []
     for start in range(0, len(labels), IMAGES_AT_ONCE):
         part = slice(start, start + IMAGES_AT_ONCE)
-        cosines = image_rows[part].astype(np.float64) @ classes
-        ranks[part] = label_ranks(cosines, labels[part])
-        confusion += confusion_matrix(cosines, labels[part])
-    return Scored(ranks, confusion)
+        cosines = images[part].astype(np.float64) @ columns
+        ranks.append(label_ranks(cosines, labels[part]))
+        found.append(answers(cosines, labels[part]))
+    groups = tuple(item.group for item in items) if any(item.group for item in items) else None
+    top, best, margins = (np.concatenate(column) for column in zip(*found, strict=True))
+    return np.concatenate(ranks), Answers(ids, names, top, best, margins, labels.astype(np.int32), groups)
 
 
-def most_confused(confusion: Ints, pairs: int = CONFUSED_PAIRS) -> Ints:
-    """Return (up to `pairs`, 4) int64: true class, class picked, how often, items of the true class; most often first.
-
-    Equally frequent pairs in the order of their shares of the true class, then of classes. (0, 4) when nothing is confused.
-    """
-    wrong = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
-    true, picked = np.nonzero(wrong)
-    count, size = wrong[true, picked], confusion.sum(axis=1)[true]
-    order = np.lexsort((picked, true, -count / np.maximum(size, 1), -count))[:pairs]
-    return np.stack([true, picked, count, size], axis=1)[order]
-
-
-def class_ids(classes: Sequence[str]) -> list[str]:
+def class_ids(classes: Sequence[str]) -> tuple[str, ...]:
     """Return an id for each class: its name, with its number behind it where two classes have one name."""
-    return [name if classes.count(name) == 1 else f"{name} #{label}" for label, name in enumerate(classes)]
+    return tuple(name if classes.count(name) == 1 else f"{name} #{label}" for label, name in enumerate(classes))
 
 
-def _metrics(
-    classes: Sequence[str], kept: Sequence[Item], labels: Ints, scored: Scored, seed: int
-) -> tuple[dict[str, Metric], Items]:
-    hits = {k: hits_at(scored.ranks, k) for k in (1, 5) if k == 1 or len(classes) >= FEWEST_FOR_ACC5}
-    recall: PerClass = per_class_recall(hits[1], labels, len(classes))
-    files = [str(item.image.path) for item in kept]
-    metrics = {f"acc{k}": _clustered_rate(values, files) for k, values in hits.items()}
-    metrics["mean_per_class_recall"] = mean(recall.values, seed)
-    names = class_ids(classes)
-    items = Items(
-        ids=tuple(item.id for item in kept),
-        outcomes={f"acc{k}": values.astype(int).tolist() for k, values in hits.items()}
-        | {"mean_per_class_recall": recall.values.tolist()},
-        id_lists={"classes": [names[c] for c in recall.classes]},
-        axes={"mean_per_class_recall": "classes"},
+def multilabel(embedder: "Embedder", dataset: Dataset) -> Measured:
+    """Return mean_average_precision over the classes that an image shows; its items are classes (bootstrap over them).
+
+    Among tied images those without the class come first. Classes without an image are left out and counted.
+
+    Raises: DataError when no image that can be decoded shows a class, or the towers' dims differ.
+    Source: SPARC (CVPR 2025), table 2, row ZSCLIP: one cosine per image and class, average precision per class, their mean.
+    """
+    templates = templates_for(len(dataset))
+    images = embedder.images(dataset.items)
+    names = class_ids(dataset.classes)
+    classes = embedder.classes(dataset.classes, templates, names)
+    check_dims(embedder.encoder, images, classes)
+    relevant = labels_matrix([dataset.items[k] for k in images.kept], len(names))
+    if not relevant.any():
+        raise DataError(f"{dataset.name}: no image shows any of the {len(names)} classes; nothing can be ranked")
+    cosines = cosines_of(images, classes)
+    found = average_precision(cosines, relevant)
+    taken_for = {"images": Answers(images.ids, names, *multilabel_answers(cosines, relevant))}
+    outcomes = Outcomes(tuple(names[c] for c in found.classes), found.values)
+    exclusions = {"classes_without_items": len(names) - len(found.classes)}
+    return Measured(
+        [score(PRECISION, outcomes)], images, classes, answers=taken_for, prompts=templates, exclusions=exclusions
     )
-    return metrics, items
 
 
-def _clustered_rate(hits: npt.NDArray[np.bool_], files: Sequence[str]) -> Metric:
-    """Items cut from one file are not independent: boxes of one photograph share its light, blur and scene."""
-    if len(set(files)) == len(files):
-        return rate(hits.astype(float))
-    low, high = clustered_wilson_interval(hits.astype(float), files)
-    return Metric(float(hits.mean()), len(hits), low, high)
+def templates_for(images: int) -> tuple[str, ...]:
+    """Return OpenAI's 80 templates for 1,000 images or more, else one.
+
+    Source: open_clip.zero_shot_metadata, OPENAI_IMAGENET_TEMPLATES, from openai/CLIP Prompt_Engineering_for_ImageNet.ipynb.
+    """
+    if images < IMAGES_WORTH_AN_ENSEMBLE:
+        return CROP_TEMPLATES
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(fill("{}") for fill in OPENAI_IMAGENET_TEMPLATES)
+
+
+def labels_matrix(items: Sequence[Item], n_classes: int) -> npt.NDArray[np.bool_]:
+    """Return (images, classes) bool: does the image show the class?"""
+    relevant = np.zeros((len(items), n_classes), dtype=bool)
+    for row, item in enumerate(items):
+        relevant[row, list(item.labels)] = True
+    return relevant
+
+
+def natural_labels(embedder: "Embedder", dataset: Dataset) -> Measured:
+    """Return top1_probability (the mean of the winning label's; a description, not a score: nobody labelled these pictures), and
+    the (images, classes) matrix `probabilities`.
+
+    Raises: DataError when an image is broken or the towers' dims differ.
+    """
+    images = embedder.images(dataset.items)
+    if images.broken:
+        raise DataError(f"{dataset.name}: {len(images.broken)} of {len(dataset)} images are broken: {images.broken[0]}")
+    classes = embedder.classes(dataset.classes, (LABEL_TEMPLATE,))
+    check_dims(embedder.encoder, images, classes)
+    probabilities = softmax(LABEL_SCALE * cosines_of(images, classes))
+    winners = Outcomes(images.ids, probabilities.max(axis=1))
+    matrix = Matrix("probability", probabilities, images.ids, dataset.classes, LABEL_SCALE)
+    return Measured(
+        [score(TOP1_PROBABILITY, winners)],
+        images,
+        classes,
+        {"probabilities": matrix},
+        prompts=(LABEL_TEMPLATE,),
+        options={"logit_scale": LABEL_SCALE},
+    )
+
+
+def softmax(logits: FloatArray) -> FloatArray:
+    """Return (images, classes) float64 rows that sum to 1, from (images, classes) logits."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: FloatArray = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _label_sources(options: DataOptions) -> tuple[Source, ...]:
+    """The eight natural pictures with CIFAR-100's class names, as torchvision spells them, with underscores ("sweet_pepper")."""
+
+    def load() -> Dataset:
+        natural = packaged_dataset("natural")
+        return replace(
+            natural, name="natural_cifar100", classes=class_set("cifar100").folders, prompts=(LABEL_TEMPLATE,)
+        )
+
+    return (Source("natural_cifar100", load),)
+
+
+def _folder_sources(options: DataOptions) -> tuple[Source, ...]:
+    """One data set per folder of class folders that was given with a name."""
+    return tuple(Source(name, partial(labelled_folder, name, root)) for name, root in options.folders(ZERO_SHOT_ROOT))
+
+
+COCO_CROPS = Experiment(
+    "coco_crops",
+    METRICS,
+    coco.crop_sources,
+    partial(classification, templates=CROP_TEMPLATES),
+    root=coco.COCO_ROOT,
+    choices=(coco.CROP,),
+    order=50,
+)
+COCO_MULTILABEL = Experiment(
+    "coco_multilabel",
+    (PRECISION,),
+    partial(coco.sources, read=coco.coco_multilabel),
+    multilabel,
+    root=coco.COCO_ROOT,
+    order=52,
+)
+NATURAL_LABELS = Experiment("natural_labels", (TOP1_PROBABILITY,), _label_sources, natural_labels, order=25)
+ZERO_SHOT = Experiment("zero_shot", METRICS, _folder_sources, classification, root=ZERO_SHOT_ROOT, order=60)

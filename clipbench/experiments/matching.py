@@ -1,93 +1,125 @@
-"""Matching: n images against their n captions, as a square cosine matrix. Natural and medical images share it.
+"""Matching: n images against their n captions, as a square cosine matrix whose diagonal should win.
+
+Natural images (the study's second experiment) and medical ones (its third, where CLIP should fail: whether a model fails as
+expected is judged by `judge.references`).
 
 Source: openai/CLIP notebooks/Interacting_with_CLIP.ipynb: RGB, the model's preprocessing, the prompt around the caption, unit
-rows, texts x images. Cells are keyed by item id, never by folder order.
+rows, texts x images; ckurtz/teaching_UPC_UFRMI@2ec69fe, whose medical part repeats the procedure. Cells are keyed by item id,
+never by folder order.
 """
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipbench.data.dataset import Dataset
-from clipbench.embed.images import embed_images
-from clipbench.embed.texts import embed_texts
+from clipbench.data.dataset import DataOptions, Dataset, Source
+from clipbench.data.packaged import packaged_dataset
+from clipbench.data.roco import ROCO_ROOT, roco_study
 from clipbench.errors import DataError
-from clipbench.experiments.experiment import identity_of, mean, protocol_of, rate
-from clipbench.experiments.handled import check_dims
-from clipbench.metrics import image_to_text_hits, margins, text_to_image_hits
-from clipbench.models.encoder import Encoder, Rows
-from clipbench.result import FloatArray, Items, Metric, Result
-from clipbench.settings import Settings
+from clipbench.experiments import Experiment, Measured, check_dims, cosines_of, score
+from clipbench.metrics import answers, image_to_text_hits, margins, text_to_image_hits
+from clipbench.types import Answers, FloatArray, Matrix, MetricSpec, Outcomes, Score
 
-SHOWN = ("text_to_image_top1", "image_to_text_top1", "margin_mean")
+if TYPE_CHECKING:
+    from clipbench.embed.embedder import Embedded, Embedder
+
+PROMPT = "This is {caption}"
+"""Source: openai/CLIP notebooks/Interacting_with_CLIP.ipynb; the course's medical part: "same procedure as the natural part"."""
+
+TEXT_TO_IMAGE = MetricSpec("text_to_image_top1", "rate", ranked=True, headline=True, answers="text_to_image")
+IMAGE_TO_TEXT = MetricSpec("image_to_text_top1", "rate", ranked=True, headline=True, answers="image_to_text")
+DIAGONAL = MetricSpec("diagonal_mean", "cosine", "neither")
+OFF_DIAGONAL = MetricSpec("off_diagonal_mean", "cosine", "neither")
+MARGIN = MetricSpec("margin_mean", "cosine", headline=True)
+SMALLEST_MARGIN = MetricSpec("margin_min", "cosine")
+METRICS = (TEXT_TO_IMAGE, IMAGE_TO_TEXT, DIAGONAL, OFF_DIAGONAL, MARGIN, SMALLEST_MARGIN)
 
 
-def matched_rows(encoder: Encoder, dataset: Dataset, settings: Settings) -> tuple[Rows, Rows]:
-    """Return (images, dim) and (texts, dim) float32 unit rows of every item's image and its first caption, in item order.
+def matched(embedder: "Embedder", dataset: Dataset) -> tuple["Embedded", "Embedded"]:
+    """Return the embedded images and first captions of all items, in item order.
 
-    Always by the plain call: these are the rows of the probe, and few enough that a shortcut would save nothing.
+    Always by the reference path: these are the rows of the trace, and few enough that an optimization would save nothing.
 
     Raises: DataError when an image of the set cannot be decoded: a matrix with a hole is no diagonal.
     """
-    settings = replace(settings, plain=True)
-    embedded = embed_images(encoder, dataset.items, settings)
-    if embedded.broken:
-        raise DataError(
-            f"{dataset.name}: {len(embedded.broken)} of {len(dataset)} images are broken: {embedded.broken[0]}"
-        )
-    texts = [str(dataset.protocol["prompts"]).format(caption=item.captions[0]) for item in dataset.items]
-    text_rows = embed_texts(encoder, texts, settings).rows
-    check_dims(encoder, embedded.rows, text_rows)
-    return embedded.rows, text_rows
+    images = embedder.images(dataset.items, reference=True)
+    if images.broken:
+        raise DataError(f"{dataset.name}: {len(images.broken)} of {len(dataset)} images are broken: {images.broken[0]}")
+    captions = [dataset.prompts[0].format(caption=item.captions[0]) for item in dataset.items]
+    texts = embedder.texts(captions, images.ids, reference=True)
+    check_dims(embedder.encoder, images, texts)
+    return images, texts
 
 
-def cosine_matrix(encoder: Encoder, dataset: Dataset, settings: Settings) -> FloatArray:
-    """Return the (texts, images) float64 cosines of `matched_rows`. Raises: DataError as there."""
-    image_rows, text_rows = matched_rows(encoder, dataset, settings)
-    return cosines_of(image_rows, text_rows)
-
-
-def cosines_of(image_rows: Rows, text_rows: Rows) -> FloatArray:
-    """Return the (texts, images) float64 cosines of unit rows."""
-    return text_rows.astype(np.float64) @ image_rows.astype(np.float64).T
-
-
-def matching_result(
-    experiment: str, encoder: Encoder, dataset: Dataset, settings: Settings, rows: tuple[Rows, Rows] | None = None
-) -> Result:
-    """Return the square matching experiment on a data set of (image, caption) pairs.
-
-    Metrics: text_to_image_top1 and image_to_text_top1 (rates; ties count against the model), diagonal_mean and
-    off_diagonal_mean (cosines), margin_mean and margin_min (an item's own cosine minus the best wrong cell in its row or
-    column; positive when the item is matched both ways). `rows`: what `matched_rows` gave, where it was called already.
+def matching(embedder: "Embedder", dataset: Dataset) -> Measured:
+    """Return text_to_image_top1 and image_to_text_top1 (rates; ties count against the model), diagonal_mean and
+    off_diagonal_mean (cosines), margin_mean and margin_min (an item's own cosine minus the best wrong cell in its row or column;
+    positive when the item is matched both ways), and the (texts, images) matrix `similarity`.
     """
-    image_rows, text_rows = rows or matched_rows(encoder, dataset, settings)
-    cosines = cosines_of(image_rows, text_rows)
-    outcomes, metrics = matching_metrics(cosines, settings.seed)
-    return Result(
-        experiment=experiment,
-        model=encoder.identity,
-        dataset=identity_of(dataset, len(dataset)),
-        protocol=protocol_of(encoder, dataset),
-        metrics=metrics,
-        items=Items(ids=tuple(item.id for item in dataset.items), outcomes=outcomes),
-        arrays={"similarity": cosines},
+    images, texts = matched(embedder, dataset)
+    cosines = cosines_of(images, texts).T
+    return Measured(
+        matching_scores(cosines, images.ids),
+        images,
+        texts,
+        {"similarity": Matrix("cosine", cosines, texts.ids, images.ids)},
+        matching_answers(cosines, images.ids),
     )
 
 
-def matching_metrics(cosines: FloatArray, seed: int) -> tuple[dict[str, Any], dict[str, Metric]]:
-    """Return (per-item outcomes, metrics) of a square (texts, images) matrix."""
-    n = len(cosines)
-    off_diagonal = (cosines.sum(axis=1) - np.diag(cosines)) / max(1, n - 1)
-    outcomes: dict[str, Any] = {
-        "text_to_image_top1": [int(h) for h in text_to_image_hits(cosines)],
-        "image_to_text_top1": [int(h) for h in image_to_text_hits(cosines)],
-        "diagonal_mean": np.diag(cosines).tolist(),
-        "off_diagonal_mean": off_diagonal.tolist(),
-        "margin_mean": margins(cosines).tolist(),
+def matching_scores(cosines: FloatArray, ids: tuple[str, ...]) -> list[Score]:
+    """Return the scores of a square (texts, images) matrix of cosines."""
+    n, margin = len(cosines), margins(cosines)
+    values = {
+        TEXT_TO_IMAGE: text_to_image_hits(cosines),
+        IMAGE_TO_TEXT: image_to_text_hits(cosines),
+        DIAGONAL: np.diag(cosines),
+        OFF_DIAGONAL: (cosines.sum(axis=1) - np.diag(cosines)) / max(1, n - 1),
+        MARGIN: margin,
     }
-    metrics = {name: rate(outcomes[name]) for name in ("text_to_image_top1", "image_to_text_top1")}
-    metrics |= {name: mean(outcomes[name], seed) for name in ("diagonal_mean", "off_diagonal_mean", "margin_mean")}
-    metrics["margin_min"] = Metric(min(outcomes["margin_mean"]), n)
-    return outcomes, metrics
+    found = [score(spec, Outcomes(ids, np.asarray(each, dtype=np.float64))) for spec, each in values.items()]
+    return [*found, Score(SMALLEST_MARGIN, float(margin.min()), n)]
+
+
+def matching_answers(cosines: FloatArray, ids: tuple[str, ...]) -> dict[str, Answers]:
+    """Return what each text and each image was taken for, of a square (texts, images) matrix of cosines."""
+    own = np.arange(len(ids))
+    ways = {"text_to_image": cosines, "image_to_text": cosines.T}
+    return {way: Answers(ids, ids, *answers(table, own), own.astype(np.int32)) for way, table in ways.items()}
+
+
+def natural(embedder: "Embedder", dataset: Dataset) -> Measured:
+    """Return `matching`; for weights from a path also the matrix with the other activation.
+
+    A checkpoint does not say which activation it was trained with, and loading it with the wrong one costs points without an
+    error (open_clip issues 771 and 1109). Judging compares the two matrices.
+    """
+    measured = matching(embedder, dataset)
+    swapped = embedder.other_activation()
+    if swapped is None:
+        return measured
+    with swapped as other:
+        images, texts = matched(embedder, dataset)
+    matrix = Matrix("cosine", cosines_of(images, texts).T, texts.ids, images.ids)
+    return replace(measured, matrices={**measured.matrices, f"similarity_{other}": matrix})
+
+
+def _packaged(name: str) -> Source:
+    return Source(name, partial(packaged_dataset, name))
+
+
+def medical_sources(options: DataOptions) -> tuple[Source, ...]:
+    """Return the study's own eight images where ROCO was given, else the packaged eight."""
+    root = options.folder(ROCO_ROOT)
+    return (_packaged("medical"),) if root is None else (Source("roco_study", lambda: _prompted(roco_study(root))),)
+
+
+def _prompted(dataset: Dataset) -> Dataset:
+    return replace(dataset, prompts=(PROMPT,))
+
+
+NATURAL = Experiment("natural", METRICS, lambda options: (_packaged("natural"),), natural, order=20, traced=True)
+MEDICAL = Experiment("medical", METRICS, medical_sources, matching, root=ROCO_ROOT, order=30)
+MEDICAL_OTHER = Experiment("medical_other", METRICS, lambda options: (_packaged("medical_other"),), matching, order=31)

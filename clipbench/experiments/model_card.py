@@ -1,35 +1,32 @@
 """The model card: what is read off the live model. Source: openai/CLIP model-card.md; the study's first experiment."""
 
-from clipbench.data.dataset import Dataset
-from clipbench.experiments.experiment import METRIC_VERSION, Experiment
-from clipbench.models.encoder import Encoder
-from clipbench.models.zoo import CARD_METRICS
-from clipbench.result import DatasetIdentity, Metric, Result
-from clipbench.settings import Settings
+from typing import TYPE_CHECKING
+
+from clipbench.data.dataset import DataOptions, Dataset, Source
+from clipbench.experiments import Experiment, Measured
+from clipbench.types import MetricSpec, Score
+
+if TYPE_CHECKING:
+    from clipbench.embed.embedder import Embedder
+
+METRICS = tuple(
+    MetricSpec(name, "count", "neither", headline=name in ("params", "image_size", "embed_dim"))
+    for name in ("params", "params_image", "params_text", "image_size", "context_length", "vocab_size", "embed_dim")
+)
 
 
-def no_items(settings: Settings) -> Dataset:
+def no_items(options: DataOptions) -> tuple[Source, ...]:
     """Return the empty data set: a card needs no items."""
-    return Dataset(name="none", items=(), source="a model card needs no items")
+    return (Source("none", lambda: Dataset(name="none", items=(), source="a model card needs no items")),)
 
 
-def model_card(encoder: Encoder, dataset: Dataset, settings: Settings) -> Result:
+def model_card(embedder: "Embedder", dataset: Dataset) -> Measured:
     """Return params, params_image, params_text (counts), image_size (pixels), context_length (tokens), vocab_size, embed_dim.
 
     What an encoder does not state (your own, say) is absent.
     """
-    return Result(
-        experiment="model_card",
-        model=encoder.identity,
-        dataset=DatasetIdentity(dataset.name, "", 0),
-        protocol={
-            "preprocessing": encoder.preprocessing,
-            "metric_version": METRIC_VERSION,
-            "shortcuts": [],
-            "prompts": [],
-        },
-        metrics={name: Metric(int(encoder.card[name]), 1) for name in CARD_METRICS if name in encoder.card},
-    )
+    card = embedder.encoder.card
+    return Measured([Score(spec, int(card[spec.name]), 1) for spec in METRICS if spec.name in card])
 
 
-MODEL_CARD = Experiment("model_card", 10, no_items, model_card, ("params", "image_size", "embed_dim"))
+MODEL_CARD = Experiment("model_card", METRICS, no_items, model_card, order=10)

@@ -1,77 +1,163 @@
-"""Retrieval: every caption looks for its image among all images, every image for one of its captions among all captions."""
+"""Retrieval: every caption looks for its image among all images, every image for one of its captions among all captions.
+
+COCO as CLIP papers report it on Karpathy's 5,000 test images; ROCO's radiology figures, with the study's matrix of eight repeated
+in random groups.
+Source: LAION-AI/CLIP_benchmark, zeroshot_retrieval: captions without a prompt, a hit is at least one correct item.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from clipbench.data.dataset import Dataset
-from clipbench.embed.images import embed_images
-from clipbench.embed.texts import embed_texts
-from clipbench.embeddings_file import SavedRows
+from clipbench.data import coco
+from clipbench.data.dataset import DataOptions, Dataset, Item, Source
+from clipbench.data.roco import ROCO_ROOT, roco_split
 from clipbench.errors import DataError
-from clipbench.experiments.experiment import identity_of, protocol_of, rate
-from clipbench.experiments.handled import check_dims, handled
-from clipbench.metrics import RetrievalRanks, hits_at, retrieval_ranks
-from clipbench.models.encoder import Encoder
-from clipbench.result import Items, Metric, Result
-from clipbench.settings import Settings
-from clipbench.statistics import clustered_wilson_interval
+from clipbench.experiments import Experiment, Measured, check_dims, score
+from clipbench.experiments.matching import PROMPT as STUDY_PROMPT
+from clipbench.experiments.matching import TEXT_TO_IMAGE
+from clipbench.metrics import Ints, grouped_text_to_image_hits, hits_at, retrieval
+from clipbench.types import Answers, MetricSpec, Outcomes, Score
+
+if TYPE_CHECKING:
+    from clipbench.embed.embedder import Embedded, Embedder
 
 KS = (1, 5, 10)
+GROUP_SIZE, GROUP_SEED = 8, 0
 PROMPT = "{caption}"
-SHOWN = ("image_retrieval_recall@1", "image_retrieval_recall@5", "text_retrieval_recall@1", "text_retrieval_recall@5")
+IMAGE_RETRIEVAL = {
+    k: MetricSpec(f"image_retrieval_recall@{k}", "rate", "higher", True, k == 1, k < 10, "text_to_image") for k in KS
+}
+TEXT_RETRIEVAL = {
+    k: MetricSpec(f"text_retrieval_recall@{k}", "rate", "higher", False, k == 1, k < 10, "image_to_text") for k in KS
+}
+METRICS = (*IMAGE_RETRIEVAL.values(), *TEXT_RETRIEVAL.values())
+MEDICAL_METRICS = (
+    *(replace(spec, cluster=False, headline=spec.ranked) for spec in METRICS),
+    MetricSpec(TEXT_TO_IMAGE.name, "rate", ranked=True, headline=True),
+)
 
 
-def retrieval_result(experiment: str, encoder: Encoder, dataset: Dataset, settings: Settings) -> Result:
-    """Return retrieval both ways over items with one caption or more, the captions as they stand.
+def captioned(
+    embedder: "Embedder", dataset: Dataset, prompt: str, captions: int | None = None
+) -> tuple["Embedded", "Embedded", Ints]:
+    """Return the embedded images, their captions in `prompt` (the first `captions` of each), and (texts,) int64, the image of each.
 
-    Metrics, each at k = 1, 5, 10: image_retrieval_recall@k (text query: is its image among the first k; interval by
-    Wilson on the effective number, since captions of one image are alike) and text_retrieval_recall@k (image query: is
-    one of its captions among the first k; Wilson). Ties count against the model. Where
-    k is not below the number of images every query would hit: such a metric is absent.
     Text ids are "<image id>#<place of the caption>".
 
     Raises: DataError for fewer than two images that can be decoded, or towers of different dim.
-    Source: LAION-AI/CLIP_benchmark, zeroshot_retrieval: captions without a prompt, a hit is at least one correct item.
     """
-    embedded = embed_images(encoder, dataset.items, settings)
-    if len(embedded.kept) < 2:
-        raise DataError(
-            f"{dataset.name}: {len(embedded.kept)} image can be decoded; expected two at least to choose from"
-        )
-    texts = [caption for item in embedded.kept for caption in item.captions]
-    text_image = np.repeat(np.arange(len(embedded.kept)), [len(item.captions) for item in embedded.kept])
-    embedded_texts = embed_texts(encoder, texts, settings)
-    text_rows = embedded_texts.rows
-    check_dims(encoder, embedded.rows, text_rows)
-    ranks = retrieval_ranks(embedded.rows, text_rows, text_image)
-    image_ids = [item.id for item in embedded.kept]
-    text_ids = [f"{item.id}#{place}" for item in embedded.kept for place in range(len(item.captions))]
-    outcomes = _outcomes(ranks, len(image_ids))
-    identity, ids = identity_of(dataset, len(image_ids)), (tuple(image_ids), tuple(text_ids))
-    settings.keep_rows(SavedRows(experiment, encoder.identity, identity, embedded.rows, text_rows, *ids, text_image))
-    more = handled(encoder, dataset, embedded, embedded_texts)
-    return Result(
-        experiment=experiment,
-        model=encoder.identity,
-        dataset=identity,
-        protocol=protocol_of(encoder, dataset, **({"prompts": PROMPT} | more)),
-        metrics={name: _rate(name, hits, text_image) for name, hits in outcomes.items()},
-        items=Items(
-            outcomes=outcomes,
-            id_lists={"image_ids": image_ids, "text_ids": text_ids},
-            axes={name: "text_ids" if name.startswith("image") else "image_ids" for name in outcomes},
-        ),
+    images = embedder.images(dataset.items)
+    kept: list[Item] = [dataset.items[k] for k in images.kept]
+    if len(kept) < 2:
+        raise DataError(f"{dataset.name}: {len(kept)} image can be decoded; expected two at least to choose from")
+    texts = [prompt.format(caption=caption) for item in kept for caption in item.captions[:captions]]
+    places = [(row, place) for row, item in enumerate(kept) for place in range(len(item.captions[:captions]))]
+    embedded = embedder.texts(texts, [f"{kept[row].id}#{place}" for row, place in places])
+    check_dims(embedder.encoder, images, embedded)
+    return images, embedded, np.array([row for row, _ in places], dtype=np.int64)
+
+
+def caption_retrieval(embedder: "Embedder", dataset: Dataset) -> Measured:
+    """Return retrieval both ways over items with one caption or more, the captions as they stand.
+
+    Metrics, each at k = 1, 5, 10: image_retrieval_recall@k (text query: is its image among the first k; captions of one image are
+    one cluster) and text_retrieval_recall@k (image query: is one of its captions among the first k). Ties count against the
+    model. Where k is not below the number of images every query would hit: such a metric is absent.
+
+    Raises: DataError as `captioned`.
+    """
+    images, texts, text_image = captioned(embedder, dataset, PROMPT)
+    clusters = tuple(images.ids[row] for row in text_image)
+    scores, answers = _recalls(images, texts, text_image, [k for k in KS if k < len(images.ids)], clusters)
+    return Measured(scores, images, texts, answers=answers, prompts=(PROMPT,), text_image=text_image)
+
+
+def _recalls(
+    images: "Embedded", texts: "Embedded", text_image: Ints, ks: Sequence[int], clusters: tuple[str, ...] | None
+) -> tuple[list[Score], dict[str, Answers]]:
+    """Recall both ways, and what each query was taken for."""
+    found = retrieval(images.rows, texts.rows, text_image)
+    by_text, by_image = found.text_to_image, found.image_to_text
+    specs = (METRICS if clusters is not None else MEDICAL_METRICS)[: 2 * len(KS)]
+    of = {spec.name: spec for spec in specs}
+    scores = [
+        score(of[f"image_retrieval_recall@{k}"], Outcomes(texts.ids, _hits(by_text.ranks, k), clusters, "text_ids"))
+        for k in ks
+    ]
+    scores += [
+        score(of[f"text_retrieval_recall@{k}"], Outcomes(images.ids, _hits(by_image.ranks, k), axis="image_ids"))
+        for k in ks
+    ]
+    answers = {
+        "text_to_image": Answers(texts.ids, images.ids, *by_text.taken_for, text_image.astype(np.int32)),
+        "image_to_text": Answers(images.ids, texts.ids, *by_image.taken_for),
+    }
+    return scores, answers
+
+
+def _hits(ranks: Ints, k: int) -> np.ndarray:
+    return hits_at(ranks, k).astype(np.float64)
+
+
+def medical_retrieval(embedder: "Embedder", dataset: Dataset) -> Measured:
+    """Return retrieval among all images by their first captions, and text_to_image_top1 within random groups of eight.
+
+    Metrics: image_retrieval_recall@1/5/10 (one outcome per text), text_retrieval_recall@1/5/10 (one per image; k beyond the
+    candidates always hits), and text_to_image_top1 (one outcome per text that is in a group; chance 1/8, as in the 8 x 8
+    matrices; the exclusions count the texts in no group), absent where there is no whole group. All captions stand in the
+    study's prompt. A broken image is left out with its caption, named and counted.
+
+    Raises: DataError as `captioned`.
+    """
+    images, texts, text_image = captioned(embedder, dataset, STUDY_PROMPT, captions=1)
+    scores, answers = _recalls(images, texts, text_image, KS, None)
+    groups = whole_groups([item.id for item in dataset.items], images.ids, GROUP_SEED)
+    if len(groups):
+        hits = grouped_text_to_image_hits(images.rows, texts.rows, groups.tolist()).astype(np.float64)
+        ids = tuple(texts.ids[row] for row in groups.ravel())
+        scores.append(score(MEDICAL_METRICS[-1], Outcomes(ids, hits, axis="grouped_text_ids")))
+    return Measured(
+        scores,
+        images,
+        texts,
+        answers=answers,
+        prompts=(STUDY_PROMPT,),
+        options={"groups": {"size": GROUP_SIZE, "count": len(groups), "seed": GROUP_SEED}},
+        exclusions={"texts_in_no_group": len(texts.ids) - groups.size},
+        text_image=text_image,
     )
 
 
-def _outcomes(ranks: RetrievalRanks, images: int) -> dict[str, list[int]]:
-    """0 or 1 by metric: image retrieval an entry a text, text retrieval an entry an image."""
-    ways = (("image_retrieval_recall", ranks.text_to_image), ("text_retrieval_recall", ranks.image_to_text))
-    return {f"{way}@{k}": hits_at(own, k).astype(int).tolist() for way, own in ways for k in KS if k < images}
+def whole_groups(ids: Sequence[str], kept: Sequence[str], seed: int) -> Ints:
+    """Return (groups, 8) int64 positions in `kept`: `ids` shuffled by the seed and cut into eights; whole groups only.
+
+    Groups are made of all ids, so a broken image costs its own group and leaves the others as they were. The remainder
+    that fills no group is left out; under eight ids there is no group.
+    """
+    row = {item: position for position, item in enumerate(kept)}
+    order = np.random.default_rng(seed).permutation(len(ids))[: len(ids) // GROUP_SIZE * GROUP_SIZE]
+    rows = np.array([row.get(ids[i], -1) for i in order], dtype=np.int64).reshape(-1, GROUP_SIZE)
+    return np.asarray(rows[(rows >= 0).all(axis=1)], dtype=np.int64)
 
 
-def _rate(name: str, hits: list[int], text_image: npt.NDArray[np.int64]) -> Metric:
-    if name.startswith("text"):
-        return rate(hits)
-    low, high = clustered_wilson_interval(hits, text_image)
-    return Metric(float(np.mean(hits)), len(hits), low, high)
+def roco_sources(options: DataOptions) -> tuple[Source, ...]:
+    """Return every captioned image of ROCO's split where its folder was given; nothing without."""
+    root = options.folder(ROCO_ROOT)
+    return () if root is None else (Source("roco_radiology", partial(roco_split, root)),)
+
+
+COCO_RETRIEVAL = Experiment(
+    "coco_retrieval",
+    METRICS,
+    partial(coco.sources, read=coco.coco_retrieval, is_captions=True),
+    caption_retrieval,
+    root=coco.COCO_ROOT,
+    order=54,
+)
+MEDICAL_RETRIEVAL = Experiment(
+    "medical_retrieval", MEDICAL_METRICS, roco_sources, medical_retrieval, root=ROCO_ROOT, order=32
+)

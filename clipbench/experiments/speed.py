@@ -6,30 +6,39 @@ a decoded image to its unit row. Never through a shortcut. Rounds are not part o
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from clipbench.data.dataset import Dataset, held_bytes
+from clipbench.data.dataset import DataOptions, Dataset, Source, held_bytes
+from clipbench.data.packaged import packaged_dataset
 from clipbench.errors import EncoderError
-from clipbench.experiments.experiment import Experiment, identity_of, protocol_of
-from clipbench.experiments.natural import load_natural
-from clipbench.models.device import peak_memory_bytes, release, reset_peak_memory, synchronized
-from clipbench.models.encoder import Encoder, Rows, unit_rows
-from clipbench.result import Metric, Result
-from clipbench.settings import Settings
+from clipbench.experiments import Experiment, Measured
+from clipbench.types import MetricSpec, Score
+
+if TYPE_CHECKING:
+    from clipbench.embed.embedder import Embedder
+    from clipbench.models.encoder import Encoder, Rows
+
+IMAGES = MetricSpec("images_per_second", "per_second", headline=True, unit="images/s")
+TEXTS = MetricSpec("texts_per_second", "per_second", headline=True, unit="texts/s")
+LATENCY = tuple(
+    MetricSpec(f"latency_{q}", "seconds", "lower", headline=q == "p50", unit="s") for q in ("p50", "p90", "p99")
+)
+MEMORY = MetricSpec("peak_memory_bytes", "bytes", "lower", headline=True, unit="bytes")
+METRICS = (IMAGES, TEXTS, *LATENCY, MEMORY)
 
 ROUND_SECONDS = 3.0
 ROUNDS = (2, 50)
 SLOW_ROUND_SECONDS = 10.0
 LATENCY_SECONDS = 5.0
 LATENCY_SAMPLES = 200
-QUANTILES = {"latency_p50": (0.50, 1), "latency_p90": (0.90, 20), "latency_p99": (0.99, 100)}
+QUANTILES = dict(zip(LATENCY, ((0.50, 1), (0.90, 20), (0.99, 100)), strict=True))
 
 Timer = Callable[[Callable[[], object], int], Sequence[float]]
 """Runs a call that many rounds and returns the seconds of each; an empty list when timing is switched off."""
@@ -43,12 +52,11 @@ class Workload:
     texts: tuple[str, ...]
 
 
-def workload(dataset: Dataset, settings: Settings) -> Workload:
-    """Return one batch of the data set's images (decoded) and prompted captions, cycled to `settings.batch_size`."""
+def workload(dataset: Dataset, batch_size: int) -> Workload:
+    """Return one batch of the data set's images (decoded) and prompted captions, cycled to `batch_size`."""
     images = [item.image.open() for item in dataset.items]
-    texts = [str(dataset.protocol["prompts"]).format(caption=item.captions[0]) for item in dataset.items]
-    size = settings.batch_size
-    return Workload(tuple(islice(cycle(images), size)), tuple(islice(cycle(texts), size)))
+    texts = [dataset.prompts[0].format(caption=item.captions[0]) for item in dataset.items]
+    return Workload(tuple(islice(cycle(images), batch_size)), tuple(islice(cycle(texts), batch_size)))
 
 
 def perf_counter_timer(call: Callable[[], object], rounds: int) -> list[float]:
@@ -56,8 +64,8 @@ def perf_counter_timer(call: Callable[[], object], rounds: int) -> list[float]:
     return [_seconds(call) for _ in range(rounds)]
 
 
-def throughput(call: Callable[[], object], batch: int, timer: Timer) -> Metric | None:
-    """Return items a second (batch / median round) of a call that waits for its device; None when the timer is switched off.
+def throughput(spec: MetricSpec, call: Callable[[], object], batch: int, timer: Timer) -> list[Score]:
+    """Return items per second (batch / median round) of a call that waits for its device; nothing when the timer is switched off.
 
     The call has run once before, so it is warm. One more run says how many rounds fit in 3 s: 2 to 50, and a single one where
     a round takes more than 10 s.
@@ -67,38 +75,42 @@ def throughput(call: Callable[[], object], batch: int, timer: Timer) -> Metric |
         estimate = min(_seconds(call) for _ in range(3))
     low, high = (1 if estimate > SLOW_ROUND_SECONDS else ROUNDS[0]), ROUNDS[1]
     seconds = timer(call, max(low, min(high, int(ROUND_SECONDS / max(estimate, 1e-9)))))
-    return Metric(batch / float(np.median(seconds)), len(seconds)) if len(seconds) else None
+    if not len(seconds):
+        return []
+    low_seconds, median, high_seconds = np.quantile(seconds, (0.05, 0.5, 0.95))
+    spread = float((high_seconds - low_seconds) / median) if len(seconds) > 1 else None
+    return [Score(spec, float(batch / median), len(seconds), spread=spread)]
 
 
-def check_timed(output: Any, batch: int, last_row: Rows, what: str) -> None:
-    """Check that the timed call does the work: one row an input, and the last is the plain call's (cosine .999 or more).
+def check_timed(output: Any, batch: int, last_row: "Rows", what: str) -> None:
+    """Check that the timed call does the work: one row per input, and the last is the reference path's (cosine .999 or more).
 
-    `last_row`: (1, dim), from the plain call. Raises: EncoderError when it is something else, so that no clock is ever read
+    `last_row`: (1, dim), by the reference path. Raises: EncoderError when it is something else, so that no clock is ever read
     over another computation.
     """
-    cosine = float(unit_rows(output, batch, what)[-1] @ last_row[0])
+    from clipbench.models.encoder import checked_rows, unit_rows
+
+    cosine = float(unit_rows(checked_rows(output, batch, what))[-1] @ unit_rows(last_row)[0])
     if cosine < 0.999:
-        raise EncoderError(f"{what}: the timed call gives other rows than the plain call (cosine {cosine:.4f})")
+        raise EncoderError(f"{what}: the timed call gives other rows than the reference path (cosine {cosine:.4f})")
 
 
-def images_per_second(encoder: Encoder, work: Workload, timer: Timer) -> dict[str, Metric]:
-    """Return {"images_per_second": ...} (images/s), empty when timing is switched off."""
+def images_per_second(encoder: "Encoder", work: Workload, timer: Timer) -> list[Score]:
+    """Return images per second by the model alone, nothing when timing is switched off."""
     call = encoder.ready_images(work.images)
     check_timed(call(), len(work.images), encoder.encode_images(work.images[-1:]), f"{encoder.identity.name}: images")
-    found = throughput(call, len(work.images), timer)
-    return {"images_per_second": found} if found else {}
+    return throughput(IMAGES, call, len(work.images), timer)
 
 
-def texts_per_second(encoder: Encoder, work: Workload, timer: Timer) -> dict[str, Metric]:
-    """Return {"texts_per_second": ...} (texts/s), empty when timing is switched off."""
+def texts_per_second(encoder: "Encoder", work: Workload, timer: Timer) -> list[Score]:
+    """Return texts per second by the model alone, nothing when timing is switched off."""
     call = encoder.ready_texts(work.texts)
     check_timed(call(), len(work.texts), encoder.encode_texts(work.texts[-1:]), f"{encoder.identity.name}: texts")
-    found = throughput(call, len(work.texts), timer)
-    return {"texts_per_second": found} if found else {}
+    return throughput(TEXTS, call, len(work.texts), timer)
 
 
-def latency(encoder: Encoder, work: Workload) -> dict[str, Metric]:
-    """Return seconds from one decoded image to its unit row: latency_p50, p90 from 20 samples, p99 from 100.
+def latency(encoder: "Encoder", work: Workload) -> list[Score]:
+    """Return seconds from one decoded image to its raw row: latency_p50, p90 from 20 samples, p99 from 100.
 
     Up to 200 samples or 5 s, whichever comes first, after one warm-up call.
     """
@@ -106,51 +118,65 @@ def latency(encoder: Encoder, work: Workload) -> dict[str, Metric]:
     samples: list[float] = []
     images = cycle(work.images)
     while len(samples) < LATENCY_SAMPLES and sum(samples) < LATENCY_SECONDS:
-        image = next(images)
-        samples.append(_seconds(partial(_one_row, encoder, image)))
+        samples.append(_seconds(partial(_one_row, encoder, next(images))))
     n = len(samples)
-    return {name: Metric(float(np.quantile(samples, q)), n) for name, (q, least) in QUANTILES.items() if n >= least}
+    found = {spec: float(np.quantile(samples, q)) for spec, (q, least) in QUANTILES.items() if n >= least}
+    spread = found[LATENCY[1]] / found[LATENCY[0]] - 1 if LATENCY[1] in found else None
+    return [Score(spec, value, n, spread=spread if spec == LATENCY[0] else None) for spec, value in found.items()]
 
 
-def peak_memory(encoder: Encoder, work: Workload) -> dict[str, Metric]:
-    """Return peak_memory_bytes of one plain batch of images and one of texts: resident on a CPU, allocated on CUDA.
+def peak_memory(encoder: "Encoder", work: Workload) -> list[Score]:
+    """Return peak_memory_bytes of one batch of images and one of texts by the reference path: resident on a CPU, allocated on CUDA.
 
     Pictures that the session keeps for other experiments are not counted.
 
     Absent where the machine cannot start the count anew: then a peak of something else would be reported.
     """
+    from clipbench.models.device import peak_memory_bytes, release, reset_peak_memory
+
     gc.collect()
     release(encoder.identity.device)  # what earlier work left behind would count, and differ from run to run
     if not reset_peak_memory(encoder.identity.device):
-        return {}
+        return []
     encoder.encode_images(work.images)
     encoder.encode_texts(work.texts)
     kept = held_bytes() if encoder.identity.device == "cpu" else 0
-    return {"peak_memory_bytes": Metric(peak_memory_bytes(encoder.identity.device) - kept, 1)}
+    return [Score(MEMORY, peak_memory_bytes(encoder.identity.device) - kept, 1)]
 
 
-def speed_result(encoder: Encoder, dataset: Dataset, settings: Settings, metrics: Mapping[str, Metric]) -> Result:
-    """Return the result that holds these speed metrics."""
-    protocol = protocol_of(
-        encoder,
-        dataset,
-        batch=settings.batch_size,
-        throughput="model alone on a prepared batch, device synchronised",
-        latency="decoded image to unit row, batch 1",
+PARTS: dict[str, Callable[["Encoder", Workload, Timer], list[Score]]] = {
+    IMAGES.name: images_per_second,
+    TEXTS.name: texts_per_second,
+    LATENCY[0].name: lambda encoder, work, timer: [*peak_memory(encoder, work), *latency(encoder, work)],
+}
+"""What is timed together, by the first metric that it gives."""
+
+
+def measured(scores: Sequence[Score], batch_size: int) -> Measured:
+    """Return speed metrics with what was timed."""
+    return Measured(
+        scores,
+        options={
+            "batch": batch_size,
+            "throughput": "model alone on a prepared batch, device synchronised",
+            "latency": "decoded image to raw row, batch 1",
+        },
     )
-    return Result("speed", encoder.identity, identity_of(dataset, len(dataset)), protocol, dict(metrics))
 
 
-def speed(encoder: Encoder, dataset: Dataset, settings: Settings) -> Result:
+def speed(embedder: "Embedder", dataset: Dataset) -> Measured:
     """Return all speed metrics, timed by the process's own clock."""
-    work = workload(dataset, settings)
-    metrics = peak_memory(encoder, work)
-    metrics |= images_per_second(encoder, work, perf_counter_timer)
-    metrics |= texts_per_second(encoder, work, perf_counter_timer)
-    return speed_result(encoder, dataset, settings, metrics | latency(encoder, work))
+    embedder.cache.clear_memory()  # what is measured next is the model's memory
+    work = workload(dataset, embedder.resources.batch_size)
+    found = [
+        PARTS[name](embedder.encoder, work, perf_counter_timer) for name in (LATENCY[0].name, IMAGES.name, TEXTS.name)
+    ]
+    return measured([one for part in found for one in part], embedder.resources.batch_size)
 
 
-def _one_row(encoder: Encoder, image: Image.Image) -> Rows:
+def _one_row(encoder: "Encoder", image: Image.Image) -> "Rows":
+    from clipbench.models.device import synchronized
+
     return synchronized(encoder.encode_images([image]), encoder.identity.device)
 
 
@@ -160,6 +186,9 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-SPEED = Experiment(
-    "speed", 90, load_natural, speed, ("images_per_second", "texts_per_second", "latency_p50", "peak_memory_bytes")
-)
+def sources(options: DataOptions) -> tuple[Source, ...]:
+    """Return the eight natural pictures."""
+    return (Source("natural", partial(packaged_dataset, "natural")),)
+
+
+SPEED = Experiment("speed", METRICS, sources, speed, order=90)

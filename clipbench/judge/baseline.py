@@ -4,15 +4,15 @@ A baseline is a run file with one key more, `clipbench_baseline`, that keeps why
 file: nothing here writes one. Floors and published values are other files, which an update never opens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipbench.errors import UsageError
-from clipbench.judge.compare import Comparison, Finding, compare_runs, key_of
+from clipbench.judge.compare import Comparison, compare_runs
 from clipbench.judge.rules import Rules
-from clipbench.result import JsonObject, ReferenceKind, Result, Run, Verdict, dump_json, write_whole
-from clipbench.run_file import Timing, check_document, read_document, run_of, timings_of
+from clipbench.storage import Timing, check_document, dump_json, read_document, run_of, timings_of, write_atomically
+from clipbench.types import JsonObject, Key, ReferenceKind, Run, Verdict
 
 HISTORY_KEY = "clipbench_baseline"
 WHOLE_RESULT = "outcomes"
@@ -52,10 +52,15 @@ def judge_against(
     document = read_document(reference)
     base = run_of(reference, document)
     comparison = compare_runs(base, head, rules, timings_of(document), timings)
-    results = tuple(
-        replace(r, verdicts=(*r.verdicts, *_verdicts(r, comparison, f"{kind} {reference.name}", kind)))
-        for r in head.results
-    )
+    found: dict[Key, list[Verdict]] = {}
+    for v in comparison.verdicts:
+        if v.outcome != "note":
+            expected = "the same" if v.base is None else v.base
+            said = Verdict(
+                v.key, v.metric or WHOLE_RESULT, kind, v.outcome, v.reason, f"{kind} {reference.name}", expected
+            )
+            found.setdefault(v.key, []).append(said)
+    results = tuple(replace(r, verdicts=(*r.verdicts, *found.get(r.key, ()))) for r in head.results)
     return Judged(replace(head, results=results), comparison)
 
 
@@ -92,29 +97,20 @@ def update_baseline(
         kept = before.get(HISTORY_KEY)
         history = list(kept.get("history", ())) if isinstance(kept, dict) else []
     history.append({"reason": reason.strip(), "author": author, "date": date, "changed": list(changed)})
-    write_whole(path, dump_json(document | {HISTORY_KEY: {"history": history}}))
+    write_atomically(path, dump_json(document | {HISTORY_KEY: {"history": history}}))
     return Update(path, is_first, changed)
 
 
 def _changes(comparison: Comparison) -> tuple[str, ...]:
     """What an update changes, one line each: all that does not simply pass, then software, weights and protocol."""
-    found = [_line(f) for f in comparison.findings if f.verdict != "pass" and f.kind not in ("shown", "churn")]
-    values = [
-        _line(f) for f in comparison.findings if f.metric and f.kind in ("shown", "in general") and f.base != f.head
-    ]
+    said = [_line(v) for v in comparison.verdicts if v.outcome != "pass" and v.kind not in ("shown", "churn")]
+    moved = [v for v in comparison.verdicts if v.metric and v.kind in ("shown", "in general") and v.base != v.head]
     beside = [f"{d.what}: {d.base} -> {d.head}" for d in comparison.differences if d.is_change]
-    return tuple(dict.fromkeys([*found, *values, *beside])) or ("nothing",)
+    return tuple(dict.fromkeys([*said, *(_line(v) for v in moved), *beside])) or ("nothing",)
 
 
-def _line(finding: Finding) -> str:
-    metric = f", {finding.metric}" if finding.metric else ""
-    values = "" if finding.base is None or finding.head is None else f" {finding.base:.6g} -> {finding.head:.6g}"
-    reason = "" if finding.kind == "shown" else f": {finding.reason}"
-    return f"{finding.experiment} of {finding.model}{metric}{values}{reason}"
-
-
-def _verdicts(result: Result, comparison: Comparison, reference: str, kind: ReferenceKind) -> Iterator[Verdict]:
-    for f in comparison.findings:
-        if (f.experiment, f.model, f.dataset) == key_of(result) and f.verdict != "note":
-            expected = "the same" if f.base is None else f.base
-            yield Verdict(f.metric or WHOLE_RESULT, reference, kind, expected, f.verdict, f.reason)
+def _line(verdict: Verdict) -> str:
+    metric = f", {verdict.metric}" if verdict.metric else ""
+    values = "" if verdict.base is None or verdict.head is None else f" {verdict.base:.6g} -> {verdict.head:.6g}"
+    reason = "" if verdict.kind == "shown" else f": {verdict.reason}"
+    return f"{verdict.key.experiment} of {verdict.key.model}{metric}{values}{reason}"

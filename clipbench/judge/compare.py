@@ -11,24 +11,20 @@
 A run in which nothing was judged is undecided.
 """
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import NormalDist
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from clipbench.errors import UsageError, closest
-from clipbench.judge.references import is_unconfirmed
 from clipbench.judge.reindex import Reindex
 from clipbench.judge.rules import Budget, Declared, Rules
-from clipbench.judge.trace import TRACED, TraceFinding, compare_traces, model_of
-from clipbench.result import Items, ModelIdentity, Result, Run, Skip, VerdictWord
-from clipbench.run_file import Timing
+from clipbench.judge.trace import TraceFinding, compare_traces, model_of
 from clipbench.statistics import (
     POWER,
     Float64s,
@@ -39,20 +35,32 @@ from clipbench.statistics import (
     mcnemar,
     paired_bootstrap,
     paired_difference_interval,
-)
+)  # fmt: skip
+from clipbench.storage import Timing
+from clipbench.types import (
+    EXIT,
+    Answers,
+    Key,
+    Matrix,
+    MetricSpec,
+    ModelIdentity,
+    Outcome,
+    Outcomes,
+    Result,
+    Run,
+    Skip,
+    Verdict,
+    by_severity,
+    incomparable,
+    overall,
+    short,
+)  # fmt: skip
 
 Bools = npt.NDArray[np.bool_]
-Key = tuple[str, str, str]
-
-SPEED: Final = "speed"
-UNSCORED = ("model_card", SPEED)
-HOW_IT_WENT = ("shortcuts", "execution", "other_activation", "notes")
-"""Protocol keys that say how it went, not what was asked: a difference is reported and hinders no comparison."""
 
 LISTED, TOP = 5, 5
 CHURN_EACH_WAY, CHURN_SHARE = 5, 0.01
 ROUNDING = 1e-9
-MEAN_TOLERANCE = 1e-6
 SOFTMAX_GAIN = 0.5
 """A softmax at scale s moves by at most s / 2 times the largest move of a cosine: s p (1 - p) * 2, p (1 - p) <= 1 / 4."""
 MACHINE, SETTINGS, SETTING_KEYS = ("processor", "accelerator", "driver"), ("threads",), ("batch",)
@@ -65,7 +73,7 @@ Kind = Literal[
     "collapse",
     "reference",
     "speed",
-    "coverage",
+    "completeness",
     "not comparable",
     "gain",
     "churn",
@@ -73,32 +81,6 @@ Kind = Literal[
     "shown",
     "index",
 ]
-Word = Literal["pass", "fail", "inconclusive", "note"]
-
-SEVERITY: Final[Mapping[Word, int]] = {"fail": 0, "inconclusive": 1, "note": 2, "pass": 3}
-EXIT_CODES: Final[Mapping[VerdictWord, int]] = {"pass": 0, "fail": 1, "inconclusive": 3}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One statement. `base` and `head` are the metric's values, `lost` and `gained` count items; None where there are none.
-
-    `interval`: the two-sided 95 % interval of head minus base, from the outcomes paired by item.
-    """
-
-    kind: Kind
-    verdict: Word
-    experiment: str
-    model: str
-    dataset: str
-    reason: str
-    metric: str = ""
-    base: float | None = None
-    head: float | None = None
-    n: int = 0
-    lost: int | None = None
-    gained: int | None = None
-    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,9 +91,7 @@ class ItemChange:
     no matrix is stored.
     """
 
-    experiment: str
-    model: str
-    dataset: str
+    key: Key
     metric: str
     item: str
     direction: Literal["lost", "gained"]
@@ -139,43 +119,38 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything `compare` has to say, the most severe findings first; `index` answers `--index`, where that was asked.
+    """Everything `compare` has to say, the most severe verdicts first; `index` answers `--index`, where that was asked.
 
-    `stages` says of each model which stage of the probe moved: it explains the verdict and has no part in it.
+    `stages` says of each model which stage of the trace moved: it explains the outcome and has no part in it. `specs`: what each
+    metric of a result is, by key and name.
     """
 
-    findings: tuple[Finding, ...]
+    verdicts: tuple[Verdict, ...]
     items: tuple[ItemChange, ...] = ()
     differences: tuple[Difference, ...] = ()
     alpha: float = 0.05
     index: tuple[Reindex, ...] = ()
     stages: tuple[TraceFinding, ...] = ()
+    specs: Mapping[tuple[Key, str], MetricSpec] = field(default_factory=dict)
 
     @property
-    def verdict(self) -> VerdictWord:
-        """fail if any finding fails, else inconclusive if any is, or if nothing was judged at all; else pass."""
-        words = {f.verdict for f in self.findings}
-        if "fail" in words:
-            return "fail"
-        return "pass" if "pass" in words and "inconclusive" not in words else "inconclusive"
+    def outcome(self) -> Outcome:
+        """The worst of the verdicts; inconclusive where nothing was judged at all."""
+        worst = overall(self.verdicts)
+        return "inconclusive" if worst == "note" else worst
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 fail, 3 undecided."""
-        return EXIT_CODES[self.verdict]
+        """0 pass, 1 fail, 3 inconclusive."""
+        return EXIT["compare"][self.outcome]
 
-    def count(self, word: Word) -> int:
-        """Return how many findings have this verdict."""
-        return sum(f.verdict == word for f in self.findings)
+    def count(self, outcome: Outcome) -> int:
+        """Return how many verdicts have this outcome."""
+        return len(self.of(outcome))
 
-    def of(self, word: Word) -> list[Finding]:
-        """Return the findings with this verdict."""
-        return [f for f in self.findings if f.verdict == word]
-
-
-def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return the findings, failures first, then what is undecided, notes and passes; otherwise in their order."""
-    return tuple(sorted(findings, key=lambda f: SEVERITY[f.verdict]))
+    def of(self, outcome: Outcome) -> list[Verdict]:
+        """Return the verdicts with this outcome."""
+        return [v for v in self.verdicts if v.outcome == outcome]
 
 
 @dataclass(frozen=True)
@@ -232,53 +207,44 @@ class Pair:
     base: Result
     head: Result
 
+    @property
+    def key(self) -> Key:
+        """What both are about."""
+        return self.base.key
+
     @cached_property
     def shared(self) -> list[str]:
         """The metrics that both have."""
-        return [metric for metric in self.base.metrics if metric in self.head.metrics]
+        return [metric for metric in self.base.scores if metric in self.head.scores]
 
     @cached_property
     def outcomes(self) -> Mapping[str, PairedOutcomes]:
-        found = {metric: _align(self.base.items, self.head.items, metric) for metric in self.shared}
+        found = {metric: _align(*(r.scores[metric].outcomes for r in (self.base, self.head))) for metric in self.shared}
         return {metric: outcomes for metric, outcomes in found.items() if outcomes is not None}
 
     @cached_property
     def obstacles(self) -> tuple[str, ...]:
-        """What makes the two not comparable, in words; empty when they are."""
-        base, head = self.base, self.head
-        found = []
-        if base.dataset.fingerprint != head.dataset.fingerprint:
-            prints = (d.fingerprint[:12] or "none" for d in (base.dataset, head.dataset))
-            found.append(f"other items (fingerprint {' -> '.join(prints)})")
-        if base.dataset.n != head.dataset.n:
-            found.append(f"n {base.dataset.n:,} -> {head.dataset.n:,}")
-        asked = sorted({*base.protocol, *head.protocol} - set(HOW_IT_WENT))
-        values = ((key, base.protocol.get(key), head.protocol.get(key)) for key in asked)
-        found += [f"{key} {_short(before)} -> {_short(after)}" for key, before, after in values if before != after]
-        for which, result in (("base", base), ("head", head)):
-            if is_unconfirmed(result):
-                found.append(
-                    f"{which}'s rows came from a cache and its model was not run; measure it again without --cache"
-                )
-        return tuple(found)
+        """What makes the two not comparable, in words; empty when they are: another preprocessing is no score of this model."""
+        before, after = (short(r.model.preprocessing) for r in (self.base, self.head))
+        changed = (f"preprocessing {before} -> {after}",) if before != after else ()
+        return (*incomparable(self.base, self.head), *changed)
 
     @property
     def has_same_items(self) -> bool:
         """Items can be followed even where a prompt or resize differs."""
-        versions = {r.protocol.get("metric_version") for r in (self.base, self.head)}
+        versions = {r.protocol.metric_version for r in (self.base, self.head)}
         same = self.base.dataset == self.head.dataset and len(versions) == 1
         return same and not any(o.missing or o.new for o in self.outcomes.values())
 
-    def finding(self, kind: Kind, verdict: Word, reason: str, metric: str = "", n: int = 0) -> Finding:
-        base = self.base
-        before, after = (r.metrics[metric].value if metric in r.metrics else None for r in (base, self.head))
-        return Finding(kind, verdict, *key_of(base), reason, metric, before, after, n)
+    def verdict(self, kind: Kind, outcome: Outcome, reason: str, metric: str = "", n: int = 0) -> Verdict:
+        before, after = (r.scores[metric].value if metric in r.scores else None for r in (self.base, self.head))
+        return Verdict(self.key, metric, kind, outcome, reason, base=before, head=after, n=n)
 
-    def with_flips(self, finding: Finding) -> Finding:
-        outcomes = self.outcomes.get(finding.metric)
+    def with_flips(self, verdict: Verdict) -> Verdict:
+        outcomes = self.outcomes.get(verdict.metric)
         if outcomes is None:
-            return finding
-        return replace(finding, lost=outcomes.lost, gained=outcomes.gained, interval=outcomes.interval)
+            return verdict
+        return replace(verdict, lost=outcomes.lost, gained=outcomes.gained, interval=outcomes.interval)
 
 
 def compare_runs(
@@ -299,150 +265,132 @@ def compare_runs(
     base, head = _only(base, only, base, head), _only(head, only, base, head)
     before, after = _by_key(base, "base"), _by_key(head, "head")
     pairs = [Pair(result, after[key]) for key, result in before.items() if key in after]
-    findings = list(_vanished_results(before, after, head))
+    scored = [pair for pair in pairs if not pair.base.is_timed]
+    found = list(_vanished_results(before, after, head))
+    found += _vanished_traces(base, head) if not only else ()
     for pair in pairs:
-        findings += _vanished_parts(pair, base, head, rules)
-    findings += [
-        _about(after[key], "new", "note", "new in head: nothing in base to compare it with")
-        for key in after
-        if key not in before
-    ]
-    if head_timings is not None and (not only or SPEED in only):
-        findings += _vanished_tests(head, base_timings, head_timings)
+        found += _vanished_parts(pair, base, head, rules)
+    new = "new in head: nothing in base to compare it with"
+    found += [Verdict(key, "", "new", "note", new) for key in after if key not in before]
+    if head_timings is not None and (not only or any(r.is_timed for r in base.results)):
+        found += _vanished_tests(base, head, base_timings, head_timings)
     for pair in pairs:
-        findings += _contradictions(pair)
-        findings += _hard_failures(pair, rules)
-        if pair.base.experiment == SPEED:
-            findings += _speed(pair, base, head, rules, base_timings)
-    answers = list(_non_inferiority([p for p in pairs if p.base.experiment != SPEED and not p.obstacles], rules))
-    findings += answers
-    judged = {f.model for f in answers if f.kind in ("in general", "identical")}
-    for pair in pairs:
-        if pair.base.experiment != SPEED:
-            tested = {f.metric for f in answers if _key(f) == key_of(pair.base)}
-            findings += _same_items(pair, rules, tested, pair.base.model.name in judged)
+        found += _hard_failures(pair, rules)
+        if pair.base.is_timed:
+            found += _speed(pair, base, head, rules)
+    answers = list(_non_inferiority([pair for pair in scored if not pair.obstacles], rules))
+    found += answers
+    judged = {v.key.model for v in answers if v.kind in ("in general", "identical")}
+    for pair in scored:
+        tested = {v.metric for v in answers if v.key == pair.key}
+        found += _same_items(pair, rules, tested, pair.key.model in judged)
     changes = [change for pair in pairs for change in _item_changes(pair, rules)]
-    stages = tuple(compare_traces(base.probes, head.probes, rules))
-    return Comparison(
-        by_severity(findings), tuple(changes), _differences(base, head, pairs), rules.alpha, stages=stages
-    )
-
-
-def key_of(result: Result) -> Key:
-    """Return (experiment, model name, data set name)."""
-    return result.experiment, result.model.name, result.dataset.name
+    stages = tuple(compare_traces(base.traces, head.traces, rules))
+    specs = {(r.key, name): s.spec for side in (base, head) for r in side.results for name, s in r.scores.items()}
+    differences = _differences(base, head, pairs)
+    return Comparison(by_severity(found), tuple(changes), differences, rules.alpha, stages=stages, specs=specs)
 
 
 # Completeness: what the base had and the head has not.
 
 
-def _vanished_results(before: Mapping[Key, Result], after: Mapping[Key, Result], head: Run) -> Iterator[Finding]:
-    for key, result in before.items():
+def _vanished_results(before: Mapping[Key, Result], after: Mapping[Key, Result], head: Run) -> Iterator[Verdict]:
+    for key in before:
         if key in after:
             continue
-        skipped = [s.reason for s in head.skipped if _is_about(s, result)]
-        elsewhere = [name for experiment, model, name in after.keys() - before.keys() if (experiment, model) == key[:2]]
+        skipped = [s.reason for s in head.skipped if _is_about(s, key)]
+        elsewhere = [other.dataset for other in after.keys() - before.keys() if other[:2] == key[:2]]
         reason = "vanished: base has it, head has not"
         if skipped:
             reason = f"skipped in head: {skipped[0]}"
         elif elsewhere:
-            reason = f"vanished: head measured it on {elsewhere[0]}, base on {result.dataset.name}"
-        yield _about(result, "coverage", "inconclusive", reason)
+            reason = f"vanished: head measured it on {elsewhere[0]}, base on {key.dataset}"
+        yield Verdict(key, "", "completeness", "inconclusive", reason)
 
 
-def _vanished_parts(pair: Pair, base: Run, head: Run, rules: Rules) -> Iterator[Finding]:
-    """Skips, probe, metrics, outcomes and items that one of two results lacks."""
-    model = pair.base.model.name
-    reasons = [s.reason for s in head.skipped if _is_about(s, pair.head)]
-    if reasons and not any(_is_about(s, pair.base) for s in base.skipped):
-        yield pair.finding("coverage", "inconclusive", f"skipped in part in head: {'; '.join(reasons)}")
-    probed = [{model_of(probe) for probe in run.probes} for run in (base, head)]
-    if pair.base.experiment == TRACED and model in probed[0] - probed[1]:
-        yield pair.finding("coverage", "inconclusive", "the probe vanished: base has it, head has not")
-    for metric in pair.base.metrics:
-        if metric not in pair.head.metrics:
-            is_shown_only = pair.base.experiment == SPEED and rules.speed_rule(metric) is None
-            word: Word = "note" if is_shown_only else "inconclusive"
-            yield pair.finding("coverage", word, "vanished: base has it, head has not", metric)
-        elif metric in pair.base.items.outcomes.keys() - pair.head.items.outcomes.keys():
+def _vanished_traces(base: Run, head: Run) -> Iterator[Verdict]:
+    before, after = ({model_of(trace) for trace in run.traces} for run in (base, head))
+    models = {r.model.name for r in head.results}
+    for model in sorted((before - after) & models):
+        reason = "the trace vanished: base has it, head has not"
+        yield Verdict(Key("trace", model, ""), "", "completeness", "inconclusive", reason)
+
+
+def _vanished_parts(pair: Pair, base: Run, head: Run, rules: Rules) -> Iterator[Verdict]:
+    """Skips, metrics, outcomes and items that one of two results lacks."""
+    reasons = [s.reason for s in head.skipped if _is_about(s, pair.key)]
+    if reasons and not any(_is_about(s, pair.key) for s in base.skipped):
+        yield pair.verdict("completeness", "inconclusive", f"skipped in part in head: {'; '.join(reasons)}")
+    for metric, score in pair.base.scores.items():
+        if metric not in pair.head.scores:
+            is_shown_only = pair.base.is_timed and rules.speed_rule(score.spec) is None
+            outcome: Outcome = "note" if is_shown_only else "inconclusive"
+            yield pair.verdict("completeness", outcome, "vanished: base has it, head has not", metric)
+        elif score.outcomes is not None and pair.head.scores[metric].outcomes is None:
             reason = "its outcomes by item vanished: base has them, head has the value alone"
-            yield pair.finding("coverage", "inconclusive", reason, metric)
-    if new := [metric for metric in pair.head.metrics if metric not in pair.base.metrics]:
-        yield pair.finding("new", "note", f"new in head: {', '.join(new)}")
-    parts: tuple[tuple[Kind, Word, str], ...] = (("coverage", "inconclusive", "vanished"), ("new", "note", "new"))
-    for kind, verdict, how in parts:
-        lists = dict.fromkeys(o.missing if kind == "coverage" else o.new for o in pair.outcomes.values())
+            yield pair.verdict("completeness", "inconclusive", reason, metric)
+    if new := [metric for metric in pair.head.scores if metric not in pair.base.scores]:
+        yield pair.verdict("new", "note", f"new in head: {', '.join(new)}")
+    parts: tuple[tuple[Kind, Outcome, str], ...] = (
+        ("completeness", "inconclusive", "vanished"),
+        ("new", "note", "new"),
+    )
+    for kind, outcome, how in parts:
+        lists = dict.fromkeys(o.new if kind == "new" else o.missing for o in pair.outcomes.values())
         for ids in filter(None, lists):
-            yield pair.finding(kind, verdict, f"{len(ids):,} item(s) {how} in head: {_listed(ids)}")
+            yield pair.verdict(kind, outcome, f"{len(ids):,} item(s) {how} in head: {_listed(ids)}")
 
 
-def _vanished_tests(head: Run, before: Sequence[Timing], after: Sequence[Timing]) -> Iterator[Finding]:
-    """A test is known by its name, not its path: where pytest was started from says nothing about what ran."""
+def _vanished_tests(base: Run, head: Run, before: Sequence[Timing], after: Sequence[Timing]) -> Iterator[Verdict]:
+    """A test is known by its name, not its path: where pytest was started from says nothing about what ran.
+
+    A test that did not run is no loss where head holds every timed metric that base holds of its model.
+    """
     ran = {timing.test for timing in after}
-    measured = {(r.model.name, metric) for r in head.results for metric in r.metrics}
+    timed = [{(r.model.name, metric) for r in run.results if r.is_timed for metric in r.scores} for run in (base, head)]
+    complete = {model for model, _ in timed[0]} - {model for model, _ in timed[0] - timed[1]}
     for timing in before:
-        metric = timing.test.split("[")[0].removeprefix("test_")
-        if timing.test not in ran and (timing.model, metric) not in measured:
+        if timing.test not in ran and timing.model not in complete:
             reason = f"the test {timing.test} was timed in base and did not run in head"
-            yield Finding("coverage", "inconclusive", SPEED, timing.model or "-", "-", reason, metric)
-
-
-def _contradictions(pair: Pair) -> Iterator[Finding]:
-    for which, result in (("base", pair.base), ("head", pair.head)):
-        for metric in (m for m in result.metrics if m in pair.base.metrics):
-            if reason := _contradiction(which, result, metric):
-                yield pair.finding("coverage", "inconclusive", reason, metric)
-
-
-def _contradiction(which: str, result: Result, metric: str) -> str:
-    """A metric's value is the mean of its outcomes; where it is not, the file was changed."""
-    outcomes, value, n = result.items.outcomes.get(metric, ()), result.metrics[metric].value, result.metrics[metric].n
-    if not len(outcomes):
-        return ""
-    if abs(float(np.mean(outcomes)) - value) > MEAN_TOLERANCE * max(1.0, abs(value)):
-        return f"{which}'s outcomes do not average to its value {value:.6g}: the file was changed, measure it again"
-    if len(outcomes) != n:
-        return f"{which} stores {len(outcomes):,} outcomes of n={n:,}: the file was changed, measure it again"
-    return ""
+            yield Verdict(Key("speed", timing.model or "-", "-"), "", "completeness", "inconclusive", reason)
 
 
 # Hard failures, at any n, and flags that decide nothing.
 
 
-def _hard_failures(pair: Pair, rules: Rules) -> Iterator[Finding]:
+def _hard_failures(pair: Pair, rules: Rules) -> Iterator[Verdict]:
     yield from _references(pair)
-    if pair.base.experiment in UNSCORED or not pair.has_same_items:
+    if pair.base.is_timed or pair.base.is_counted or not pair.has_same_items:
         return
     yield from _must_pass(pair, rules)
     for metric in pair.shared:
-        stored = pair.base.items.outcomes.get(metric, ())
-        is_rate = len(stored) > 0 and all(outcome in (0, 1) for outcome in stored)
-        if is_rate or rules.declared(pair.base.experiment, metric):
+        spec = pair.base.scores[metric].spec
+        if spec.kind == "rate" or rules.declared(pair.key.experiment, spec):
             yield from _collapse(pair, metric)
     for metric, outcomes in pair.outcomes.items():
         if outcomes.is_binary and not outcomes.is_identical:
             yield from _flags(pair, metric, outcomes, rules)
 
 
-def _references(pair: Pair) -> Iterator[Finding]:
+def _references(pair: Pair) -> Iterator[Verdict]:
     """Floors and published values as each run judged itself against them."""
-    held = {(v.metric, v.reference, v.kind): v.verdict for v in pair.base.verdicts}
+    held = {(v.metric, v.reference, v.kind): v.outcome for v in pair.base.verdicts}
     for v in pair.head.verdicts:
-        if v.verdict != "fail" or v.kind not in ("floor", "published"):
+        if v.outcome != "fail" or v.kind in ("baseline", "anchor"):
             continue
         before = held.get((v.metric, v.reference, v.kind))
         how = {None: "fails, and base was not held to it", "fail": "fails as it did in base"}.get(
             before, f"fails, and was {before} in base"
         )
-        word: Word = "note" if before in (None, "fail") else "fail"
-        yield pair.finding("reference", word, f"{how}: {v.reason} ({v.kind}: {v.reference})", v.metric)
+        outcome: Outcome = "note" if before in (None, "fail") else "fail"
+        yield pair.verdict("reference", outcome, f"{how}: {v.reason} ({v.kind}: {v.reference})", v.metric)
 
 
-def _must_pass(pair: Pair, rules: Rules) -> Iterator[Finding]:
+def _must_pass(pair: Pair, rules: Rules) -> Iterator[Verdict]:
     for row in rules.must_pass:
         outcomes = pair.outcomes.get(row.metric)
-        is_meant = (row.experiment, row.dataset) == (pair.base.experiment, pair.base.dataset.name)
-        if outcomes is None or not is_meant or (row.models and pair.base.model.name not in row.models):
+        is_meant = (row.experiment, row.dataset) == (pair.key.experiment, pair.key.dataset)
+        if outcomes is None or not is_meant or (row.models and pair.key.model not in row.models):
             continue
         place = {item: k for k, item in enumerate(outcomes.ids)}
         lost = [i for i in row.items if i in place and outcomes.base[place[i]] > 0 >= outcomes.head[place[i]]]
@@ -450,27 +398,21 @@ def _must_pass(pair: Pair, rules: Rules) -> Iterator[Finding]:
         n = len(outcomes.ids)
         if lost:
             reason = f"{', '.join(lost)} must pass and does no more ({row.source})"
-            yield pair.finding("must pass", "fail", reason, row.metric, n)
+            yield pair.verdict("must pass", "fail", reason, row.metric, n)
         if absent:
             reason = f"{', '.join(absent)} must pass and was not scored: mend the list of items or the data"
-            yield pair.finding("must pass", "inconclusive", reason, row.metric, n)
+            yield pair.verdict("must pass", "inconclusive", reason, row.metric, n)
 
 
-def _collapse(pair: Pair, metric: str) -> Iterator[Finding]:
-    """By the outcomes and by the value itself, whichever fell: they can only differ in a file that was changed."""
-    outcomes, n = pair.outcomes.get(metric), pair.base.metrics[metric].n
-    seen = [(pair.base.metrics[metric].value, pair.head.metrics[metric].value)]
-    if outcomes is not None and len(outcomes.ids):
-        seen.insert(0, (float(outcomes.base.mean()), float(outcomes.head.mean())))
-    fell = next(((before, after) for before, after in seen if before > 0 and after < before / 2), None)
-    if fell is not None:
-        how = "fell to zero" if fell[1] <= 0 else "fell by more than half"
-        reason = f"{how}: {fell[0]:.3g} -> {fell[1]:.3g} at n={n:,}; that fails at any n"
-        finding = pair.finding("collapse", "fail", reason, metric, n)
-        yield replace(finding, lost=outcomes.lost, gained=outcomes.gained) if outcomes is not None else finding
+def _collapse(pair: Pair, metric: str) -> Iterator[Verdict]:
+    before, after = (r.scores[metric] for r in (pair.base, pair.head))
+    if before.spec.better == "higher" and before.value > 0 and after.value < before.value / 2:
+        how = "fell to zero" if after.value <= 0 else "fell by more than half"
+        reason = f"{how}: {before.value:.3g} -> {after.value:.3g} at n={before.n:,}; that fails at any n"
+        yield replace(pair.with_flips(pair.verdict("collapse", "fail", reason, metric, before.n)), interval=None)
 
 
-def _flags(pair: Pair, metric: str, outcomes: PairedOutcomes, rules: Rules) -> Iterator[Finding]:
+def _flags(pair: Pair, metric: str, outcomes: PairedOutcomes, rules: Rules) -> Iterator[Verdict]:
     n, gain = len(outcomes.ids), float(outcomes.head.mean() - outcomes.base.mean())
     better = mcnemar(outcomes.head, outcomes.base, outcomes.clusters).p_worse
     if gain >= rules.suspicious_gain and better <= rules.alpha:
@@ -478,13 +420,13 @@ def _flags(pair: Pair, metric: str, outcomes: PairedOutcomes, rules: Rules) -> I
             f"suspicious gain: rose by {gain:.3g} (p = {better:.2g} at n={n:,}); look for leaked items, changed prompts or other "
             f"weights before you are glad"
         )
-        yield pair.finding("gain", "note", reason, metric, n)
+        yield pair.verdict("gain", "note", reason, metric, n)
     test = mcnemar(outcomes.base, outcomes.head, outcomes.clusters)
     flips = test.lost + test.gained
     is_several = min(test.lost, test.gained) >= CHURN_EACH_WAY and flips >= CHURN_SHARE * n
     if is_several and test.p_differs > rules.alpha:
         counts = f"{test.lost:,} lost and {test.gained:,} gained of {n:,} ({flips / n:.1%} of the items)"
-        yield pair.finding("churn", "note", f'churn, not "no change": {counts}, net {gain:+.3g}', metric, n)
+        yield pair.verdict("churn", "note", f'churn, not "no change": {counts}, net {gain:+.3g}', metric, n)
 
 
 # Worse in general? Passing is not corrected for being several (intersection-union test, Berger 1982); failing is (Holm).
@@ -501,20 +443,21 @@ class _Test:
     error: float = 0.0
 
 
-def _non_inferiority(pairs: Sequence[Pair], rules: Rules) -> Iterator[Finding]:
-    """A finding for each declared metric on a set large enough, adjusted within one model and experiment."""
+def _non_inferiority(pairs: Sequence[Pair], rules: Rules) -> Iterator[Verdict]:
+    """A verdict on each declared metric on a set large enough, adjusted within one model and experiment."""
     families: dict[tuple[str, str], list[tuple[Pair, str, PairedOutcomes, Declared]]] = defaultdict(list)
     for pair in pairs:
         for metric in pair.shared:
-            declared, n = rules.declared(pair.base.experiment, metric), pair.base.metrics[metric].n
-            if declared is None or min(n, pair.head.metrics[metric].n) < declared.minimum_n:
+            score = pair.base.scores[metric]
+            declared, n = rules.declared(pair.key.experiment, score.spec), score.n
+            if declared is None or min(n, pair.head.scores[metric].n) < declared.minimum_n:
                 continue
             outcomes = pair.outcomes.get(metric)
             wrong = _why_untestable(pair, metric, outcomes)
             if wrong or outcomes is None:
-                yield pair.finding("in general", "inconclusive", wrong, metric, n)
+                yield pair.verdict("in general", "inconclusive", wrong, metric, n)
             else:
-                families[pair.base.model.name, pair.base.experiment].append((pair, metric, outcomes, declared))
+                families[pair.key.model, pair.key.experiment].append((pair, metric, outcomes, declared))
     for family in families.values():
         tests = [_Test(*asked, *_tested(asked[2], rules.alpha, len(family))) for asked in family]
         adjusted = holm({str(k): test.p for k, test in enumerate(tests)})
@@ -523,12 +466,12 @@ def _non_inferiority(pairs: Sequence[Pair], rules: Rules) -> Iterator[Finding]:
 
 
 def _why_untestable(pair: Pair, metric: str, outcomes: PairedOutcomes | None) -> str:
-    before, after = pair.base.metrics[metric], pair.head.metrics[metric]
+    before, after = pair.base.scores[metric], pair.head.scores[metric]
     if outcomes is None:
         return "no outcomes by item are stored, so nothing can be paired: measure both runs with this version"
     if before.n != after.n or outcomes.missing or outcomes.new:
         return f"not comparable: scored on other items (n {before.n:,} -> {after.n:,}, {len(outcomes.ids):,} in both)"
-    return _contradiction("base", pair.base, metric) or _contradiction("head", pair.head, metric)
+    return ""
 
 
 def _tested(outcomes: PairedOutcomes, alpha: float, family: int) -> tuple[float, float, float]:
@@ -551,11 +494,11 @@ def _tested(outcomes: PairedOutcomes, alpha: float, family: int) -> tuple[float,
     return upper, p, error
 
 
-def _answer(test: _Test, p: float, alpha: float) -> Finding:
+def _answer(test: _Test, p: float, alpha: float) -> Verdict:
     outcomes, tolerance, drop = test.outcomes, test.declared.tolerance, test.outcomes.drop
     n, is_significant, level = len(outcomes.ids), p <= alpha, f"{100 * (1 - alpha):g} %"
     if outcomes.is_identical:
-        return test.pair.finding(
+        return test.pair.verdict(
             "identical", "pass", f"identical: every outcome is the same at n={n:,}", test.metric, n
         )
     if test.upper <= tolerance + ROUNDING:
@@ -563,10 +506,10 @@ def _answer(test: _Test, p: float, alpha: float) -> Finding:
             f"a drop beyond {tolerance:g} is excluded (below {max(test.upper, 0.0):.2g} at {level}); {outcomes.flips()}"
         )
         reason += f"; a drop of {drop:.2g} is shown, within the tolerance" if is_significant else ""
-        return test.pair.finding("in general", "pass", reason, test.metric, n)
+        return test.pair.verdict("in general", "pass", reason, test.metric, n)
     if is_significant and drop > tolerance + ROUNDING:
         reason = f"fell by {drop:.3g}, more than the {tolerance:g} allowed (shown, p = {p:.2g}); {outcomes.flips()}"
-        return test.pair.finding("in general", "fail", reason, test.metric, n)
+        return test.pair.verdict("in general", "fail", reason, test.metric, n)
     detectable = _detectable(test, alpha)
     could = "no drop" if detectable is None else f"a drop of {detectable:.2g}"
     change = f"fell by {drop:.3g}" if drop > 0 else f"rose by {-drop:.3g}"
@@ -574,7 +517,7 @@ def _answer(test: _Test, p: float, alpha: float) -> Finding:
         f"{change}; a drop beyond the {tolerance:g} allowed is neither shown nor excluded (below {test.upper:.2g} at {level}); "
         f"{outcomes.flips()}; this n would fail {could} 9 times in 10"
     )
-    return test.pair.finding("in general", "inconclusive", reason, test.metric, n)
+    return test.pair.verdict("in general", "inconclusive", reason, test.metric, n)
 
 
 def _detectable(test: _Test, alpha: float) -> float | None:
@@ -593,13 +536,13 @@ def _detectable(test: _Test, alpha: float) -> float | None:
 # Changed on these items? Decided at any n, without inference.
 
 
-def _same_items(pair: Pair, rules: Rules, tested: set[str], is_answered: bool) -> list[Finding]:
-    """One finding on the result, and a line for each metric that was not tested."""
+def _same_items(pair: Pair, rules: Rules, tested: set[str], is_answered: bool) -> list[Verdict]:
+    """One verdict on the result, and a line for each metric that was not tested."""
     n = pair.base.dataset.n
     if pair.obstacles:
         reason = f"not comparable: {'; '.join(pair.obstacles)}"
         lines = [_value_line(pair, metric, "not comparable") for metric in pair.shared]
-        return [pair.finding("not comparable", "inconclusive", reason, n=n), *lines]
+        return [pair.verdict("not comparable", "inconclusive", reason, n=n), *lines]
     budget = rules.budget(pair.base.model.precision, pair.head.model.precision)
     state, reason = _agreement(pair, budget, tested)
     rest = [metric for metric in pair.shared if metric not in tested]
@@ -607,25 +550,25 @@ def _same_items(pair: Pair, rules: Rules, tested: set[str], is_answered: bool) -
     if state == "changed":
         too_few = f"n={n:,} is too few items to say whether it is worse in general: compare on a large set, or look at the items"
         why = "" if is_answered else f"; {too_few}" if n else "; it is another model than it was"
-        word: Word = "note" if is_answered else "inconclusive"
-        return [pair.finding("same items", word, f"changed on these items: {reason}{why}", n=n), *lines]
+        outcome: Outcome = "note" if is_answered else "inconclusive"
+        return [pair.verdict("same items", outcome, f"changed on these items: {reason}{why}", n=n), *lines]
     if not rest:
         return lines
     kind: Kind = "identical" if state == "identical" else "same items"
-    return [pair.finding(kind, "pass", f"{state}{':' if state == 'identical' else ''} {reason}", n=n), *lines]
+    return [pair.verdict(kind, "pass", f"{state}{':' if state == 'identical' else ''} {reason}", n=n), *lines]
 
 
 def _agreement(pair: Pair, budget: Budget, tested: set[str]) -> tuple[str, str]:
     """("identical" | "agrees" | "changed", why)."""
     outcomes = {metric: o for metric, o in pair.outcomes.items() if metric not in tested}
-    scales = {name: _scale(pair, name) for name in (*pair.base.arrays, *outcomes)}
+    matrices = {name: (before, pair.head.matrices.get(name)) for name, before in pair.base.matrices.items()}
     moves = [
-        float(np.max(np.abs(pair.head.arrays[name] - before))) / scales[name]
-        for name, before in pair.base.arrays.items()
-        if scales[name] and before.size and pair.head.arrays.get(name, np.empty(0)).shape == before.shape
+        float(np.max(np.abs(after.values - before.values))) / _gain(before)
+        for before, after in matrices.values()
+        if after is not None and _gain(before) and before.values.size and after.values.shape == before.values.shape
     ]
     widest = max(moves, default=0.0)
-    words = {m: w for m, o in outcomes.items() if (w := _moved_outcomes(pair, m, o, budget, max(1.0, scales[m])))}
+    words = {m: w for m, o in outcomes.items() if (w := _moved_outcomes(pair, m, o, budget))}
     changed = [w for m, w in words.items() if outcomes[m].is_binary]
     if widest > budget.cosine:
         changed.append(f"cosines moved by up to {widest:.2g} (budget {budget.cosine:g})")
@@ -633,27 +576,27 @@ def _agreement(pair: Pair, budget: Budget, tested: set[str]) -> tuple[str, str]:
         changed += [*(w for m, w in words.items() if not outcomes[m].is_binary), *_moved_values(pair, budget)]
     if changed:
         return "changed", "; ".join(changed)
-    values = all(pair.base.metrics[m].value == pair.head.metrics[m].value for m in pair.shared)
+    values = all(pair.base.scores[m].value == pair.head.scores[m].value for m in pair.shared)
     if values and all(o.is_identical for o in outcomes.values()):
         return "identical", "every outcome is the same"
     flips = sum(o.lost + o.gained for o in outcomes.values() if o.is_binary)
-    seen = [f"cosines moved by up to {widest:.2g}"] if pair.base.arrays else []
+    seen = [f"cosines moved by up to {widest:.2g}"] if pair.base.matrices else []
     seen += [f"{flips} flip(s), of near ties or a share within the budget"] if flips else []
     return "agrees", f"within the budget of {budget.precision}" + (f": {', '.join(seen)}" if seen else "")
 
 
-def _scale(pair: Pair, name: str) -> float:
-    """What a move of 1 in a cosine makes of this array or outcome; 0 for arrays that hold no cosines (counts)."""
-    if "probabilit" in name:
-        return float(pair.base.protocol.get("logit_scale", 1.0)) * SOFTMAX_GAIN
-    return 1.0 if name.startswith("similarity") else 0.0
+def _gain(matrix: Matrix) -> float:
+    """How much the numbers of a matrix may move when a cosine moves by 1; 0 where they are no cosines (counts)."""
+    return {"cosine": 1.0, "probability": matrix.scale * SOFTMAX_GAIN, "count": 0.0}[matrix.kind]
 
 
-def _moved_outcomes(pair: Pair, metric: str, outcomes: PairedOutcomes, budget: Budget, scale: float) -> str:
+def _moved_outcomes(pair: Pair, metric: str, outcomes: PairedOutcomes, budget: Budget) -> str:
     """What moved beyond the budget; ranks and counts (beyond 1) may move by one, or by 1 %. A flip of a near tie is none."""
     step = outcomes.head - outcomes.base
     is_large = bool(np.abs([outcomes.base, outcomes.head]).max(initial=0) > 1)
-    allowed = np.maximum(1.0, 0.01 * np.abs(outcomes.base)) if is_large else budget.cosine * scale
+    gains = [_gain(m) for m in pair.base.matrices.values() if m.kind == pair.base.scores[metric].spec.kind]
+    cosine = budget.cosine * max([1.0, *gains])
+    allowed = np.maximum(1.0, 0.01 * np.abs(outcomes.base)) if is_large else cosine
     moved = np.abs(step) > allowed
     if outcomes.is_binary:
         moved &= ~_near_ties(pair, metric, outcomes, 2 * budget.cosine)
@@ -670,17 +613,18 @@ def _moved_outcomes(pair: Pair, metric: str, outcomes: PairedOutcomes, budget: B
 
 
 def _near_ties(pair: Pair, metric: str, outcomes: PairedOutcomes, width: float) -> Bools:
-    tables = [_oriented(result, metric, outcomes.ids) for result in (pair.base, pair.head)]
-    if any(table is None for table in tables):
+    """Which items won or lost by less than rounding can move, of a square matrix of own pairs."""
+    margins = [_margins(result, metric, outcomes.ids) for result in (pair.base, pair.head)]
+    if any(m is None for m in margins) or not any(m.is_matching for m in pair.base.matrices.values()):
         return np.zeros(len(outcomes.ids), dtype=bool)
-    before, after = (np.abs(_margins(table)) <= width for table in tables if table is not None)
+    before, after = (np.abs(m) <= width for m in margins if m is not None)
     return np.asarray(before & after)
 
 
 def _moved_values(pair: Pair, budget: Budget) -> Iterator[str]:
     """Metrics without outcomes of their own: a model card's counts, the smallest margin."""
     for metric in pair.shared:
-        before, after = pair.base.metrics[metric], pair.head.metrics[metric]
+        before, after = pair.base.scores[metric], pair.head.scores[metric]
         if metric in pair.outcomes:
             continue
         if before.n != after.n:
@@ -690,17 +634,17 @@ def _moved_values(pair: Pair, budget: Budget) -> Iterator[str]:
             yield f"{metric} {before.value:,.12g} -> {after.value:,.12g}"
 
 
-def _value_line(pair: Pair, metric: str, state: str) -> Finding:
+def _value_line(pair: Pair, metric: str, state: str) -> Verdict:
     """Its reason is "same" where this metric did not move, else what is said of the whole result."""
-    before, after, outcomes = pair.base.metrics[metric], pair.head.metrics[metric], pair.outcomes.get(metric)
+    before, after, outcomes = pair.base.scores[metric], pair.head.scores[metric], pair.outcomes.get(metric)
     is_same = before.value == after.value and (outcomes is None or outcomes.is_identical) and not pair.obstacles
-    return pair.with_flips(pair.finding("shown", "note", "same" if is_same else state, metric, before.n))
+    return pair.with_flips(pair.verdict("shown", "note", "same" if is_same else state, metric, before.n))
 
 
 # Speed and memory between two processes of one machine.
 
 
-def _speed(pair: Pair, base: Run, head: Run, rules: Rules, timings: Sequence[Timing]) -> Iterator[Finding]:
+def _speed(pair: Pair, base: Run, head: Run, rules: Rules) -> Iterator[Verdict]:
     machines = base.environment.get("machine", {}), head.environment.get("machine", {})
     machine, settings = _differing(machines, MACHINE), _differing(machines, SETTINGS)
     machine += [] if all(machines) else ["the machine is not recorded"]
@@ -711,41 +655,29 @@ def _speed(pair: Pair, base: Run, head: Run, rules: Rules, timings: Sequence[Tim
     if machine or settings:
         reason = f"speed is not comparable: {'; '.join(machine + settings)}"
         reason += "; measure both on one machine, or judge the rest alone with --only" if machine else ""
-        yield pair.finding("not comparable", "inconclusive" if machine else "note", reason)
+        yield pair.verdict("not comparable", "inconclusive" if machine else "note", reason)
         return
     for metric in pair.shared:
-        yield _speed_metric(pair, metric, rules, timings)
+        yield _speed_metric(pair, metric, rules)
 
 
-def _speed_metric(pair: Pair, metric: str, rules: Rules, timings: Sequence[Timing]) -> Finding:
-    rule = rules.speed_rule(metric)
+def _speed_metric(pair: Pair, metric: str, rules: Rules) -> Verdict:
+    base, after = pair.base.scores[metric], pair.head.scores[metric].value
+    rule = rules.speed_rule(base.spec)
     if rule is None:
-        return pair.finding("shown", "note", "shown, not judged: its repeats are not known", metric)
-    before, after = pair.base.metrics[metric].value, pair.head.metrics[metric].value
-    if before <= 0:
-        return pair.finding(SPEED, "inconclusive", f"base is {before:g}: measure it again", metric)
-    worse = (before - after if rule.better == "higher" else after - before) / before
-    spread = _spread(pair.base, metric, timings)
+        return pair.verdict("shown", "note", "shown, not judged: its repeats are not known", metric)
+    if base.value <= 0:
+        return pair.verdict("speed", "inconclusive", f"base is {base.value:g}: measure it again", metric)
+    worse = (base.value - after if base.spec.better == "higher" else after - base.value) / base.value
+    spread = base.spread or 0.0
     allowed = min(max(rule.allowed, spread), max(rule.allowed, rule.widest))
     why = f"{rule.allowed:.0%} between processes"
     why = f"{allowed:.0%}: base's own repeats spread by {spread:.0%}" if allowed > rule.allowed else why
     change = f"worse by {worse:.1%}" if worse > 0 else f"better by {-worse:.1%}" if worse < 0 else "the same"
     if worse > allowed:
-        return pair.finding(SPEED, "fail", f"{change}, beyond the allowed {why}", metric)
+        return pair.verdict("speed", "fail", f"{change}, beyond the allowed {why}", metric)
     noise = "; not told from noise: `clipbench ab` settles it" if worse > rule.allowed else ""
-    return pair.finding(SPEED, "pass", f"{change}, within the allowed {why}{noise}", metric)
-
-
-def _spread(base: Result, metric: str, timings: Sequence[Timing]) -> float:
-    """How far base's own repeats lie apart (5th to 95th percentile), as a share of their median; 0 where none are stored."""
-    if metric == "latency_p50" and "latency_p90" in base.metrics and base.metrics[metric].value > 0:
-        return base.metrics["latency_p90"].value / base.metrics[metric].value - 1
-    for timing in timings:
-        is_its = timing.test.split("[")[0].endswith(metric) and timing.model == base.model.name
-        if is_its and len(timing.seconds) > 1 and np.median(timing.seconds) > 0:
-            low, high = np.quantile(timing.seconds, [0.05, 0.95])
-            return float((high - low) / np.median(timing.seconds))
-    return 0.0
+    return pair.verdict("speed", "pass", f"{change}, within the allowed {why}{noise}", metric)
 
 
 # What a reader wants beside the verdict: the items that changed, and what else differs.
@@ -754,43 +686,49 @@ def _spread(base: Result, metric: str, timings: Sequence[Timing]) -> float:
 def _item_changes(pair: Pair, rules: Rules) -> Iterator[ItemChange]:
     """The worst losses, then the best gains, up to five each, of scores (margins and cosines are none)."""
     for metric, outcomes in pair.outcomes.items():
-        if outcomes.is_identical or not (outcomes.is_binary or rules.declared(pair.base.experiment, metric)):
+        declared = rules.declared(pair.key.experiment, pair.base.scores[metric].spec)
+        if outcomes.is_identical or not (outcomes.is_binary or declared):
             continue
-        tables = [_oriented(result, metric, outcomes.ids) for result in (pair.base, pair.head)]
-        margins = None if any(t is None for t in tables) else [_margins(t) for t in tables if t is not None]
+        margins = [m for r in (pair.base, pair.head) if (m := _margins(r, metric, outcomes.ids)) is not None]
         step = outcomes.head - outcomes.base
         same_ids = [o.head - o.base for o in pair.outcomes.values() if o.ids == outcomes.ids]
-        weight = np.sum(same_ids, axis=0) if margins is None else margins[1] - margins[0]
+        weight = np.sum(same_ids, axis=0) if len(margins) < 2 else margins[1] - margins[0]
         for word, sign in (("lost", -1), ("gained", 1)):
             moved = np.flatnonzero(np.sign(step) == sign)
             for k in moved[np.argsort(-sign * weight[moved], kind="stable")][:LISTED]:
                 scores = float(outcomes.base[k]), float(outcomes.head[k])
-                change = ItemChange(*key_of(pair.base), metric, outcomes.ids[k], word, *scores)  # type: ignore[arg-type]
-                if margins is not None:
+                change = ItemChange(pair.key, metric, outcomes.ids[k], word, *scores)  # type: ignore[arg-type]  # two words
+                if len(margins) == 2:
                     first, second = (round(float(m[k]), 5) for m in margins)
-                    tops = [_top(outcomes.ids, t[k]) for t in tables if t is not None]
+                    tops = [_top(r, metric, outcomes.ids[k]) for r in (pair.base, pair.head)]
                     change = replace(
                         change, margin_before=first, margin_after=second, top_before=tops[0], top_after=tops[1]
                     )
                 yield change
 
 
-def _oriented(result: Result, metric: str, ids: tuple[str, ...]) -> Float64s | None:
-    """Stored cosines with a row for each item that asks, own pairs on the diagonal; None where no square matrix is stored."""
-    cosines = result.arrays.get("similarity")
-    if cosines is None or cosines.shape != (len(ids),) * 2 or len(ids) < 2 or tuple(result.items.ids) != ids:
+def _answers(result: Result, metric: str) -> Answers | None:
+    return result.answers.get(result.scores[metric].spec.answers)
+
+
+def _margins(result: Result, metric: str, ids: tuple[str, ...]) -> Float64s | None:
+    """(n,) margins of these items; None where nothing says what they were taken for."""
+    answers = _answers(result, metric)
+    if answers is None or not set(ids) <= set(answers.ids):
         return None
-    return np.asarray(cosines.T if metric.startswith("image_to_text") else cosines, dtype=np.float64)
+    if answers.ids == ids:
+        return answers.margins.astype(np.float64)
+    place = {item: k for k, item in enumerate(answers.ids)}
+    return np.asarray(answers.margins[[place[item] for item in ids]], dtype=np.float64)
 
 
-def _margins(cosines: Float64s) -> Float64s:
-    wrong = cosines.copy()
-    np.fill_diagonal(wrong, -np.inf)
-    return np.asarray(np.diag(cosines) - wrong.max(axis=1))
-
-
-def _top(ids: Sequence[str], row: Float64s) -> tuple[tuple[str, float], ...]:
-    return tuple((ids[k], round(float(row[k]), 4)) for k in np.argsort(-row, kind="stable")[:TOP])
+def _top(result: Result, metric: str, item: str) -> tuple[tuple[str, float], ...]:
+    answers = _answers(result, metric)
+    if answers is None:
+        return ()
+    row = answers.ids.index(item)
+    pairs = zip(answers.top[row].tolist(), answers.scores[row].tolist(), strict=True)
+    return tuple((answers.candidates[k], round(score, 4)) for k, score in pairs)
 
 
 def _differences(base: Run, head: Run, pairs: Sequence[Pair]) -> tuple[Difference, ...]:
@@ -799,12 +737,13 @@ def _differences(base: Run, head: Run, pairs: Sequence[Pair]) -> tuple[Differenc
     for pair in pairs:
         found |= dict.fromkeys(_model_differences(pair.base.model, pair.head.model))
     for pair in pairs:
-        before, after = pair.base.protocol, pair.head.protocol
-        for key in sorted(k for k in {*before, *after} if before.get(k) != after.get(k)):
-            aside = " (hinders no comparison)" if key in HOW_IT_WENT else ""
-            values = _short(before.get(key)), _short(after.get(key))
-            further = " (differs further on)" if values[0] == values[1] else ""
-            found[Difference(f"{key} of {pair.base.experiment}{aside}", values[0], values[1] + further)] = None
+        sides = [(r.protocol.entries(), _how_it_went(r)) for r in (pair.base, pair.head)]
+        for (before, after), aside in zip(zip(*sides, strict=True), ("", " (hinders no comparison)"), strict=True):
+            for key in sorted(k for k in {*before, *after} if before.get(k) != after.get(k)):
+                values = short(before.get(key)), short(after.get(key))
+                further = " (differs further on)" if values[0] == values[1] else ""
+                what = f"{key} of {pair.key.experiment}{aside}"
+                found[Difference(what, values[0], values[1] + further)] = None
     for part in ("software", "machine"):
         tables = base.environment.get(part, {}), head.environment.get(part, {})
         for name in sorted({*tables[0], *tables[1]}):
@@ -814,10 +753,15 @@ def _differences(base: Run, head: Run, pairs: Sequence[Pair]) -> tuple[Differenc
     return tuple(found)
 
 
+def _how_it_went(result: Result) -> Mapping[str, Any]:
+    provenance = result.provenance
+    return {"optimizations": list(provenance.optimizations), "exclusions": dict(provenance.exclusions)}
+
+
 def _model_differences(base: ModelIdentity, head: ModelIdentity) -> Iterator[Difference]:
     if base.weights_sha256 and head.weights_sha256:
         yield Difference(f"weights of {base.name}", base.weights_sha256[:12], head.weights_sha256[:12])
-    for name in ("pretrained", "activation", "precision", "device"):
+    for name in ("pretrained", "activation", "precision", "device", "preprocessing"):
         before, after = getattr(base, name) or "none", getattr(head, name) or "none"
         if before != after:
             yield Difference(f"{name} of {base.name}", before, after)
@@ -826,30 +770,25 @@ def _model_differences(base: ModelIdentity, head: ModelIdentity) -> Iterator[Dif
 # Matching, and small words.
 
 
-def _align(base: Items, head: Items, metric: str) -> PairedOutcomes | None:
-    if metric not in base.outcomes or metric not in head.outcomes:
+def _align(base: Outcomes | None, head: Outcomes | None) -> PairedOutcomes | None:
+    if base is None or head is None:
         return None
-    place = {item: k for k, item in enumerate(head.ids_of(metric))}
-    ids, there = base.ids_of(metric), set(base.ids_of(metric))
-    kept = [k for k, item in enumerate(ids) if item in place]
-    names = tuple(ids[k] for k in kept)
-    before = np.asarray(base.outcomes[metric], dtype=np.float64)[kept]
-    after = np.asarray(head.outcomes[metric], dtype=np.float64)[[place[item] for item in names]]
-    is_text = base.axes.get(metric) == "text_ids" and all("#" in item for item in names)
-    clusters = tuple(item.rpartition("#")[0] for item in names) if is_text else None
-    missing = tuple(item for item in ids if item not in place)
+    place, there = {item: k for k, item in enumerate(head.ids)}, set(base.ids)
+    kept = [k for k, item in enumerate(base.ids) if item in place]
+    names = tuple(base.ids[k] for k in kept)
+    before = np.asarray(base.values, dtype=np.float64)[kept]
+    after = np.asarray(head.values, dtype=np.float64)[[place[item] for item in names]]
+    clusters = None if base.clusters is None else tuple(base.clusters[k] for k in kept)
+    missing = tuple(item for item in base.ids if item not in place)
     return PairedOutcomes(names, before, after, clusters, missing, tuple(item for item in place if item not in there))
 
 
 def _by_key(run: Run, which: str) -> dict[Key, Result]:
     found: dict[Key, Result] = {}
     for result in run.results:
-        if key_of(result) in found:
-            experiment, model, dataset = key_of(result)
-            raise UsageError(
-                f"{which} holds two results of {experiment} of {model} on {dataset}; compare runs with one result each"
-            )
-        found[key_of(result)] = result
+        if result.key in found:
+            raise UsageError(f"{which} holds two results of {result.key}; compare runs with one result each")
+        found[result.key] = result
     return found
 
 
@@ -863,24 +802,12 @@ def _only(run: Run, only: Sequence[str], base: Run, head: Run) -> Run:
     if not only:
         return run
     results = tuple(r for r in run.results if r.experiment in only)
-    return replace(
-        run, results=results, skipped=tuple(s for s in run.skipped if s.experiment.partition(":")[0] in only)
-    )
+    return replace(run, results=results, skipped=tuple(s for s in run.skipped if s.key.experiment in only))
 
 
-def _key(finding: Finding) -> Key:
-    return finding.experiment, finding.model, finding.dataset
-
-
-def _about(result: Result, kind: Kind, verdict: Word, reason: str) -> Finding:
-    return Finding(kind, verdict, *key_of(result), reason)
-
-
-def _is_about(skip: Skip, result: Result) -> bool:
-    """A skip names the model with its weights ("ViT-B/16 (openai)") or without, and a data set after a colon where there are several."""
-    experiment, _, dataset = skip.experiment.partition(":")
-    is_model = skip.model == result.model.name or skip.model.startswith(f"{result.model.name} (")
-    return experiment == result.experiment and dataset in ("", result.dataset.name) and is_model
+def _is_about(skip: Skip, key: Key) -> bool:
+    """A skip without a data set is about all that the experiment has."""
+    return skip.key[:2] == key[:2] and skip.key.dataset in ("", key.dataset)
 
 
 def _differing(tables: tuple[Mapping[str, Any], Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
@@ -890,8 +817,3 @@ def _differing(tables: tuple[Mapping[str, Any], Mapping[str, Any]], keys: Sequen
 
 def _listed(ids: Sequence[str]) -> str:
     return ", ".join(ids[:LISTED]) + (", ..." if len(ids) > LISTED else "")
-
-
-def _short(value: Any, letters: int = 60) -> str:
-    text = value if isinstance(value, str) else "absent" if value is None else json.dumps(value, sort_keys=True)
-    return text if len(text) <= letters else f"{text[: letters - 3]}..."

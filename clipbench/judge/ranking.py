@@ -1,8 +1,8 @@
 """The models confronted: which are significantly better than which, on the same items of one experiment.
 
-Only rates of right outcomes are ranked, and mean average precision: they do not depend on a model's scale. Raw cosines,
-and margins made of them, are never ranked: each model has its own range of them. Two models are compared only on the same
-items under the same prompts. Among all pairs of a ranking, the chance of calling any difference that is none is 5 % at most
+Ranked are the metrics whose spec says so: rates of right outcomes and mean average precision, which do not depend on a model's
+scale. Raw cosines, and margins made of them, are not: each model has its own range of them. Two models are compared only on the
+same items under the same protocol. Among all pairs of a ranking, the chance of calling any difference that is none is 5 % at most
 (Holm); what is not significant is a tie.
 
 `study_claim` holds the study's claim, "ViT-B/16 beats RN50 and ViT-L/14", against a ranking, with the number of items that would
@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 
 from clipbench.judge.references import published_tables, weights_of
-from clipbench.result import Metric, ModelIdentity, Result, Run
 from clipbench.statistics import (
     POWER,
     Float64s,
@@ -29,19 +28,7 @@ from clipbench.statistics import (
     paired_bootstrap,
     paired_difference_interval,
 )
-
-RANKED = (
-    "text_to_image_top1",
-    "image_to_text_top1",
-    "acc1",
-    "mean_average_precision",
-    "image_retrieval_recall@1",
-    "text_retrieval_recall@1",
-)
-"""What is ranked, in the order printed. A new experiment is ranked by giving its score one of these names."""
-
-OF_THE_MODEL = ("preprocessing", "shortcuts", "execution", "notes", "other_activation", "broken_images")
-"""Entries of the protocol that belong to a model or count what happened: they may differ between models that are compared."""
+from clipbench.types import ModelIdentity, Outcomes, Result, Run, Score, incomparable
 
 ClaimFinding = Literal["supported", "contradicted", "cannot tell", "supported in part"]
 
@@ -57,7 +44,7 @@ MOST_ITEMS = 10_000_000
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models on the same items: `a` has the higher score, `difference` is a minus b with its 95 % interval.
+    """Two models on the same items: `a` has the better score, `difference` is a minus b with its 95 % interval.
 
     `a_only`, `b_only`: items that only one of the two has right (None for scores that are not right or wrong). `p` is
     adjusted for all pairs of the ranking (Holm). `winner` is None for a tie.
@@ -76,10 +63,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Standing:
-    """One model's score and how it stands against the others; `place` is one more than the models significantly better."""
+    """One model's score and how it stands against the others; `place` is one more than the models that are significantly better."""
 
     model: ModelIdentity
-    score: Metric
+    score: Score
     wins: int
     ties: int
     losses: int
@@ -103,68 +90,69 @@ class Ranking:
 
 
 def rankings(run: Run) -> tuple[Ranking, ...]:
-    """Return a ranking for each experiment and ranked metric that two models or more were measured on; () for one model."""
+    """Return a ranking for each experiment and ranked metric that two models or more were measured on; () for one model.
+
+    Metrics of an experiment in the order of its scores.
+    """
     together: dict[tuple[str, str], list[Result]] = {}
     for result in run.results:
         together.setdefault((result.experiment, result.dataset.name), []).append(result)
-    found = (ranking(results, metric) for results in together.values() for metric in RANKED)
+    found = []
+    for results in together.values():
+        ranked = dict.fromkeys(name for r in results for name, score in r.scores.items() if score.spec.ranked)
+        found += [ranking(results, metric) for metric in ranked]
     return tuple(entry for entry in found if entry is not None)
 
 
 def ranking(results: Sequence[Result], metric: str) -> Ranking | None:
     """Return the ranking of results of one experiment by a metric; None where fewer than two have its outcomes.
 
-    Results on other items or under another protocol than most (the first ones, where no more agree) are not comparable.
+    Results that may not be compared with most (the first ones, where no more agree) are left out and named.
     """
-    having = [r for r in results if metric in r.metrics and r.items.outcomes.get(metric)]
+    having = [(r, found) for r in results if (found := _outcomes(r, metric)) is not None and len(found.ids)]
     if len(having) < 2:
         return None
-    agreeing = [[other for other in having if not unlike(one, other, metric)] for one in having]
+    agreeing = [[other for other in having if not _unlike(one, other)] for one in having]
     most = max(agreeing, key=lambda group: len(group))
-    kept = sorted(most, key=lambda r: (-r.metrics[metric].value, r.model.name))
-    left = [(r.model, unlike(kept[0], r, metric)) for r in having if all(r is not k for k in kept)]
-    pairs = tuple(_pairs(kept, metric))
-    standings = tuple(_standing(r, metric, pairs) for r in kept)
-    first = kept[0]
-    return Ranking(first.experiment, first.dataset.name, metric, first.metrics[metric].n, standings, pairs, tuple(left))
+    best = 1 if most[0][0].scores[metric].spec.better == "lower" else -1
+    kept = sorted(most, key=lambda one: (best * one[0].scores[metric].value, one[0].model.name))
+    left = tuple((one[0].model, _unlike(kept[0], one)) for one in having if all(one is not k for k in kept))
+    pairs = tuple(_pairs({r.model: outcomes for r, outcomes in kept}, -best))
+    standings = tuple(_standing(r, metric, pairs) for r, _ in kept)
+    first = kept[0][0]
+    return Ranking(first.experiment, first.dataset.name, metric, first.scores[metric].n, standings, pairs, left)
 
 
-def unlike(one: Result, other: Result, metric: str) -> str:
-    """Return in words why two results cannot be compared on a metric; "" when they can."""
-    ids = [list(r.items.ids_of(metric)) for r in (one, other)]
-    if one.dataset.fingerprint != other.dataset.fingerprint or ids[0] != ids[1]:
-        return f"measured on other items (n={one.metrics[metric].n} and n={other.metrics[metric].n})"
-    keys = sorted((one.protocol.keys() | other.protocol.keys()) - set(OF_THE_MODEL))
-    differing = [key for key in keys if one.protocol.get(key) != other.protocol.get(key)]
-    return f"measured under another protocol: {', '.join(differing)}" if differing else ""
+def _outcomes(result: Result, metric: str) -> Outcomes | None:
+    return result.scores[metric].outcomes if metric in result.scores else None
 
 
-def images_of(result: Result, metric: str) -> list[str] | None:
-    """Return the image of each outcome where several captions of one image have outcomes; None where each stands alone.
-
-    A text's id is "<image id>#<place of the caption>" (see `experiments.retrieval`).
-    """
-    images = [text.rpartition("#")[0] for text in result.items.ids_of(metric)]
-    known = set(result.items.id_lists.get("image_ids", ()))
-    return images if known.issuperset(images) and len(set(images)) < len(images) else None
+def _unlike(one: tuple[Result, Outcomes], other: tuple[Result, Outcomes]) -> str:
+    """Why two results cannot be compared, in words; "" when they can."""
+    if reasons := incomparable(one[0], other[0]):
+        return ", ".join(reasons)
+    ids, others = set(one[1].ids), set(other[1].ids)
+    if one[1].ids == other[1].ids:
+        return ""
+    return f"{len(others)} outcomes where the others have {len(ids)}, {len(ids & others)} of the same items"
 
 
 def _standing(result: Result, metric: str, pairs: Sequence[Pair]) -> Standing:
     mine = [p for p in pairs if result.model in (p.a, p.b)]
     wins, ties = sum(p.winner == result.model for p in mine), sum(p.winner is None for p in mine)
-    return Standing(result.model, result.metrics[metric], wins, ties, len(mine) - wins - ties)
+    return Standing(result.model, result.scores[metric], wins, ties, len(mine) - wins - ties)
 
 
-def _pairs(kept: Sequence[Result], metric: str) -> Iterator[Pair]:
-    """Every pair, the better score first; the p-values of all pairs are adjusted together."""
-    rows = {r.model: np.asarray(r.items.outcomes[metric], dtype=np.float64) for r in kept}
-    images, couples = images_of(kept[0], metric), list(combinations(rows, 2))
+def _pairs(outcomes: Mapping[ModelIdentity, Outcomes], sign: int) -> Iterator[Pair]:
+    """Every pair, the better score first; the p-values of all pairs are adjusted together. `sign`: -1 where lower is better."""
+    rows = {model: np.asarray(one.values, dtype=np.float64) for model, one in outcomes.items()}
+    clusters, couples = next(iter(outcomes.values())).clusters, list(combinations(rows, 2))
     compare = _flips if all(np.isin(row, (0.0, 1.0)).all() for row in rows.values()) else _means
-    compared = [compare(rows[a], rows[b], images) for a, b in couples]
+    compared = [compare(rows[a], rows[b], clusters) for a, b in couples]
     adjusted = holm({str(k): found.p for k, found in enumerate(compared)})
     for k, ((a, b), found) in enumerate(zip(couples, compared, strict=True)):
         difference, p = float(np.mean(rows[a] - rows[b])), adjusted[str(k)]
-        winner = None if p > ALPHA else a if difference > 0 else b
+        winner = None if p > ALPHA else a if sign * difference > 0 else b
         yield Pair(a, b, difference, *found.interval, found.a_only, found.b_only, p, winner)
 
 
@@ -176,16 +164,16 @@ class _Compared:
     b_only: int | None = None
 
 
-def _flips(a: Float64s, b: Float64s, images: list[str] | None) -> _Compared:
+def _flips(a: Float64s, b: Float64s, clusters: Sequence[str] | None) -> _Compared:
     """Right or wrong: exact McNemar and its interval."""
-    test = mcnemar(b, a, images)
-    return _Compared(test.p_differs, paired_difference_interval(b, a, clusters=images), test.gained, test.lost)
+    test = mcnemar(b, a, clusters)
+    return _Compared(test.p_differs, paired_difference_interval(b, a, clusters=clusters), test.gained, test.lost)
 
 
-def _means(a: Float64s, b: Float64s, images: list[str] | None) -> _Compared:
+def _means(a: Float64s, b: Float64s, clusters: Sequence[str] | None) -> _Compared:
     """Any other score: paired bootstrap for the interval. The p-value is a randomisation test's, since the bootstrap's
     far tails, which many pairs need, call noise a difference on few items (2 % in place of .14 % at n = 12)."""
-    return _Compared(sign_flip_p(a - b), paired_bootstrap(b, a, 0.95, images) or (-1.0, 1.0))
+    return _Compared(sign_flip_p(a - b), paired_bootstrap(b, a, 0.95, clusters) or (-1.0, 1.0))
 
 
 def sign_flip_p(differences: Float64s) -> float:

@@ -5,35 +5,34 @@ contract of expected failure, and the result's own activation. All of it is data
 """
 
 import math
-import tomllib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from clipbench.models.zoo import cards, zoo
-from clipbench.paths import fixtures
-from clipbench.result import FloatArray, Metric, ModelIdentity, Result, Run, Verdict, VerdictWord
+from clipbench.paths import fixtures, read_toml
 from clipbench.statistics import Interval, accuracy_difference_interval, wilson_interval
+from clipbench.types import FloatArray, ModelIdentity, Outcome, Outcomes, Result, Run, Score, Verdict
 
 ACTIVATION_ALPHA = 0.01
 ACTIVATION_GAIN = 0.005
 MOST_CELLS = 3
 """Cells of a matrix that a reason lists, the furthest off first."""
 PUBLISHED_FILES = ("coco.toml", "zero_shot.toml")
+MATRIX, LABELS = "similarity", "probabilities"
 Z = 1.96
 """Two-sided 95 % of a normal distribution."""
-UNCONFIRMED = "from the cache alone: the model was not run on these rows; run again without --cache"
 
 
-def judged(result: Result, beside: Mapping[str, Result] | None = None) -> tuple[Verdict, ...]:
-    """Return the verdicts of a result against the published card, the published matrices, the floors and its own activation.
+def judge(result: Result, beside: Mapping[str, Result] | None = None) -> tuple[Verdict, ...]:
+    """Return the verdicts of a result against the published card, matrices, tables and labels, the floors, and its own activation.
 
     `beside` are the same model's results by experiment, for what needs two of them: medical images are held against natural
-    ones. Random weights are held to their card alone: nothing else is claimed of them. Rows that no model confirmed pass nothing.
+    ones. Random weights are held to their card alone: nothing else is claimed of them.
     """
     verdicts = list(_card_verdicts(result))
     if not result.model.is_random:
@@ -43,7 +42,7 @@ def judged(result: Result, beside: Mapping[str, Result] | None = None) -> tuple[
         verdicts += label_verdicts(result)
         verdicts += contract_verdicts(result, beside or {})
         verdicts += _activation_verdicts(result)
-    return confirmed_only(result, tuple(verdicts))
+    return tuple(verdicts)
 
 
 def weights_of(model: ModelIdentity) -> str:
@@ -54,57 +53,27 @@ def weights_of(model: ModelIdentity) -> str:
     return model.pretrained
 
 
-def is_unconfirmed(result: Result) -> bool:
-    """Return True where rows came from a cache and none of those was made again by the model: it says nothing of the model now."""
-    return any(part.get("unconfirmed", 0) for part in _execution_parts(result).values() if isinstance(part, dict))
+def dropped_optimizations(run: Run) -> Iterator[str]:
+    """Return notes: each optimization that was dropped, what that cost, and the model's other results that took optimizations.
 
-
-def confirmed_only(result: Result, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
-    """Return the verdicts, none of them a pass where the rows are unconfirmed."""
-    if not is_unconfirmed(result):
-        return verdicts
-    return tuple(
-        replace(v, verdict="inconclusive", reason=f"{v.reason}; {UNCONFIRMED}") if v.verdict == "pass" else v
-        for v in verdicts
-    )
-
-
-def doubtful(run: Run) -> Iterator[str]:
-    """Return the results that hold rows of a shortcut which disagreed with the plain call for other rows of the same result.
-
-    Where all rows of a result were made plainly after a disagreement, none of them is in doubt.
-    """
-    for r in run.results:
-        for kind, part in _execution_parts(r).items():
-            if part.get("dropped") and (part.get("checked") or part.get("unconfirmed")):
-                yield (
-                    f"some {kind} of {r.experiment} of {r.model.name} were made by shortcuts "
-                    f"({', '.join(r.protocol.get('shortcuts', ()))}), and one disagreed with the plain call for others; "
-                    f"run again with --no-optimizations"
-                )
-
-
-def dropped_shortcuts(run: Run) -> Iterator[str]:
-    """Return notes: each shortcut that was dropped, what that cost, and the model's other results that took shortcuts.
-
-    Their own sample agreed with the plain call.
+    Their own sample agreed with the reference path.
     """
     for name in dict.fromkeys(r.model.name for r in run.results):
         results = [r for r in run.results if r.model.name == name]
-        dropped = [
-            (r, kind, part) for r in results for kind, part in _execution_parts(r).items() if part.get("dropped")
-        ]
-        for r, kind, part in dropped:
-            yield f"shortcut dropped: {r.experiment} of {name}, {part.get('n', 0):,} {kind} made again: {part['dropped']}"
-        taken = [r for r in results if r.protocol.get("shortcuts") and all(r is not d for d, _, _ in dropped)]
+        dropped = [(r, tower, how) for r in results for tower, how in r.provenance.encoding.items() if how.dropped]
+        for r, tower, how in dropped:
+            yield f"optimization dropped: {r.experiment} of {name}, {how.n:,} {tower} encoded again: {how.dropped}"
+        lost = {r.key for r, _, _ in dropped}
+        taken = [r for r in results if r.provenance.optimizations and r.key not in lost]
         if dropped and taken:
-            which = ", ".join(f"{r.experiment} ({', '.join(r.protocol['shortcuts'])})" for r in taken)
-            yield f"shortcuts of {name} whose own sample agreed with the plain call: {which}"
+            which = ", ".join(f"{r.experiment} ({', '.join(r.provenance.optimizations)})" for r in taken)
+            yield f"optimizations of {name} whose own sample agreed with the reference path: {which}"
 
 
-def _execution_parts(result: Result) -> dict[str, dict[str, Any]]:
-    execution = result.protocol.get("execution")
-    return execution if isinstance(execution, dict) else {}
+def _verdict(
+    result: Result, metric: str, kind: str, outcome: Outcome, reason: str, source: str, expected: float | str
+) -> Verdict:
+    return Verdict(result.key, metric, kind, outcome, reason, source, expected)
 
 
 def _card_verdicts(result: Result) -> Iterator[Verdict]:
@@ -112,11 +81,11 @@ def _card_verdicts(result: Result) -> Iterator[Verdict]:
         return
     card, source = cards()[result.model.name]
     for metric, expected in card.items():
-        got = result.metrics[metric].value if metric in result.metrics else None
+        got = result.scores[metric].value if metric in result.scores else None
         word = "absent" if got is None else f"{got:,.0f}"
-        verdict: VerdictWord = "pass" if got == expected else "fail"
+        outcome: Outcome = "pass" if got == expected else "fail"
         reason = f"{metric} is {word}, the published card says {expected:,}"
-        yield Verdict(metric, f"card: {source}", "published", expected, verdict, reason)
+        yield _verdict(result, metric, "published", outcome, reason, f"card: {source}", expected)
 
 
 @dataclass(frozen=True)
@@ -148,19 +117,18 @@ def _floor_verdicts(result: Result) -> Iterator[Verdict]:
         ):
             continue
         for metric in floor.metrics:
-            if metric not in result.metrics:
+            if metric not in result.scores:
                 reason = f"{metric} was not measured"
-                yield Verdict(metric, floor.source, "floor", floor.at_least, "inconclusive", reason)
+                yield _verdict(result, metric, "floor", "inconclusive", reason, floor.source, floor.at_least)
                 continue
-            found = result.metrics[metric]
-            word: VerdictWord = "pass" if found.value >= floor.at_least else "fail"
-            reason = f"{metric} is {found.value:.4g} at n={found.n}, the floor is {floor.at_least:.4g}{_missed(result, metric)}"
-            yield Verdict(metric, floor.source, "floor", floor.at_least, word, reason)
+            found = result.scores[metric]
+            outcome: Outcome = "pass" if found.value >= floor.at_least else "fail"
+            reason = f"{metric} is {found.value:.4g} at n={found.n}, the floor is {floor.at_least:.4g}{_missed(found.outcomes)}"
+            yield _verdict(result, metric, "floor", outcome, reason, floor.source, floor.at_least)
 
 
-def _missed(result: Result, metric: str) -> str:
-    hits = result.items.outcomes.get(metric, ())
-    missed = [i for i, hit in zip(result.items.ids_of(metric), hits, strict=True) if hit == 0]
+def _missed(outcomes: Outcomes | None) -> str:
+    missed = [] if outcomes is None else [outcomes.ids[k] for k in np.flatnonzero(outcomes.values == 0)]
     return f"; missed: {', '.join(missed[:8])}{', ...' if len(missed) > 8 else ''}" if missed else ""
 
 
@@ -175,6 +143,7 @@ class PublishedMatrix:
     names: Sequence[str]
     printed: Sequence[Sequence[float]]
     decoded: Sequence[Sequence[float]] = ()
+    experiment: str = "natural"
 
     def cell(self, row: int, column: int) -> tuple[float, float] | None:
         """Return (value, tolerance) of a cell, the finer value first, or None where nothing was published."""
@@ -198,20 +167,20 @@ def tolerances() -> tuple[float, float]:
 
 
 def _matrix_verdicts(result: Result) -> Iterator[Verdict]:
-    if result.experiment != "natural" or "similarity" not in result.arrays or result.model.precision == "bf16":
-        return
-    for matrix in published_matrices():
-        if (matrix.model, matrix.weights) == (result.model.name, weights_of(result.model)):
+    for matrix in published_matrices() if result.model.precision != "bf16" else ():
+        about = (matrix.experiment, matrix.model, matrix.weights)
+        if about == (result.experiment, result.model.name, weights_of(result.model)) and MATRIX in result.matrices:
             yield _matrix_verdict(result, matrix)
 
 
 def _matrix_verdict(result: Result, matrix: PublishedMatrix) -> Verdict:
-    place = {item: k for k, item in enumerate(result.items.ids)}
-    missing = [name for name in matrix.names if name not in place]
+    measured = result.matrices[MATRIX]
+    rows, columns = ({item: k for k, item in enumerate(axis)} for axis in (measured.rows, measured.columns))
+    missing = [name for name in matrix.names if name not in rows or name not in columns]
     if missing:
         reason = f"the matrix has cells of {', '.join(missing)}, which were not measured"
-        return Verdict("similarity", matrix.source, "published", "every cell", "inconclusive", reason)
-    measured, off, cells, worst = result.arrays["similarity"], [], 0, 0.0
+        return _verdict(result, MATRIX, "published", "inconclusive", reason, matrix.source, "every cell")
+    off, cells, worst = [], 0, 0.0
     for row, text in enumerate(matrix.names):
         for column, image in enumerate(matrix.names):
             published = matrix.cell(row, column)
@@ -219,18 +188,17 @@ def _matrix_verdict(result: Result, matrix: PublishedMatrix) -> Verdict:
                 continue
             cells += 1
             value, tolerance = published
-            distance = abs(float(measured[place[text], place[image]]) - value)
+            found = float(measured.values[rows[text], columns[image]])
+            distance = abs(found - value)
             worst = max(worst, distance)
             if distance > tolerance:
-                cell = (
-                    f"({text}, {image}) {measured[place[text], place[image]]:.4f}, published {value:.4f} +-{tolerance}"
-                )
+                cell = f"({text}, {image}) {found:.4f}, published {value:.4f} +-{tolerance}"
                 off.append((distance, cell))
     examples = "; ".join(words for _, words in sorted(off, reverse=True)[:MOST_CELLS])
     reason = f"{cells - len(off)} of {cells} published cells within tolerance, largest difference {worst:.4f}"
     reason += f"; worst: {examples}" if off else ""
-    word: VerdictWord = "inconclusive" if not cells else "fail" if off else "pass"
-    return Verdict("similarity", matrix.source, "published", f"{cells} cells", word, reason)
+    outcome: Outcome = "inconclusive" if not cells else "fail" if off else "pass"
+    return _verdict(result, MATRIX, "published", outcome, reason, matrix.source, f"{cells} cells")
 
 
 @dataclass(frozen=True)
@@ -249,15 +217,16 @@ class PublishedTable:
     requires: Mapping[str, str] = field(default_factory=dict)
     prompt_count: int = 0
     unenforced: str = ""
+    counts_clusters: bool = False
 
 
 @dataclass(frozen=True)
-class Shown:
+class Unenforced:
     """A published value beside a measured one that it is not held to, and why."""
 
     metric: str
     published: float
-    measured: Metric
+    measured: Score
     why: str
     source: str
 
@@ -271,56 +240,57 @@ def published_tables() -> tuple[PublishedTable, ...]:
 def published_verdicts(result: Result) -> Iterator[Verdict]:
     """Yield a floor (kind floor) and a ceiling (kind published) for each published value whose protocol the run follows.
 
-    Where the protocol differs the value is reported beside the measured one (`shown_only`) and not enforced. Floor and ceiling are
+    Where the protocol differs the value is reported beside the measured one (`unenforced`) and not enforced. Floor and ceiling are
     the value -+ 1.96 sqrt(p (1 - p) / n) -+ spread. A value above the ceiling fails: leaked data, changed prompts or another split
     look like that, and no reproduction does.
     """
     for table, published in _tables_about(result):
         if not protocol_differences(table, result):
             for metric, value in published.items():
-                if metric in result.metrics:
+                if metric in result.scores:
                     yield from _bounds(result, table, metric, value)
 
 
-def shown_only(result: Result) -> list[Shown]:
+def unenforced(result: Result) -> list[Unenforced]:
     """Return the published values that the result is not held to because something differs; [] for random weights."""
     found = []
     for table, published in () if result.model.is_random else _tables_about(result):
         why = "; ".join(protocol_differences(table, result))
-        measured = [(m, value) for m, value in published.items() if m in result.metrics and why]
-        found += [Shown(m, value, result.metrics[m], why, table.source) for m, value in measured]
+        measured = [(m, value) for m, value in published.items() if m in result.scores and why]
+        found += [Unenforced(m, value, result.scores[m], why, table.source) for m, value in measured]
     return found
 
 
 def protocol_differences(table: PublishedTable, result: Result) -> list[str]:
     """Return how the run's protocol differs from the published one, in words; [] when the value can be enforced."""
-    protocol, n = result.protocol, result.dataset.n
+    stated = result.protocol.entries() | {"preprocessing": result.model.preprocessing}
+    n, prompts = result.dataset.n, result.protocol.prompts
     found = [table.unenforced] if table.unenforced else []
     for key, wanted in table.requires.items():
-        got = str(protocol.get(key, "not stated"))
+        got = ", ".join(prompts) if key == "prompts" else str(stated.get(key, "not stated"))
         if wanted not in got if key == "preprocessing" else wanted != got:
             found.append(f"{key} is {got!r}, published with {wanted!r}")
-    prompts = protocol.get("prompts", ())
-    count = 1 if isinstance(prompts, str) else len(prompts)
-    if table.prompt_count and count != table.prompt_count:
-        found.append(f"{count} prompt template(s), published with {table.prompt_count}")
+    if table.prompt_count and len(prompts) != table.prompt_count:
+        found.append(f"{len(prompts)} prompt template(s), published with {table.prompt_count}")
     if table.items and not table.least_items <= n <= table.items:
         found.append(f"{n:,} items, published over {table.items:,} (enforced from {table.least_items:,})")
     return found
 
 
-def sampling_n(result: Result, metric: str) -> float:
+def sampling_n(result: Result, metric: str, counts_clusters: bool = False) -> float:
     """Return the number of independent outcomes behind a metric, for its sampling error.
 
-    Captions of one image count as one; for a mean over classes it is classes^2 / sum(1 / items of a class), which gives the
-    error of that mean when every class has the same rate.
+    `counts_clusters`: outcomes of one cluster (captions of one image) count as one. For a mean over classes it is
+    classes^2 / sum(1 / items of a class), which gives the error of that mean when every class has the same rate.
     """
-    if metric.startswith("image_retrieval"):
-        return float(result.dataset.n)
-    if metric == "mean_per_class_recall":
-        sizes = [float(row.sum()) for row in result.arrays["confusion"] if row.sum() > 0]
-        return len(sizes) ** 2 / sum(1 / size for size in sizes)
-    return float(result.metrics[metric].n)
+    score = result.scores[metric]
+    answers, outcomes = result.answers.get(score.spec.answers), score.outcomes
+    if counts_clusters and outcomes is not None and outcomes.clusters is not None:
+        return float(len(set(outcomes.clusters)))
+    if score.spec.kind == "mean" and answers is not None and answers.labels is not None:
+        sizes = np.bincount(answers.labels)
+        return float(np.count_nonzero(sizes)) ** 2 / float((1 / sizes[sizes > 0]).sum())
+    return float(score.n)
 
 
 def _tables_about(result: Result) -> Iterator[tuple[PublishedTable, Mapping[str, float]]]:
@@ -333,18 +303,20 @@ def _tables_about(result: Result) -> Iterator[tuple[PublishedTable, Mapping[str,
 
 
 def _bounds(result: Result, table: PublishedTable, metric: str, value: float) -> Iterator[Verdict]:
-    found, n = result.metrics[metric].value, sampling_n(result, metric)
+    found, n = result.scores[metric].value, sampling_n(result, metric, table.counts_clusters)
     error = Z * math.sqrt(value * (1 - value) / n)
     floor, ceiling = value - error - table.spread, value + error + table.spread
     because = f"(1.96 x sqrt({value:.4f} x {1 - value:.4f} / {n:,.0f}))"
     sum_of = f"published {value:.4f} {{0}} {error:.4f} {because} {{0}} {table.spread:.4f} ({table.spread_source})"
-    at = f"{metric} is {found:.4f} at n={result.metrics[metric].n:,}"
+    at = f"{metric} is {found:.4f} at n={result.scores[metric].n:,}"
     reason = f"{at}, the floor is {floor:.4f} = {sum_of.format('-')}"
-    yield Verdict(metric, table.source, "floor", round(floor, 6), "pass" if found >= floor else "fail", reason)
+    outcome: Outcome = "pass" if found >= floor else "fail"
+    yield _verdict(result, metric, "floor", outcome, reason, table.source, round(floor, 6))
     reason = f"{at}, published {value:.4f}; at most {ceiling:.4f} = {sum_of.format('+')}"
     if found > ceiling:
         reason = f"suspiciously above: leaked data, changed prompts or another split? {reason}"
-    yield Verdict(metric, table.source, "published", round(value, 6), "pass" if found <= ceiling else "fail", reason)
+    outcome = "pass" if found <= ceiling else "fail"
+    yield _verdict(result, metric, "published", outcome, reason, table.source, round(value, 6))
 
 
 @dataclass(frozen=True)
@@ -377,7 +349,7 @@ def label_verdicts(result: Result) -> Iterator[Verdict]:
     A winner is right when it is the published one, or a label that was published within the tolerance of it. Probabilities
     are those of the published winners. Not for bf16, whose rounding moves probabilities further than the tolerance.
     """
-    if "probabilities" not in result.arrays or result.model.precision == "bf16":
+    if LABELS not in result.matrices or result.model.precision == "bf16":
         return
     for figure in published_labels():
         if (figure.model, figure.weights) == (result.model.name, weights_of(result.model)):
@@ -385,8 +357,8 @@ def label_verdicts(result: Result) -> Iterator[Verdict]:
 
 
 def _label_agreement(result: Result, figure: PublishedLabels) -> Iterator[Verdict]:
-    rows = dict(zip(result.items.ids, result.arrays["probabilities"], strict=True))
-    names = [str(name) for name in result.protocol["classes"]]
+    matrix = result.matrices[LABELS]
+    rows, names = dict(zip(matrix.rows, matrix.values, strict=True)), list(matrix.columns)
     compared = [item for item in figure.labels if item in rows and item not in figure.differing]
     wrong, far, largest = [], [], 0.0
     for item in compared:
@@ -404,18 +376,18 @@ def _label_agreement(result: Result, figure: PublishedLabels) -> Iterator[Verdic
     n = len(compared)
     left_out = f"; {', '.join(figure.differing)} left out (another picture)" if figure.differing else ""
     reason = f"{n - len(wrong)} of {n} published winners win{left_out}" + "".join(f"; {line}" for line in wrong)
-    yield _label_verdict("top1_label", figure, f"{n} winners", wrong, n, reason)
+    yield _label_verdict(result, "top1_label", figure, f"{n} winners", wrong, n, reason)
     reason = f"{n - len(far)} of {n} winners' probabilities within tolerance, largest difference {largest:.4f}"
     yield _label_verdict(
-        "top1_probability", figure, f"{n} probabilities", far, n, reason + "".join(f"; {line}" for line in far)
+        result, "top1_probability", figure, f"{n} probabilities", far, n, reason + "".join(f"; {line}" for line in far)
     )
 
 
 def _label_verdict(
-    metric: str, figure: PublishedLabels, expected: str, missed: list[str], n: int, reason: str
+    result: Result, metric: str, figure: PublishedLabels, expected: str, missed: list[str], n: int, reason: str
 ) -> Verdict:
-    word: VerdictWord = "inconclusive" if n == 0 else "fail" if missed else "pass"
-    return Verdict(metric, figure.source, "published", expected, word, reason)
+    outcome: Outcome = "inconclusive" if n == 0 else "fail" if missed else "pass"
+    return _verdict(result, metric, "published", outcome, reason, figure.source, expected)
 
 
 @dataclass(frozen=True)
@@ -475,7 +447,11 @@ def contract_verdicts(result: Result, beside: Mapping[str, Result]) -> tuple[Ver
     natural = _hits(beside[contract.against], contract.metric) if contract.against in beside else None
     if natural is None or _hits(result, contract.metric) is None:
         missing = f"{contract.metric} of {contract.against if natural is None else contract.experiment}"
-        return (_contract_verdict(contract, "inconclusive", f"cannot tell: {missing} was not measured for this model"),)
+        return (
+            _contract_verdict(
+                result, contract, "inconclusive", f"cannot tell: {missing} was not measured for this model"
+            ),
+        )
     medical = Hits(sum(p.hits for p in parts.values()), sum(p.n for p in parts.values()))
     word, finding = contract_decision(natural, medical, contract.margin, contract.chance, contract.alert_below)
     low, high = _contract_interval(natural, medical)
@@ -487,12 +463,12 @@ def contract_verdicts(result: Result, beside: Mapping[str, Result]) -> tuple[Ver
     )
     if word == "inconclusive":
         reason += f"; {contract_reach(natural, medical.n, contract.margin, contract.alert_below)}"
-    return (_contract_verdict(contract, word, reason),)
+    return (_contract_verdict(result, contract, word, reason),)
 
 
 def contract_decision(
     natural: Hits, medical: Hits, margin: float, chance: float, alert_below: float | None = None
-) -> tuple[VerdictWord, str]:
+) -> tuple[Outcome, str]:
     """Return the verdict and its words: does a model do worse on medical images than on natural ones, by more than a margin?
 
     It alerts in either direction: when medical images are matched nearly as well as natural ones (fine-tuned, leaked, or a
@@ -550,13 +526,14 @@ def _contract_interval(natural: Hits, medical: Hits) -> Interval:
 
 
 def _hits(result: Result, metric: str) -> Hits | None:
-    outcomes = result.items.outcomes.get(metric)
-    return Hits(int(sum(outcomes)), len(outcomes)) if outcomes else None
+    outcomes = result.scores[metric].outcomes if metric in result.scores else None
+    return None if outcomes is None else Hits(int(outcomes.values.sum()), len(outcomes.values))
 
 
-def _contract_verdict(contract: Contract, word: VerdictWord, reason: str) -> Verdict:
+def _contract_verdict(result: Result, contract: Contract, outcome: Outcome, reason: str) -> Verdict:
     expected = f"{contract.against} - medical > {contract.margin}"
-    return Verdict(contract.metric, f"contract of expected failure: {contract.source}", "floor", expected, word, reason)
+    source = f"contract of expected failure: {contract.source}"
+    return _verdict(result, contract.metric, "contract", outcome, reason, source, expected)
 
 
 def _activation_verdicts(result: Result) -> Iterator[Verdict]:
@@ -565,22 +542,22 @@ def _activation_verdicts(result: Result) -> Iterator[Verdict]:
     Clearly: the items' contrasts (own cosine minus the mean of the wrong cells in its row and column) are larger, by a one-sided
     exact Wilcoxon signed-rank test with p < .01, and by .005 or more on average. Eight items reach p = 1/256 at best.
     """
-    if "similarity_other_activation" not in result.arrays:
+    ours = result.model.activation
+    other = {"gelu": "quickgelu", "quickgelu": "gelu"}.get(ours, "")
+    if MATRIX not in result.matrices or f"{MATRIX}_{other}" not in result.matrices:
         return
     from scipy.stats import wilcoxon
 
-    gain = _contrasts(result.arrays["similarity_other_activation"]) - _contrasts(result.arrays["similarity"])
+    gain = _contrasts(result.matrices[f"{MATRIX}_{other}"].values) - _contrasts(result.matrices[MATRIX].values)
     p = float(wilcoxon(gain, alternative="greater", method="exact").pvalue) if np.any(gain) else 1.0
     better = p < ACTIVATION_ALPHA and float(gain.mean()) >= ACTIVATION_GAIN
-    ours, other = result.model.activation, str(result.protocol["other_activation"])
     reason = (
         f"mean contrast changes by {gain.mean():+.4f} with {other} in place of {ours} (p = {p:.3g}, n = {len(gain)})"
     )
     if better:
         reason += f": these weights were most likely trained with {other}; run again with --activation {other}"
-    yield Verdict(
-        "activation", "the same matrix with the other activation", "floor", ours, "fail" if better else "pass", reason
-    )
+    outcome: Outcome = "fail" if better else "pass"
+    yield _verdict(result, "activation", "floor", outcome, reason, "the same matrix with the other activation", ours)
 
 
 def _contrasts(cosines: FloatArray) -> FloatArray:
@@ -593,4 +570,4 @@ def _contrasts(cosines: FloatArray) -> FloatArray:
 
 @cache
 def _table(name: str) -> dict[str, Any]:
-    return tomllib.loads((fixtures() / name).read_text(encoding="utf-8"))
+    return read_toml(fixtures() / name)

@@ -34,7 +34,6 @@ from clipbench.embeddings_file import (
 from clipbench.errors import UsageError
 from clipbench.metrics import Bools, Ints, Nearest, hits_at, nearest, overlap
 from clipbench.paths import fixtures
-from clipbench.result import Metric, ModelIdentity, Result, Run
 from clipbench.statistics import (
     Clusters,
     Float64s,
@@ -42,6 +41,7 @@ from clipbench.statistics import (
     clustered_wilson_interval,
     paired_difference_interval,
 )
+from clipbench.types import ModelIdentity, Result, Run
 
 if TYPE_CHECKING:
     from clipbench.models.zoo import ModelSpec
@@ -92,6 +92,16 @@ class SearchSample:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` queries with its interval at `rules.confidence`, None for both ends where there can be none."""
+
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class CutOff:
     """A cut-off at the `quantile` of today's best scores: the share of queries that pass it today and with the new model.
 
@@ -102,7 +112,7 @@ class CutOff:
     score: float
     today: float
     new: float
-    change: Metric
+    change: Estimate
 
 
 @dataclass(frozen=True)
@@ -119,10 +129,10 @@ class Reindex:
     queries: int
     rows: int
     k: int
-    overlap_today: Mapping[str, Metric] = field(default_factory=dict)
-    overlap_fresh: Mapping[str, Metric] = field(default_factory=dict)
-    recall: Mapping[str, Mapping[int, Metric]] = field(default_factory=dict)
-    recall_loss: Metric | None = None
+    overlap_today: Mapping[str, Estimate] = field(default_factory=dict)
+    overlap_fresh: Mapping[str, Estimate] = field(default_factory=dict)
+    recall: Mapping[str, Mapping[int, Estimate]] = field(default_factory=dict)
+    recall_loss: Estimate | None = None
     quantiles: Sequence[float] = ()
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
     cutoffs: Sequence[CutOff] = ()
@@ -247,10 +257,10 @@ def _check_recall(path: Path, answer: Reindex, search: str, result: Result) -> N
     """Rows of an older session beside a newer run would answer another question: their recall must be the run's own."""
     for k in KS:
         name, found = f"image_retrieval_recall@{k}", answer.recall.get(search, {}).get(k)
-        if found and name in result.metrics and abs(found.value - result.metrics[name].value) > 1e-9:
+        if found and name in result.scores and abs(found.value - result.scores[name].value) > 1e-9:
             raise EmbeddingsFileError(
                 f"{path}: the rows saved beside it give {name} = {found.value:.4f}, the run says "
-                f"{result.metrics[name].value:.4f}: they are of another session; measure again with --save-embeddings"
+                f"{result.scores[name].value:.4f}: they are of another session; measure again with --save-embeddings"
             )
 
 
@@ -338,20 +348,18 @@ def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str]
     Raises: WeightsUnavailableError when its weights cannot be had here; EmbeddingsFileError when they are not those of the
     run's `model`; UsageError and CheckpointError as loading does.
     """
-    from clipbench.embed.texts import embed_texts
+    from clipbench.embed.embedder import Embedder
     from clipbench.models import load_encoder
-    from clipbench.models.device import default_batch_size, default_text_positions, ieee_float32, resolve_device
+    from clipbench.models.device import ieee_float32, resolve_resources
     from clipbench.models.weights import go_offline
-    from clipbench.settings import PRECISIONS, Settings
+    from clipbench.options import PRECISIONS
 
     if (precision := next((p for p in PRECISIONS if p == model.precision), None)) is None:
         raise EmbeddingsFileError(f"the run has precision {model.precision!r}, expected one of {', '.join(PRECISIONS)}")
     if offline:
         go_offline()
-    device = resolve_device("auto")
-    size, positions = default_batch_size(device), default_text_positions(device)
-    settings = Settings(device, precision, size, text_positions=positions, offline=offline, plain=True)
-    encoder = load_encoder(spec, settings)
+    resources = resolve_resources("auto", precision, None, 0)
+    encoder = load_encoder(spec, resources, offline)
     try:
         if encoder.identity.weights_sha256 != model.weights_sha256:
             raise EmbeddingsFileError(
@@ -364,8 +372,8 @@ def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str]
                 f"{spec.label} has activation {encoder.identity.activation!r} here, the run's model {model.activation!r}; give "
                 f"--activation, or --queries OLD.npy NEW.npy"
             )
-        with ieee_float32(settings.device, settings.precision):
-            return embed_texts(encoder, texts, settings).rows
+        with ieee_float32(resources.device, resources.precision):
+            return Embedder(encoder, resources, optimize=False).texts(texts).rows
     finally:
         encoder.close()
 
@@ -439,18 +447,18 @@ def _figures(sample: SearchSample, searches: Mapping[str, Nearest], rules: Reind
             hits[CROSS_MODEL][k], hits[SELF_NEW][k], rules.confidence, sample.clusters
         )
         loss = float(np.mean(hits[SELF_NEW][k])) - float(np.mean(hits[CROSS_MODEL][k]))
-        figures["recall_loss"] = Metric(loss, len(hits[CROSS_MODEL][k]), low, high)
+        figures["recall_loss"] = Estimate(loss, len(hits[CROSS_MODEL][k]), low, high)
     return figures
 
 
-def _overlap(one: Nearest, other: Nearest, sample: SearchSample, rules: ReindexRules) -> Metric:
+def _overlap(one: Nearest, other: Nearest, sample: SearchSample, rules: ReindexRules) -> Estimate:
     shares = overlap(one, other)
     interval = bootstrap_interval(shares, rules.confidence, sample.clusters)
-    return Metric(float(shares.mean()), len(shares), *(interval or (None, None)))
+    return Estimate(float(shares.mean()), len(shares), *(interval or (None, None)))
 
 
-def _recall(hits: Bools, clusters: Clusters, rules: ReindexRules) -> Metric:
-    return Metric(float(np.mean(hits)), len(hits), *clustered_wilson_interval(hits, clusters, rules.confidence))
+def _recall(hits: Bools, clusters: Clusters, rules: ReindexRules) -> Estimate:
+    return Estimate(float(np.mean(hits)), len(hits), *clustered_wilson_interval(hits, clusters, rules.confidence))
 
 
 def _answer(sample: SearchSample, figures: Mapping[str, Any], rules: ReindexRules) -> tuple[Answer, str]:
@@ -462,7 +470,7 @@ def _answer(sample: SearchSample, figures: Mapping[str, Any], rules: ReindexRule
             f"--coco ROOT --save-embeddings"
         )
     if sample.new_rows is None:
-        kept: Metric = figures["overlap_today"][CROSS_MODEL]
+        kept: Estimate = figures["overlap_today"][CROSS_MODEL]
         finding = f"new queries find {_of(kept, rules)} of what is found today in the old rows"
         if (kept.low or 0) >= rules.overlap:
             return "no need", finding
@@ -470,7 +478,7 @@ def _answer(sample: SearchSample, figures: Mapping[str, Any], rules: ReindexRule
             f"{finding}; whether a fresh index would find the same is not known: supply the same items encoded by the new "
             f"model, --index OLD.npy NEW.npy (a sample of {rules.rows:,} rows of each will do)"
         )
-    shared: Metric = figures["overlap_fresh"][CROSS_MODEL]
+    shared: Estimate = figures["overlap_fresh"][CROSS_MODEL]
     if (loss := figures.get("recall_loss")) is not None:
         reason = f"recall@{max(KS)} of new queries is {_change(loss)} on old rows than in a fresh index; of its lists they find "
         reason += _of(shared, rules)
@@ -485,13 +493,13 @@ def _answer(sample: SearchSample, figures: Mapping[str, Any], rules: ReindexRule
     return "cannot tell", f"{reason}; asked: {asked}; supply more queries"
 
 
-def _change(loss: Metric) -> str:
+def _change(loss: Estimate) -> str:
     word, sign = ("lower", 1) if loss.value >= 0 else ("higher", -1)
     low, high = sorted((sign * (loss.low or 0.0), sign * (loss.high or 0.0)))
     return f"{abs(loss.value):.3f} ({low:.3f} to {high:.3f}) {word}"
 
 
-def _of(share: Metric, rules: ReindexRules) -> str:
+def _of(share: Estimate, rules: ReindexRules) -> str:
     return f"{share.value:.3f} ({share.low:.3f} to {share.high:.3f}, overlap@{rules.k})"
 
 
@@ -502,7 +510,7 @@ def _cutoffs(today: Float64s, new: Float64s, clusters: Clusters, rules: ReindexR
         before, after = today >= score, new >= score
         low, high = paired_difference_interval(before, after, rules.confidence, clusters)
         shares = float(before.mean()), float(after.mean())
-        found.append(CutOff(quantile, score, *shares, Metric(shares[1] - shares[0], len(today), low, high)))
+        found.append(CutOff(quantile, score, *shares, Estimate(shares[1] - shares[0], len(today), low, high)))
     return tuple(found)
 
 

@@ -1,51 +1,51 @@
-"""What a comparison is held to: declared metrics, budgets and items that must pass, read from fixtures/tolerances.toml."""
+"""What a comparison is held to: allowed drops, budgets and items that must pass, read from fixtures/tolerances.toml.
+
+What is allowed goes by a metric's kind; a row that names metrics, or an experiment, stands before it and overrides it.
+"""
 
 import math
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from clipbench.errors import DataError, UsageError, closest
-from clipbench.paths import fixtures
+from clipbench.paths import fixtures, read_toml, strict_row
+from clipbench.types import MetricSpec
 
 T = TypeVar("T")
 
-_TYPES: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
-    int: ("a whole number", lambda value: type(value) is int),
-    str: ("a text", lambda value: isinstance(value, str)),
-    Sequence[str]: (
-        "a list of texts",
-        lambda value: isinstance(value, list) and all(isinstance(i, str) for i in value),
-    ),
-}
-"""What a row's values must be; fractions and words to choose from are checked with their range, in `read_rules`."""
+
+@dataclass(frozen=True)
+class _Row:
+    source: str
+    kind: str = ""
+    metrics: tuple[str, ...] = ()
+    experiment: str = ""
+
+    def covers(self, experiment: str, spec: MetricSpec) -> bool:
+        """Is the row about this metric: by its name, else by its kind, in the experiment that it names, else in any?"""
+        named = spec.name in self.metrics if self.metrics else spec.kind == self.kind
+        return named and self.experiment in ("", experiment)
 
 
 @dataclass(frozen=True)
-class Declared:
-    """A metric of which it is asked whether the model is worse in general.
+class Declared(_Row):
+    """Metrics of which it is asked whether the model is worse in general.
 
     `tolerance`: the drop of the mean that is allowed. `minimum_n`: outcomes from which on it is asked.
     """
 
-    experiment: str
-    metrics: Sequence[str]
-    tolerance: float
-    minimum_n: int
-    source: str
+    tolerance: float = math.nan
+    minimum_n: int = 0
 
 
 @dataclass(frozen=True)
-class SpeedRule:
+class SpeedRule(_Row):
     """By what share of base's value a metric may be worse between processes; base's spread widens it up to `widest`."""
 
-    metrics: Sequence[str]
-    better: Literal["higher", "lower"]
-    allowed: float
-    widest: float
-    source: str
+    allowed: float = math.nan
+    widest: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,16 @@ class MustPass:
     experiment: str
     dataset: str
     metric: str
-    items: Sequence[str]
+    items: tuple[str, ...]
     source: str
-    models: Sequence[str] = ()
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    alpha: float = 0.05
+    suspicious_gain: float = 0.05
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,24 +89,25 @@ class Rules:
     must_pass: tuple[MustPass, ...]
     overrides: Mapping[str, float] = field(default_factory=dict)
 
-    def declared(self, experiment: str, metric: str) -> Declared | None:
+    def declared(self, experiment: str, spec: MetricSpec) -> Declared | None:
         """Return what is declared of a metric, with the tolerance that was asked for; None where nothing is.
 
-        A tolerance asked for by name declares the metric in every experiment, from the number of outcomes on that exclude
-        it when none of them flips.
+        A description ("neither" is better) is never asked. A tolerance asked for by name declares the metric in every experiment,
+        from the number of outcomes on that exclude it when none of them flips.
         """
-        found = next((d for d in self.metrics if metric in d.metrics and d.experiment == experiment), None)
-        asked = self.overrides.get(metric, self.overrides.get("") if found else None)
+        found = next((row for row in self.metrics if row.covers(experiment, spec)), None)
+        found = None if spec.better == "neither" else found
+        asked = self.overrides.get(spec.name, self.overrides.get("") if found else None)
         if found is None and asked is not None:
-            return Declared(experiment, (metric,), asked, fewest(asked, self.alpha), "--tolerance")
+            return Declared("--tolerance", "", (spec.name,), experiment, asked, fewest(asked, self.alpha))
         return found if asked is None or found is None else replace(found, tolerance=asked)
 
-    def speed_rule(self, metric: str) -> SpeedRule | None:
+    def speed_rule(self, spec: MetricSpec) -> SpeedRule | None:
         """Return the rule of a speed metric, with the share that was asked for; None for one that is shown only."""
-        found = next((rule for rule in self.speed if metric in rule.metrics), None)
-        if found is None or metric not in self.overrides:
+        found = next((row for row in self.speed if row.covers("", spec) and spec.headline), None)
+        if found is None or spec.name not in self.overrides:
             return found
-        asked = self.overrides[metric]
+        asked = self.overrides[spec.name]
         return replace(found, allowed=asked, widest=asked)
 
     def budget(self, *precisions: str) -> Budget:
@@ -109,8 +117,8 @@ class Rules:
         return min((rows.get(p, finest) for p in precisions), key=lambda row: row.cosine)
 
     def names(self) -> list[str]:
-        """Return every metric that a tolerance is declared for."""
-        return [name for row in self.metrics for name in row.metrics] + [n for row in self.speed for n in row.metrics]
+        """Return every metric that a row names."""
+        return [name for row in (*self.metrics, *self.speed) for name in row.metrics]
 
 
 def fewest(tolerance: float, alpha: float) -> int:
@@ -124,21 +132,18 @@ def fewest(tolerance: float, alpha: float) -> int:
 def read_rules(path: Path | None = None) -> Rules:
     """Return the rules in a TOML file, by default fixtures/tolerances.toml.
 
-    Raises: DataError for a file that is absent or no TOML, an unknown or missing key, or a number out of range.
+    Raises: DataUnavailableError for a file that is absent; DataError for one that is no TOML, an unknown or missing key, or a
+    number out of range.
     """
     path = path or fixtures() / "tolerances.toml"
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}; expected a TOML file like fixtures/tolerances.toml"
-        ) from error
-    _refuse_unknown(f"{path}", tables, ("statistics", "metric", "speed", "budget", "must_pass"))
-    statistics = tables.get("statistics", {})
-    _refuse_unknown(f"{path}: [statistics]", statistics, ("alpha", "suspicious_gain", "source"))
+    tables = read_toml(path)
+    known = ("statistics", "metric", "speed", "budget", "must_pass")
+    if (unknown := next((key for key in tables if key not in known), None)) is not None:
+        raise DataError(f"{path}: unknown key {unknown!r}; did you mean {closest(unknown, known) or ', '.join(known)}?")
+    statistics = strict_row(f"{path}: [statistics]", tables.get("statistics", {}), _Statistics)
     rules = Rules(
-        alpha=statistics.get("alpha", 0.05),
-        suspicious_gain=statistics.get("suspicious_gain", 0.05),
+        alpha=statistics.alpha,
+        suspicious_gain=statistics.suspicious_gain,
         metrics=_rows(path, tables, "metric", Declared),
         speed=_rows(path, tables, "speed", SpeedRule),
         budgets=_rows(path, tables, "budget", Budget),
@@ -146,10 +151,13 @@ def read_rules(path: Path | None = None) -> Rules:
     )
     if not rules.budgets:
         raise DataError(f"{path} has no [[budget]]; expected one for fp32 at least")
-    if wrong := [row for row in rules.speed if row.better not in ("higher", "lower")]:
-        raise DataError(f"{path}: better is {wrong[0].better!r}; expected higher or lower")
-    for name, value in _numbers(rules):
-        if not isinstance(value, int | float) or not 0 <= value <= 1:
+    for row in (*rules.metrics, *rules.speed):
+        if bool(row.kind) == bool(row.metrics):
+            raise DataError(
+                f"{path}: a row has kind = {row.kind!r} and metrics = {list(row.metrics)}; expected one of them"
+            )
+    for name, value in _fractions(rules):
+        if not 0 <= value <= 1:
             raise DataError(f"{path}: {name} is {value!r}; expected a fraction from 0 to 1")
     check_alpha(rules.alpha, f"{path}: alpha")
     return rules
@@ -185,34 +193,17 @@ def check_alpha(alpha: float, where: str) -> None:
 
 
 def _rows(path: Path, tables: Mapping[str, Any], table: str, kind: type[T]) -> tuple[T, ...]:
-    return tuple(_row(f"{path}: [[{table}]] number {k}", row, kind) for k, row in enumerate(tables.get(table, ()), 1))
+    return tuple(
+        strict_row(f"{path}: [[{table}]] number {k}", row, kind) for k, row in enumerate(tables.get(table, ()), 1)
+    )
 
 
-def _row(where: str, row: Mapping[str, Any], kind: type[T]) -> T:
-    known = {f.name: f.default is MISSING for f in fields(kind)}  # type: ignore[arg-type]
-    _refuse_unknown(where, row, tuple(known))
-    if missing := [name for name, needed in known.items() if needed and row.get(name, "") in ("", [])]:
-        raise DataError(f"{where} lacks {', '.join(missing)}; every row has {', '.join(known)}")
-    for key, type_ in get_type_hints(kind).items():
-        expected, is_one = _TYPES.get(type_, ("", lambda value: True))
-        if key in row and not is_one(row[key]):
-            raise DataError(f"{where}: {key} is {row[key]!r}; expected {expected}")
-    return kind(**row)
-
-
-def _refuse_unknown(where: str, table: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in table:
-        if key not in known:
-            raise DataError(f"{where}: unknown key {key!r}; did you mean {closest(key, known) or ', '.join(known)}?")
-
-
-def _numbers(rules: Rules) -> list[tuple[str, float]]:
+def _fractions(rules: Rules) -> list[tuple[str, float]]:
     return [
-        ("alpha", rules.alpha),
         ("suspicious_gain", rules.suspicious_gain),
-        *((f"tolerance of {row.metrics[0]}", row.tolerance) for row in rules.metrics),
-        *((f"allowed of {row.metrics[0]}", row.allowed) for row in rules.speed),
-        *((f"widest of {row.metrics[0]}", row.widest) for row in rules.speed),
+        *((f"tolerance of {row.kind or row.metrics[0]}", row.tolerance) for row in rules.metrics),
+        *((f"allowed of {row.kind or row.metrics[0]}", row.allowed) for row in rules.speed),
+        *((f"widest of {row.kind or row.metrics[0]}", row.widest) for row in rules.speed),
         *((f"cosine of {row.precision}", row.cosine) for row in rules.budgets),
         *((f"flips of {row.precision}", row.flips) for row in rules.budgets),
     ]

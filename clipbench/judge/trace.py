@@ -2,7 +2,7 @@
 
 A stage is "same", "moved" or "cannot tell"; what is missing or damaged is never "same". Inputs of a stage that moved explain
 it, so the first one is named. This is information: a trace that moved explains a verdict and makes none. New weights are what a
-fine-tune is for. In a run and for people a trace is still called a probe.
+fine-tune is for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from clipbench.embed.sample import Sample, read_sample
+from clipbench.embed.trace import Sample, read_sample
 from clipbench.errors import ClipbenchError
 from clipbench.judge.rules import Budget, Rules, read_rules
-from clipbench.result import JsonObject
+from clipbench.types import JsonObject
 
 State = Literal["same", "moved", "cannot tell"]
 Answer = tuple[State, str, Mapping[str, float]]
@@ -38,8 +38,6 @@ STAGES: Mapping[str, str] = {
 
 OUTCOMES = ("image_rows", "text_rows", "similarities")
 
-TRACED = "natural"
-"""The experiment whose items, eight packaged pictures and captions, the trace is taken on: no model is loaded for it alone."""
 
 PIXELS = ("decoded_pixels", "preprocessed_tensor")
 """Stages whose items may have several shapes; the others are rows of one length."""
@@ -85,8 +83,8 @@ def compare_traces(
         if [len(found) for found in pair] == [1, 1]:
             findings += _compare(name, pair[0][0], pair[1][0], rules)
         else:
-            words = f"base has {len(pair[0])} probes of this model, head has {len(pair[1])}; expected one each"
-            findings.append(TraceFinding(name, "probe", "cannot tell", words))
+            words = f"base has {len(pair[0])} traces of this model, head has {len(pair[1])}; expected one each"
+            findings.append(TraceFinding(name, "trace", "cannot tell", words))
     return findings
 
 
@@ -125,10 +123,10 @@ def model_of(trace: Any) -> str:
 
 def _compare(model: str, base: JsonObject, head: JsonObject, rules: Rules) -> list[TraceFinding]:
     if not _model(base) or not _model(head):
-        return [TraceFinding(model, "probe", "cannot tell", "the probe is damaged: it names no model")]
+        return [TraceFinding(model, "trace", "cannot tell", "the trace is damaged: it names no model")]
     versions = base.get("version"), head.get("version")
     if versions[0] != versions[1]:
-        return [TraceFinding(model, "probe", "cannot tell", f"probe version {versions[0]!r} -> {versions[1]!r}")]
+        return [TraceFinding(model, "trace", "cannot tell", f"trace version {versions[0]!r} -> {versions[1]!r}")]
     findings = []
     for stage, answer in _questions(base, head, rules).items():
         try:
@@ -168,12 +166,12 @@ def samples_of_both(base: JsonObject, head: JsonObject, stage: str) -> tuple[lis
     """
     before, after = samples_of(base, stage, "base"), samples_of(head, stage, "head")
     if _items(base) != _items(head) or len(before) != len(after):
-        raise DamagedTraceError("the probes are of other items")
+        raise DamagedTraceError("the traces are of other items")
     for b, a in zip(before, after, strict=True):
         if b.shape == a.shape and b.values.shape != a.values.shape:
-            raise DamagedTraceError("the probes keep other positions")
+            raise DamagedTraceError("the traces keep other positions")
         if b.sha256 == a.sha256 and not np.array_equal(b.values, a.values):
-            raise DamagedTraceError("a probe is damaged: one hash, two arrays")
+            raise DamagedTraceError("a trace is damaged: one hash, two arrays")
     return before, after
 
 
@@ -185,15 +183,15 @@ def samples_of(trace: JsonObject, stage: str, which: str) -> list[Sample]:
     stages = trace.get("stages")
     entries = stages.get(stage) if isinstance(stages, dict) else None
     if entries is None:
-        raise DamagedTraceError(f"not in the probe of {which}")
+        raise DamagedTraceError(f"not in the trace of {which}")
     if not isinstance(entries, list) or not entries:
-        raise DamagedTraceError(f"the probe of {which} is damaged: no samples")
+        raise DamagedTraceError(f"the trace of {which} is damaged: no samples")
     try:
         samples = [read_sample(entry) for entry in entries]
     except ValueError as error:
-        raise DamagedTraceError(f"the probe of {which} is damaged: {error}") from error
+        raise DamagedTraceError(f"the trace of {which} is damaged: {error}") from error
     if stage not in PIXELS and {(len(s.shape), s.shape) for s in samples} != {(1, samples[0].shape)}:
-        raise DamagedTraceError(f"the probe of {which} is damaged: rows of several shapes")
+        raise DamagedTraceError(f"the trace of {which} is damaged: rows of several shapes")
     return samples
 
 
@@ -226,7 +224,7 @@ def texts_moved(before: Any, after: Any) -> Answer:
     """The texts with their prompt, exactly."""
     for texts in (before, after):
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-            raise DamagedTraceError("a probe has no texts")
+            raise DamagedTraceError("a trace has no texts")
     if before == after:
         return "same", "every text", {}
     if len(before) != len(after):
@@ -286,7 +284,7 @@ def rows_moved(before: Sequence[Sample], after: Sequence[Sample], budget: Budget
 def _unit(rows: Floats) -> Floats:
     norms = np.sqrt(np.sum(rows**2, axis=1, keepdims=True))
     if not norms.all():
-        raise DamagedTraceError("a row of a probe is zero")
+        raise DamagedTraceError("a row of a trace is zero")
     unit: Floats = rows / norms
     return unit
 

@@ -2,15 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from clipbench.settings import Settings
-
 if TYPE_CHECKING:
+    from clipbench.models.device import Resources
     from clipbench.models.encoder import Encoder
     from clipbench.models.zoo import ModelSpec
 
 
-def load_encoder(spec: "ModelSpec", settings: Settings) -> "Encoder":
-    """Return the encoder of a spec, loaded on `settings.device` in `settings.precision`. Imports torch.
+def load_encoder(spec: "ModelSpec", resources: "Resources", offline: bool) -> "Encoder":
+    """Return the encoder of a spec, loaded on the device and in the precision of the session. Imports torch.
 
     Raises: WeightsUnavailableError when weights cannot be had; CheckpointError when they are corrupt or foreign;
     UnknownModelError when a factory gives no encoder.
@@ -18,18 +17,18 @@ def load_encoder(spec: "ModelSpec", settings: Settings) -> "Encoder":
     if spec.source == "factory":
         from clipbench.models.encoder import CustomEncoder, encoder_of_factory
 
-        return CustomEncoder(encoder_of_factory(spec.name), spec.name, settings.device, settings.precision)
+        return CustomEncoder(encoder_of_factory(spec.name), spec.name, resources.device, resources.precision)
     from clipbench.models.open_clip import load_directory, load_open_clip
 
     if spec.source == "lite":
         from clipbench.models.lite import lite_directory
 
-        return load_directory(lite_directory(), spec.name, settings.device, settings.precision)
-    return load_open_clip(spec, settings.device, settings.precision, settings.offline)
+        return load_directory(lite_directory(), spec.name, resources.device, resources.precision)
+    return load_open_clip(spec, resources.device, resources.precision, offline)
 
 
-def wrap_encoder(encoder: Any, settings: Settings) -> "Encoder":
+def wrap_encoder(encoder: Any, resources: "Resources") -> "Encoder":
     """Return an object with encode_images and encode_texts as an encoder of the suite, named after its class."""
     from clipbench.models.encoder import CustomEncoder
 
-    return CustomEncoder(encoder, type(encoder).__name__, settings.device, settings.precision)
+    return CustomEncoder(encoder, type(encoder).__name__, resources.device, resources.precision)

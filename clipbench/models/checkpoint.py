@@ -143,6 +143,11 @@ def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def tensor_hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the first 64 bits (hex) of the SHA-256 of each tensor's dtype, shape and elements, by name: which one changed?"""
+    return {name: weights_sha256({"": tensor})[:16] for name, tensor in tensors.items()}
+
+
 def load_into(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     """Copy a checkpoint's tensors, cast to the model's dtypes, into an open_clip model, every one of them.
 

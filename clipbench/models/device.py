@@ -9,11 +9,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipbench.errors import UsageError
+from clipbench.types import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,36 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 _AMD = Path("/dev/kfd")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a session encodes with. `device` is resolved ("cpu", "cuda", "cuda:1", "mps"); `batch_size` is in items.
+
+    `workers` threads decode and preprocess images (0: the calling one). `text_positions`: how many token positions a batch of
+    texts cut to their length has (0: as many as `batch_size` whole texts).
+    """
+
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    batch_size: int = 4
+    workers: int = 0
+    text_positions: int = 0
+
+
+def resolve_resources(device: str, precision: Precision, batch_size: int | None, workers: int | None) -> Resources:
+    """Return what a session encodes with: the device looked up, the rest as it was chosen or as that device likes it best.
+
+    Raises: UsageError for a device that does not exist here.
+    """
+    found = resolve_device(device)
+    return Resources(
+        found,
+        precision,
+        batch_size or default_batch_size(found),
+        default_workers() if workers is None else workers,
+        0 if batch_size else default_text_positions(found),
+    )
 
 
 def resolve_device(option: str) -> str:

@@ -1,10 +1,11 @@
-"""The encoder: images or texts in, unit-norm float32 rows out; the check that every encoder's rows pass; and a user's own encoder.
+"""The encoder: images or texts in, float32 rows out; the check that every encoder's rows pass; and a user's own encoder.
 
 Your own is `package.module:factory`, or any object with `encode_images` and `encode_texts`: this is how torch.compile, int8, ONNX,
 transformers or a remote service come in. The suite calls the object as it is.
 """
 
 import importlib
+import json
 import os
 import re
 import sys
@@ -20,23 +21,16 @@ from PIL import Image
 
 from clipbench.errors import CheckpointError, EncoderError, UnknownModelError
 from clipbench.models.device import synchronized
-from clipbench.result import ModelIdentity
-from clipbench.settings import Settings
+from clipbench.types import JsonObject, ModelIdentity, Tower
 
 Rows = npt.NDArray[np.float32]
 
 
-class Shortcuts(Protocol):
-    """The same rows with less work. `of_images` and `of_texts` name what is done otherwise than in the reference path."""
+class Optimized(Protocol):
+    """The same rows with less work; `embed` checks a sample of them against the reference path."""
 
-    @property
-    def of_images(self) -> tuple[str, ...]:
-        """What `start_images` does otherwise."""
-        ...
-
-    @property
-    def of_texts(self) -> tuple[str, ...]:
-        """What `rows_of_texts` does otherwise."""
+    def names(self, tower: Tower) -> tuple[str, ...]:
+        """Return what is done otherwise than on the reference path; empty where nothing is."""
         ...
 
     def prepare(self, image: Image.Image) -> Any:
@@ -44,16 +38,16 @@ class Shortcuts(Protocol):
         ...
 
     def start_images(self, prepared: Sequence[Any]) -> Callable[[], Rows]:
-        """Start the model on what `prepare` gave, in one batch; return a call that gives (images, dim) float32 unit rows."""
+        """Start the model on what `prepare` gave, in one batch; return a call that gives (images, dim) float32 raw rows."""
         ...
 
-    def rows_of_texts(self, texts: Sequence[str], settings: Settings) -> Rows:
-        """Return (texts, dim) float32 unit rows, in the order given."""
+    def encode_texts(self, texts: Sequence[str], batch_size: int, positions: int, progress: Any) -> Rows:
+        """Return (texts, dim) float32 raw rows, in the order given; `positions`: tokens per batch, 0 for whole texts' worth."""
         ...
 
 
 class Encoder(Protocol):
-    """A model with its preprocessing and tokenizer. `encode_*` is the reference path: what production makes, no shortcut."""
+    """A model with its preprocessing and tokenizer. `encode_*` is the reference path: the call that production makes."""
 
     @property
     def identity(self) -> ModelIdentity:
@@ -70,21 +64,28 @@ class Encoder(Protocol):
         """Counts and sizes, read off the live model."""
         ...
 
-    @property
-    def is_loaded(self) -> bool:
-        """False for an encoder whose model is loaded when it is first asked for."""
-        ...
-
     def encode_images(self, images: Sequence[Image.Image]) -> Rows:
-        """Return (images, dim) float32 unit rows of RGB images."""
+        """Return (images, dim) float32 rows of RGB images, as the model gives them: not normalised."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Rows:
-        """Return (texts, dim) float32 unit rows."""
+        """Return (texts, dim) float32 rows, as the model gives them: not normalised."""
         ...
 
-    def shortcuts(self) -> Shortcuts | None:
+    def optimized(self) -> Optimized | None:
         """Return the same rows with less work, or None for an encoder that is not ours: it is called as it is."""
+        ...
+
+    def asked(self) -> JsonObject:
+        """Return what whoever made this encoder chose, beside what the session knows."""
+        ...
+
+    def observed(self) -> JsonObject:
+        """Return what is found of the live model: weights, tensors, activation, preprocessing, tokenizer, dim, logit scale."""
+        ...
+
+    def depends_on(self) -> JsonObject | None:
+        """Return everything of the encoder that its rows depend on, or None where that is not known: nothing is kept then."""
         ...
 
     def count_truncated(self, texts: Sequence[str]) -> int | None:
@@ -115,33 +116,42 @@ def may_be_truncated(text: str, context_length: int) -> bool:
     return len(text.encode(errors="replace")) + 2 > context_length
 
 
-def unit_rows(raw: Any, n: int, what: str) -> Rows:
-    """Return `raw` as (n, dim) float32 rows of length 1: the one definition of normalising.
-
-    `raw` is a numpy array or a torch tensor on any device, of any float type. Norms are taken in float64.
+def checked_rows(raw: Any, n: int, what: str) -> Rows:
+    """Return `raw`, a numpy array or a torch tensor on any device and of any float type, as (n, dim) float32.
 
     Raises: EncoderError when it is not n rows, or a row is zero, NaN or infinite (the message names the row).
     """
     if hasattr(raw, "detach"):
         raw = raw.detach().float().cpu().numpy()
     try:
-        rows = np.asarray(raw, dtype=np.float64)
+        rows = np.asarray(raw, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise EncoderError(f"{what} returned {type(raw).__name__}, which is no array of numbers: {error}") from error
     if rows.ndim != 2 or rows.shape[0] != n:
-        raise EncoderError(f"{what} returned shape {rows.shape} for {n} inputs; expected ({n}, dim): one row an input")
-    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if bad.size:
-        raise EncoderError(
-            f"{what} returned {_kind(norms[bad[0]])} for input {bad[0]} ({bad.size} of {n} rows); check the weights and the precision"
-        )
-    unit: Rows = (rows / norms[:, None]).astype(np.float32)
+        raise EncoderError(f"{what} returned shape {rows.shape} for {n} inputs; expected ({n}, dim): one row per input")
+    _lengths(rows, what)
+    return rows
+
+
+def unit_rows(rows: npt.NDArray[np.floating[Any]], what: str = "an encoder") -> Rows:
+    """Return (n, dim) rows as float32 of length 1: the one definition of normalising. Lengths are taken in float64.
+
+    Raises: EncoderError when a row is zero, NaN or infinite (the message names the row).
+    """
+    unit: Rows = (rows.astype(np.float64) / _lengths(rows, what)[:, None]).astype(np.float32)
     return unit
 
 
-def _kind(norm: float) -> str:
-    return "NaN" if np.isnan(norm) else "infinity" if np.isinf(norm) else "a zero row"
+def _lengths(rows: npt.NDArray[np.floating[Any]], what: str) -> npt.NDArray[np.float64]:
+    wide = rows.astype(np.float64)
+    lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+    if bad.size:
+        kind = "NaN" if np.isnan(lengths[bad[0]]) else "infinity" if lengths[bad[0]] else "a zero row"
+        raise EncoderError(
+            f"{what} returned {kind} for input {bad[0]} ({bad.size} of {len(rows)} rows); check the weights and the precision"
+        )
+    return np.asarray(lengths)
 
 
 _SHA256 = re.compile(r"([0-9a-f]{64})?")
@@ -188,7 +198,8 @@ class CustomEncoder:
     """Wraps an object with `encode_images(images) -> (images, dim)` and `encode_texts(texts) -> (texts, dim)`.
 
     Images arrive as RGB PIL images. Rows may be numpy arrays or torch tensors and need not be unit rows. Optional
-    attributes of the object: `identity` fields as a mapping (`pretrained`, `weights_sha256`, ...), `preprocessing`, `card`.
+    attributes of the object: `identity` fields as a mapping (`pretrained`, `weights_sha256`, ...), `preprocessing`, `card`, `config`
+    (JSON values: what was chosen when it was made), `logit_scale`, `logit_bias`.
     """
 
     def __init__(self, wrapped: Any, name: str, device: str = "cpu", precision: str = "fp32") -> None:
@@ -213,18 +224,36 @@ class CustomEncoder:
         self.identity = ModelIdentity(name=name, **stated)
         self.preprocessing = str(getattr(wrapped, "preprocessing", "the encoder's own"))
         self.card: Mapping[str, int] = MappingProxyType(dict(getattr(wrapped, "card", {})))
-        self.is_loaded = True
+        self._config = _json_values(name, getattr(wrapped, "config", {}))
 
     def encode_images(self, images: Sequence[Image.Image]) -> Rows:
-        """Return (images, dim) float32 unit rows."""
-        return unit_rows(self._wrapped.encode_images(list(images)), len(images), f"{self.identity.name}: encode_images")
+        """Return (images, dim) float32 rows, as the object gives them."""
+        return checked_rows(
+            self._wrapped.encode_images(list(images)), len(images), f"{self.identity.name}: encode_images"
+        )
 
     def encode_texts(self, texts: Sequence[str]) -> Rows:
-        """Return (texts, dim) float32 unit rows."""
-        return unit_rows(self._wrapped.encode_texts(list(texts)), len(texts), f"{self.identity.name}: encode_texts")
+        """Return (texts, dim) float32 rows, as the object gives them."""
+        return checked_rows(self._wrapped.encode_texts(list(texts)), len(texts), f"{self.identity.name}: encode_texts")
 
-    def shortcuts(self) -> None:
+    def optimized(self) -> None:
         """Return None: an encoder that is not ours is called as it is."""
+        return
+
+    def asked(self) -> JsonObject:
+        """Return the object's `config`."""
+        return {"config": self._config} if self._config else {}
+
+    def observed(self) -> JsonObject:
+        """Return what the object states of itself; what it does not state cannot be observed."""
+        found: JsonObject = {"preprocessing": self.preprocessing, "device": self.identity.device}
+        found |= {"weights": self.identity.weights_sha256} if self.identity.weights_sha256 else {}
+        found |= {"activation": self.identity.activation} if self.identity.activation else {}
+        numbers = {name: getattr(self._wrapped, name, None) for name in ("logit_scale", "logit_bias")}
+        return found | {name: float(value) for name, value in numbers.items() if value is not None}
+
+    def depends_on(self) -> None:
+        """Return None: nobody but the object knows what its rows depend on."""
         return
 
     def count_truncated(self, texts: Sequence[str]) -> int | None:
@@ -247,3 +276,12 @@ class CustomEncoder:
     def close(self) -> None:
         """Let go of the object."""
         self._wrapped = None
+
+
+def _json_values(name: str, config: Any) -> JsonObject:
+    """Raises: UnknownModelError for a `config` that no run file can hold."""
+    try:
+        written: JsonObject = json.loads(json.dumps(dict(config), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UnknownModelError(f"{name}: config = {config!r} is no mapping of JSON values: {error}") from error
+    return written

@@ -43,7 +43,7 @@ import numpy.typing as npt
 
 from clipbench.errors import CheckpointError, WeightsUnavailableError
 from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE
-from clipbench.result import dump_json, write_whole
+from clipbench.storage import dump_json, write_atomically
 
 Rows = npt.NDArray[np.float64]
 
@@ -319,7 +319,7 @@ def lite_directory(cache: Path | None = None) -> Path:
             _store(folder, files)
         config = _config(folder)
         if _text_of(folder / _CONFIG_FILE) != config:
-            write_whole(folder / _CONFIG_FILE, config)
+            write_atomically(folder / _CONFIG_FILE, config)
     except OSError as error:
         raise WeightsUnavailableError(
             f"the embedded model lite cannot be kept in {folder}: {error}; make room there, or set XDG_CACHE_HOME to a "
@@ -333,8 +333,8 @@ def _store(folder: Path, files: Mapping[str, bytes]) -> None:
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     try:
         for name, content in files.items():
-            write_whole(folder / name, content)
-        write_whole(folder / _MANIFEST_FILE, dump_json(manifest))
+            write_atomically(folder / name, content)
+        write_atomically(folder / _MANIFEST_FILE, dump_json(manifest))
     except FileNotFoundError:  # on a disk that stalls, a process that finished first took our half for an abandoned one
         if not _is_intact(folder):
             raise

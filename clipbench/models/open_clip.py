@@ -27,13 +27,19 @@ from torch import nn
 from torch.func import functional_call
 
 from clipbench.errors import CheckpointError, WeightsUnavailableError
-from clipbench.models.checkpoint import Checkpoint, load_into, read_checkpoint, weights_sha256, without_derived
+from clipbench.models.checkpoint import (
+    Checkpoint,
+    load_into,
+    read_checkpoint,
+    tensor_hashes,
+    weights_sha256,
+    without_derived,
+)
 from clipbench.models.device import synchronized, to_device
-from clipbench.models.encoder import Rows, may_be_truncated, unit_rows
+from clipbench.models.encoder import Rows, checked_rows, may_be_truncated
 from clipbench.models.weights import fetch_tag
 from clipbench.models.zoo import ModelSpec, checkpoint_config
-from clipbench.result import ModelIdentity
-from clipbench.settings import Precision, Settings
+from clipbench.types import JsonObject, ModelIdentity, Tower
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FINGERPRINT_TEXTS = (
@@ -52,10 +58,11 @@ class OpenClipEncoder:
         tokenizer: Callable[[Sequence[str]], torch.Tensor],
         identity: ModelIdentity,
         activation_in_doubt: bool = False,
-        file: Path | None = None,
+        tensors: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
+        """`tensors`: the weights as they were read, before any cast."""
         self._activation_in_doubt = activation_in_doubt
-        self.file = file
+        self._tensor_hashes = tensor_hashes(tensors or {})
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.identity = identity
@@ -63,7 +70,6 @@ class OpenClipEncoder:
         self.preprocess: Callable[[Image.Image], torch.Tensor] = image_transform_v2(configuration, is_train=False)
         self.preprocessing = _describe(configuration)
         self.card: Mapping[str, int] = MappingProxyType(_card(model, tokenizer))
-        self.is_loaded = True
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return (images, 3, height, width) float32 on the CPU: the model's own preprocessing."""
@@ -85,16 +91,50 @@ class OpenClipEncoder:
             return self.model.encode_text(tokens.to(self.identity.device))  # type: ignore[no-any-return, operator]  # open_clip is untyped
 
     def encode_images(self, images: Sequence[Image.Image]) -> Rows:
-        """Return (images, dim) float32 unit rows of RGB images, in one batch."""
-        return unit_rows(self.forward_images(self.pixels(images)), len(images), f"{self.identity.name}: encode_image")
+        """Return (images, dim) float32 rows of RGB images, in one batch."""
+        return checked_rows(
+            self.forward_images(self.pixels(images)), len(images), f"{self.identity.name}: encode_image"
+        )
 
     def encode_texts(self, texts: Sequence[str]) -> Rows:
-        """Return (texts, dim) float32 unit rows, in one batch."""
-        return unit_rows(self.forward_texts(self.tokens(texts)), len(texts), f"{self.identity.name}: encode_text")
+        """Return (texts, dim) float32 rows, in one batch."""
+        return checked_rows(self.forward_texts(self.tokens(texts)), len(texts), f"{self.identity.name}: encode_text")
 
-    def shortcuts(self) -> "OptimizedOpenClip | None":
+    def optimized(self) -> "OptimizedOpenClip | None":
         """Return the same rows with less work; None for a class derived from this one, whose calls are its own business."""
         return OptimizedOpenClip(self) if type(self) is OpenClipEncoder else None
+
+    def asked(self) -> JsonObject:
+        """Return nothing: what was chosen of this model stands in the session's options."""
+        return {}
+
+    def observed(self) -> JsonObject:
+        """Return what is found of the live model; `tensors` are the first 64 bits of each tensor's hash, by name."""
+        scale, bias = (getattr(self.model, name, None) for name in ("logit_scale", "logit_bias"))
+        found = {
+            "weights": self.identity.weights_sha256,
+            "tensors": dict(self._tensor_hashes),
+            "activation": self.identity.activation,
+            "preprocessing": self.preprocessing,
+            "tokenizer": self.tokenizer_sha256(),
+            "dim": self.card["embed_dim"],
+            "device": self.identity.device,
+        }
+        found |= {} if scale is None else {"logit_scale": float(scale.exp())}
+        return found | ({} if bias is None else {"logit_bias": float(bias)})
+
+    def depends_on(self) -> JsonObject:
+        """Return everything of the encoder that its rows depend on."""
+        optimized = self.optimized()
+        return {
+            "weights": self.identity.weights_sha256,
+            "activation": self.identity.activation,
+            "precision": self.identity.precision,
+            "preprocessing": self.preprocessing,
+            "tokenizer": self.tokenizer_sha256(),
+            "architecture": _architecture(self.model),
+            "optimizations": [] if optimized is None else [*optimized.names("images"), *optimized.names("texts")],
+        }
 
     def tokenizer_sha256(self) -> str:
         """Return a hash over what the tokenizer makes of a few texts: it tells tokenizers apart by what they do."""
@@ -167,6 +207,19 @@ def _describe(configuration: PreprocessCfg) -> str:
     return f"{configuration.mode}, {resize}, centre crop, mean {mean}, std {std}"
 
 
+def _architecture(model: nn.Module) -> str:
+    """A hash over every module's kind and settings: some of them (the number of heads) are in no tensor."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        settings = {
+            k: v
+            for k, v in vars(module).items()
+            if isinstance(v, int | float | str) and k[0] != "_" and k != "training"
+        }
+        digest.update(f"{name} {type(module).__qualname__} {sorted(settings.items())}\n".encode())
+    return digest.hexdigest()
+
+
 def _card(model: Any, tokenizer: Any) -> dict[str, int]:
     """Counts and sizes read off the live model, not off any table."""
     count = {name: p.numel() for name, p in model.named_parameters()}
@@ -189,7 +242,7 @@ def _card(model: Any, tokenizer: Any) -> dict[str, int]:
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
-def load_open_clip(spec: ModelSpec, device: str, precision: Precision, offline: bool) -> OpenClipEncoder:
+def load_open_clip(spec: ModelSpec, device: str, precision: str, offline: bool) -> OpenClipEncoder:
     """Return the encoder that a spec names: tag, path or random weights.
 
     Raises: WeightsUnavailableError when the weights (or a tokenizer from a hub) cannot be had; CheckpointError when a
@@ -225,11 +278,10 @@ def load_open_clip(spec: ModelSpec, device: str, precision: Precision, offline: 
     )
     with _hub_errors(spec, offline):
         tokenizer = open_clip.get_tokenizer(spec.architecture)
-    file = path if checkpoint else None
-    return OpenClipEncoder(model, tokenizer, identity, activation_in_doubt=spec.source == "path", file=file)
+    return OpenClipEncoder(model, tokenizer, identity, activation_in_doubt=spec.source == "path", tensors=tensors)
 
 
-def load_directory(folder: Path, name: str, device: str, precision: Precision) -> OpenClipEncoder:
+def load_directory(folder: Path, name: str, device: str, precision: str) -> OpenClipEncoder:
     """Return the encoder in a folder with `open_clip_config.json` and safetensors weights, made by open_clip's factory.
 
     Raises: CheckpointError when the folder does not hold what open_clip expects.
@@ -251,7 +303,7 @@ def load_directory(folder: Path, name: str, device: str, precision: Precision) -
         precision=precision,
         device=device,
     )
-    return OpenClipEncoder(model, tokenizer, identity, file=file)
+    return OpenClipEncoder(model, tokenizer, identity, tensors=checkpoint.tensors)
 
 
 def _create(
@@ -315,22 +367,26 @@ CUT_TEXTS = "cut_texts"
 
 
 class OptimizedOpenClip:
-    """`of_images` and `of_texts` name what is done otherwise than in the reference path; empty where nothing is."""
+    """The rows of an `OpenClipEncoder` with less work."""
 
     def __init__(self, encoder: OpenClipEncoder) -> None:
         self._encoder = encoder
         self._cut: TextCut | None = text_cut(encoder.model)
         on_cpu = encoder.identity.device == "cpu"
         self._is_channels_last = on_cpu and _is_convolutional(encoder.model.visual)  # type: ignore[arg-type]  # open_clip's tower
-        self.of_images: tuple[str, ...] = (CHANNELS_LAST,) if self._is_channels_last else ()
-        self.of_texts: tuple[str, ...] = (CUT_TEXTS,) if self._cut else ()
+
+    def names(self, tower: Tower) -> tuple[str, ...]:
+        """Return what is done otherwise than on the reference path; empty where nothing is."""
+        if tower == "images":
+            return (CHANNELS_LAST,) if self._is_channels_last else ()
+        return (CUT_TEXTS,) if self._cut else ()
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         """Return (3, height, width) float32: the model's own preprocessing, pixel for pixel. Safe in several threads."""
         return self._encoder.preprocess(image)
 
     def start_images(self, prepared: Sequence[Any]) -> Callable[[], Rows]:
-        """Start the model on what `prepare` gave, in one batch; return a call that waits and gives (images, dim) float32 unit rows.
+        """Start the model on what `prepare` gave, in one batch; return a call that waits and gives (images, dim) float32 rows.
 
         On a CPU, convolutions run over channels_last memory: measured 1.04 to 1.2 times as fast for RN50 at batch 4, 1.2 for lite;
         a ViT, whose one convolution cuts patches, gains nothing and is left alone, and no other device was measured.
@@ -339,24 +395,24 @@ class OptimizedOpenClip:
         if self._is_channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         raw = self._encoder.forward_images(to_device(pixels, self._encoder.identity.device))
-        return partial(unit_rows, raw, len(prepared), f"{self._encoder.identity.name}: encode_image")
+        return partial(checked_rows, raw, len(prepared), f"{self._encoder.identity.name}: encode_image")
 
-    def rows_of_texts(self, texts: Sequence[str], settings: Settings) -> Rows:
-        """Return (texts, dim) float32 unit rows, in the order given: shortest first, each batch cut to its longest text.
+    def encode_texts(self, texts: Sequence[str], batch_size: int, positions: int, progress: Any) -> Rows:
+        """Return (texts, dim) float32 rows, in the order given: shortest first, each batch cut to its longest text.
 
-        A batch has as many positions as `settings.text_positions`, or as the reference path's batch where that is 0. Without a cut
-        for this tower: whole batches of `batch_size`, as in the reference path.
+        A batch has as many token positions as `positions`, or as the reference path's batch where that is 0. Without a cut
+        for this tower: whole batches of `batch_size`, as on the reference path.
         """
         tokens = self._encoder.tokens(texts)
         needed = torch.full((len(texts),), tokens.shape[1]) if self._cut is None else self._cut.lengths(tokens)
         order = torch.argsort(needed, stable=True)
-        budget = settings.text_positions if self._cut else 0
-        slices = _batches(needed[order].tolist(), budget or settings.batch_size * tokens.shape[1])
+        budget = (positions if self._cut else 0) or batch_size * tokens.shape[1]
+        slices = _batches(needed[order].tolist(), budget)
         found: list[Rows] = []
-        for start, end in settings.progress(slices, len(slices), "texts"):
+        for start, end in progress(slices, len(slices), "texts"):
             batch = order[start:end]
             raw = self._forward(tokens[batch, : int(needed[batch[-1]])])
-            found.append(unit_rows(raw, len(batch), f"{self._encoder.identity.name}: encode_text"))
+            found.append(checked_rows(raw, len(batch), f"{self._encoder.identity.name}: encode_text"))
         rows: Rows = np.concatenate(found)[torch.argsort(order).numpy()]
         return rows
 

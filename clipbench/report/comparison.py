@@ -6,8 +6,8 @@ The text of the runs is untrusted: it is sanitized here, or escaped by the rende
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from clipbench.judge.compare import Comparison, Finding, ItemChange, Word
-from clipbench.judge.reindex import CROSS_MODEL, CROSS_REVERSED, KS, SELF_NEW, SELF_OLD, Answer, Reindex
+from clipbench.judge.compare import Comparison, ItemChange
+from clipbench.judge.reindex import CROSS_MODEL, CROSS_REVERSED, KS, SELF_NEW, SELF_OLD, Answer, Estimate, Reindex
 from clipbench.judge.trace import sentence
 from clipbench.report.document import (
     Block,
@@ -22,7 +22,8 @@ from clipbench.report.document import (
     to_markdown,
     value_text,
 )
-from clipbench.result import Metric, dump_json
+from clipbench.storage import dump_json
+from clipbench.types import JsonObject, Key, Outcome, Score, Verdict, overall
 
 VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "CANNOT TELL"}
 WORDS = {"fail": "fail", "inconclusive": "cannot tell", "note": "note", "pass": "pass"}
@@ -47,9 +48,9 @@ ADVICE = {
     "inconclusive": "Not enough to say: nothing failed, and something could not be told, compared or found. See the reasons.",
 }
 TEXT_ITEMS = 20
-OPEN_FINDINGS, OPEN_ITEMS = 12, 10
+OPEN_VERDICTS, OPEN_ITEMS = 12, 10
 """Lines before the fold: what a reader takes in within half a minute."""
-INDEX_VERDICTS: dict[Answer, Word] = {"no need": "pass", "re-index": "fail", "cannot tell": "inconclusive"}
+INDEX_OUTCOMES: dict[Answer, Outcome] = {"no need": "pass", "re-index": "fail", "cannot tell": "inconclusive"}
 MEANING = {
     SELF_OLD: "today",
     CROSS_MODEL: "new model, index kept",
@@ -63,8 +64,8 @@ def to_text(comparison: Comparison, command: str) -> str:
     """Return the comparison as lines: verdict, reasons, what differs, which items, all metrics, how to reproduce."""
     lines = [_headline(comparison), ""]
     lines += [
-        f"  {WORDS[f.verdict]:12} {_where(f)}: {_reason_of(f)}"
-        for f in [*_pressing(comparison), *comparison.of("pass")]
+        f"  {WORDS[v.outcome]:12} {_where(v)}: {_reason_of(comparison, v)}"
+        for v in [*_pressing(comparison), *comparison.of("pass")]
     ]
     lines += ["", "what changed"]
     lines += list(_difference_lines(comparison)) or ["  nothing but the outcomes, if at all"]
@@ -85,12 +86,12 @@ def to_json(comparison: Comparison, command: str) -> str:
     """
     return dump_json(
         {
-            "verdict": comparison.verdict,
+            "verdict": comparison.outcome,
             "exit_code": comparison.exit_code,
             "headline": _headline(comparison),
             "alpha": comparison.alpha,
-            "findings": [dataclasses.asdict(f) for f in comparison.findings],
-            "items": [dataclasses.asdict(change) for change in comparison.items],
+            "findings": [_finding(verdict) for verdict in comparison.verdicts],
+            "items": [_flat(change) for change in comparison.items],
             "differences": [dataclasses.asdict(d) | {"changed": d.is_change} for d in comparison.differences],
             "stages": [dataclasses.asdict(f) for f in comparison.stages],
             "command": command,
@@ -100,13 +101,13 @@ def to_json(comparison: Comparison, command: str) -> str:
 
 
 def to_github(comparison: Comparison) -> str:
-    """Return GitHub workflow commands: the verdict first, then an annotation for each finding that is no pass.
+    """Return GitHub workflow commands: the verdict first, then an annotation for each verdict that is no pass.
 
     Source: https://docs.github.com/actions/reference/workflow-commands-for-github-actions
     """
-    level = {"fail": "error", "inconclusive": "warning", "pass": "notice"}[comparison.verdict]
+    level = {"fail": "error", "inconclusive": "warning", "pass": "notice"}[comparison.outcome]
     lines = [f"::{level} title=clipbench::{_message(_headline(comparison))}"]
-    lines += [_annotation(f) for f in _pressing(comparison)]
+    lines += [_annotation(comparison, v) for v in _pressing(comparison)]
     moved = {sanitize(f.model) for f in comparison.stages if f.moved}
     title = "clipbench, first stage that moved"
     lines += [
@@ -122,17 +123,17 @@ def to_pull_request(comparison: Comparison, command: str) -> str:
 
     All text of the runs is escaped.
     """
-    blocks: list[MarkdownBlock] = [Heading(_headline(comparison), 2), Paragraph(ADVICE[comparison.verdict])]
-    findings = _pressing(comparison)
-    blocks += _finding_blocks(findings[:OPEN_FINDINGS], len(findings) - OPEN_FINDINGS)
+    blocks: list[MarkdownBlock] = [Heading(_headline(comparison), 2), Paragraph(ADVICE[comparison.outcome])]
+    pressing = _pressing(comparison)
+    blocks += _verdict_blocks(comparison, pressing[:OPEN_VERDICTS], len(pressing) - OPEN_VERDICTS)
     blocks += _difference_blocks(comparison)
     if stages := _stage_rows(comparison):
-        blocks += [Heading("First stage that moved", 3), Table(("model", "what the probe says"), stages)]
+        blocks += [Heading("First stage that moved", 3), Table(("model", "what the trace says"), stages)]
     if comparison.items:
         blocks += _item_blocks("Which items", _items_at_a_glance(comparison, OPEN_ITEMS))
     blocks += index_blocks(comparison.index)
     blocks += [Heading("Reproduce", 3), Code(sanitize(command))]
-    blocks += _folded(comparison, findings)
+    blocks += _folded(comparison, pressing)
     return to_markdown(blocks)
 
 
@@ -156,9 +157,23 @@ def _item_lines(comparison: Comparison) -> Iterator[str]:
         yield f"    and {len(comparison.items) - len(listed)} more: --format json has them"
 
 
-def _annotation(finding: Finding) -> str:
-    title = f"clipbench {VERDICTS.get(finding.verdict, 'note')}, {_where(finding)}"
-    return f"::{LEVELS[finding.verdict]} title={_property(title)}::{_message(_reason_of(finding))}"
+def _finding(verdict: Verdict) -> JsonObject:
+    """A verdict as the JSON object of one finding."""
+    entry = _flat(verdict)
+    return {name: value for name, value in entry.items() if name not in ("outcome", "reference", "expected")} | {
+        "verdict": verdict.outcome
+    }
+
+
+def _flat(about: Verdict | ItemChange) -> JsonObject:
+    entry = dataclasses.asdict(about)
+    del entry["key"]
+    return entry | about.key._asdict()
+
+
+def _annotation(comparison: Comparison, verdict: Verdict) -> str:
+    title = f"clipbench {VERDICTS.get(verdict.outcome, 'note')}, {_where(verdict)}"
+    return f"::{LEVELS[verdict.outcome]} title={_property(title)}::{_message(_reason_of(comparison, verdict))}"
 
 
 def _message(text: str) -> str:
@@ -169,10 +184,13 @@ def _property(text: str) -> str:
     return _message(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def _finding_blocks(findings: Sequence[Finding], more: int, title: str = "Why") -> Iterator[Block]:
-    if findings:
+def _verdict_blocks(
+    comparison: Comparison, verdicts: Sequence[Verdict], more: int = 0, title: str = "Why"
+) -> Iterator[Block]:
+    if verdicts:
+        rows = [(WORDS[v.outcome], _where(v), _reason_of(comparison, v)) for v in verdicts]
         yield Heading(title, 3)
-        yield Table(("verdict", "where", "reason"), [(WORDS[f.verdict], _where(f), _reason_of(f)) for f in findings])
+        yield Table(("verdict", "where", "reason"), rows)
     if more > 0:
         yield Paragraph(f"and {more} more, folded below")
 
@@ -199,16 +217,13 @@ def _item_blocks(title: str, changes: Sequence[ItemChange]) -> Iterator[Block]:
     yield Table(header, rows)
 
 
-def _folded(comparison: Comparison, findings: Sequence[Finding]) -> Iterator[Details]:
+def _folded(comparison: Comparison, pressing: Sequence[Verdict]) -> Iterator[Details]:
     if rows := _metric_rows(comparison):
         yield Details(f"All {len(rows)} metrics", [Table(METRICS_HEADER, rows)])
     if passed := comparison.of("pass"):
-        yield Details(f"{len(passed)} that pass", list(_finding_blocks(passed, 0, "What passes")))
-    if len(findings) > OPEN_FINDINGS:
-        yield Details(
-            f"The other {len(findings) - OPEN_FINDINGS} findings",
-            list(_finding_blocks(findings[OPEN_FINDINGS:], 0, "More")),
-        )
+        yield Details(f"{len(passed)} that pass", list(_verdict_blocks(comparison, passed, title="What passes")))
+    if rest := pressing[OPEN_VERDICTS:]:
+        yield Details(f"The other {len(rest)} findings", list(_verdict_blocks(comparison, rest, title="More")))
     if len(comparison.items) > len(_items_at_a_glance(comparison, OPEN_ITEMS)):
         yield Details(
             f"All {len(comparison.items)} changed items shown",
@@ -219,42 +234,48 @@ def _folded(comparison: Comparison, findings: Sequence[Finding]) -> Iterator[Det
 def _headline(comparison: Comparison) -> str:
     """The verdict and the counts behind it. What nobody could judge is never called a pass."""
     counts = f"{comparison.count('fail')} fail, {comparison.count('inconclusive')} cannot tell, {comparison.count('pass')} pass"
-    if not {"fail", "inconclusive", "pass"} & {f.verdict for f in comparison.findings}:
+    if overall(comparison.verdicts) == "note":
         counts = "nothing was compared"
-    return f"{VERDICTS[comparison.verdict]}: {counts}"
+    return f"{VERDICTS[comparison.outcome]}: {counts}"
 
 
-def _where(finding: Finding | ItemChange) -> str:
-    items = "" if finding.dataset in ("", "-", "none", finding.experiment) else f" on {finding.dataset}"
-    metric = f", {finding.metric}" if finding.metric else ""
-    return sanitize(f"{finding.experiment} of {finding.model}{items}{metric}")
+def _where(about: Verdict | ItemChange) -> str:
+    experiment, model, dataset = about.key
+    items = "" if dataset in ("", "-", "none", experiment) else f" on {dataset}"
+    metric = f", {about.metric}" if about.metric else ""
+    return sanitize(f"{experiment} of {model}{items}{metric}")
 
 
-def _pressing(comparison: Comparison) -> list[Finding]:
+def _pressing(comparison: Comparison) -> list[Verdict]:
     """What a reader must see: failures, what is undecided, notes other than plain values."""
-    return [f for f in comparison.findings if f.verdict != "pass" and not _is_value(f)]
+    return [v for v in comparison.verdicts if v.outcome != "pass" and not _is_value(v)]
 
 
-def _reason_of(finding: Finding) -> str:
-    change = f"{_value(finding, finding.base)} -> {_value(finding, finding.head)}: " if _has_values(finding) else ""
-    return sanitize(f"{change}{finding.reason}")
+def _reason_of(comparison: Comparison, verdict: Verdict) -> str:
+    if not _has_values(verdict):
+        return sanitize(verdict.reason)
+    before, after = (_value(comparison, verdict, value) for value in (verdict.base, verdict.head))
+    return sanitize(f"{before} -> {after}: {verdict.reason}")
 
 
 def _metric_rows(comparison: Comparison) -> list[Sequence[str]]:
     """One row per metric of both runs, under `METRICS_HEADER`."""
     rows = []
-    for f in comparison.findings:
-        if f.kind in ROW_KINDS and _has_values(f) and f.base is not None and f.head is not None:
-            verdict = f.verdict if f.verdict != "note" else _state(f)
-            flips = ["-" if count is None else f"{count:,}" for count in (f.lost, f.gained)]
-            interval = "-" if f.interval is None else f"{f.interval[0]:+.4f} to {f.interval[1]:+.4f}"
-            values = (_value(f, f.base), _value(f, f.head), _change(f.base, f.head), interval)
-            rows.append([sanitize(cell) for cell in (f.model, f.experiment, f.metric, *values, *flips, verdict)])
+    for v in comparison.verdicts:
+        if v.kind in ROW_KINDS and v.metric and v.base is not None and v.head is not None:
+            word = v.outcome if v.outcome != "note" else v.reason if v.reason in STATES else v.kind
+            flips = ["-" if count is None else f"{count:,}" for count in (v.lost, v.gained)]
+            interval = "-" if v.interval is None else f"{v.interval[0]:+.4f} to {v.interval[1]:+.4f}"
+            values = [_value(comparison, v, value) for value in (v.base, v.head)]
+            cells = (v.key.model, v.key.experiment, v.metric, *values, _change(v.base, v.head), interval, *flips, word)
+            rows.append([sanitize(cell) for cell in cells])
     return sorted(rows, key=lambda row: (row[0], row[1], row[2]))
 
 
-def _value(finding: Finding, value: float | None) -> str:
-    return "absent" if value is None else value_text(finding.metric, Metric(value, finding.n))
+def _value(comparison: Comparison, verdict: Verdict, value: float | None) -> str:
+    if value is None:
+        return "absent"
+    return value_text(Score(comparison.specs[verdict.key, verdict.metric], value, verdict.n))
 
 
 def _change(base: float, head: float) -> str:
@@ -264,43 +285,37 @@ def _change(base: float, head: float) -> str:
     return f"{head - base:+.2g}" if small or base == 0 else f"{(head - base) / base:+.1%}"
 
 
-def _state(finding: Finding) -> str:
-    return finding.reason if finding.reason in STATES else finding.kind
+def _has_values(verdict: Verdict) -> bool:
+    return bool(verdict.metric) and (verdict.base is not None or verdict.head is not None)
 
 
-def _has_values(finding: Finding) -> bool:
-    return bool(finding.metric) and (finding.base is not None or finding.head is not None)
-
-
-def _is_value(finding: Finding) -> bool:
-    return finding.verdict == "note" and (
-        finding.kind == "shown" or (finding.kind == "not comparable" and bool(finding.metric))
+def _is_value(verdict: Verdict) -> bool:
+    return verdict.outcome == "note" and (
+        verdict.kind == "shown" or (verdict.kind == "not comparable" and bool(verdict.metric))
     )
 
 
 def _items_worst_first(comparison: Comparison) -> list[ItemChange]:
     """The changed items: of metrics that failed, of results that failed, of undecided ones, the rest; losses as they stand."""
-    results: dict[tuple[str, str, str], set[str]] = {}
-    failed = set()
-    for f in comparison.findings:
-        results.setdefault((f.experiment, f.model, f.dataset), set()).add(f.verdict)
-        if f.verdict == "fail":
-            failed.add((f.experiment, f.model, f.dataset, f.metric))
+    of_result: dict[Key, list[Verdict]] = {}
+    for verdict in comparison.verdicts:
+        of_result.setdefault(verdict.key, []).append(verdict)
+    failed = {(v.key, v.metric) for v in comparison.of("fail")}
 
     def rank(change: ItemChange) -> int:
-        key = (change.experiment, change.model, change.dataset)
-        words = results.get(key, set())
-        return 0 if (*key, change.metric) in failed else 1 if "fail" in words else 2 if "inconclusive" in words else 3
+        if (change.key, change.metric) in failed:
+            return 0
+        return {"fail": 1, "inconclusive": 2}.get(overall(of_result.get(change.key, ())), 3)
 
     return sorted(comparison.items, key=rank)
 
 
 def _items_at_a_glance(comparison: Comparison, limit: int) -> list[ItemChange]:
     """Up to `limit` changed items, worst first, of each metric no more than three losses and two gains."""
-    seen: dict[tuple[str, str, str, str, str], int] = {}
+    seen: dict[tuple[Key, str, str], int] = {}
     chosen = []
     for change in _items_worst_first(comparison):
-        key = (change.experiment, change.model, change.dataset, change.metric, change.direction)
+        key = (change.key, change.metric, change.direction)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= (3 if change.direction == "lost" else 2):
             chosen.append(change)
@@ -319,20 +334,19 @@ def _top_text(top: Sequence[tuple[str, float]]) -> str:
 
 
 def _stage_rows(comparison: Comparison) -> list[tuple[str, str]]:
-    """(Model, which stage moved first, by how much, and which did not) for each model that has a probe."""
+    """(Model, which stage moved first, by how much, and which did not) for each model that has a trace."""
     models = dict.fromkeys(f.model for f in comparison.stages)
     return [(sanitize(model), sanitize(sentence(comparison.stages, model))) for model in models]
 
 
-def index_findings(answers: Sequence[Reindex]) -> list[Finding]:
-    """Return one finding per answer (no need: pass, re-index: fail, cannot tell: inconclusive), and a note on cut-offs that break."""
+def index_verdicts(answers: Sequence[Reindex]) -> list[Verdict]:
+    """Return one verdict per answer (no need: pass, re-index: fail, cannot tell: inconclusive), and a note on cut-offs that break."""
     found = []
     for a in answers:
-        found.append(
-            Finding("index", INDEX_VERDICTS[a.answer], "index", a.what, "-", f"{a.answer}: {a.reason}", n=a.queries)
-        )
+        key, reason = Key("index", a.what, "-"), f"{a.answer}: {a.reason}"
+        found.append(Verdict(key, "", "index", INDEX_OUTCOMES[a.answer], reason, n=a.queries))
         if a.cutoffs_word == "break":
-            found.append(Finding("index", "note", "index", a.what, "-", _cutoffs_text(a), n=a.queries))
+            found.append(Verdict(key, "", "index", "note", _cutoffs_text(a), n=a.queries))
     return found
 
 
@@ -397,11 +411,11 @@ def _cutoffs(answer: Reindex) -> Table:
     return Table(CUTOFFS_HEADER, rows)
 
 
-def _cell(found: Metric | None) -> str:
+def _cell(found: Estimate | None) -> str:
     return _interval(found, ".3f") if found else "-"
 
 
-def _interval(metric: Metric, style: str) -> str:
-    if metric.low is None or metric.high is None:
-        return f"{metric.value:{style}}"
-    return f"{metric.value:{style}} ({metric.low:{style}} to {metric.high:{style}})"
+def _interval(found: Estimate, style: str) -> str:
+    if found.low is None or found.high is None:
+        return f"{found.value:{style}}"
+    return f"{found.value:{style}} ({found.low:{style}} to {found.high:{style}})"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from clipbench.result import Metric, ModelIdentity
+from clipbench.types import Score
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 # An underscore inside a word (a metric's name) is plain text in GitHub's Markdown; every other special character is escaped.
@@ -22,14 +22,6 @@ td,th{border:1px solid #d0d7de;padding:.3rem .6rem;text-align:left;vertical-alig
 th{background:#f6f8fa}td.pass{background:#dafbe1}td.fail{background:#ffd7d5}td.inconclusive{background:#fff1c2}
 img{max-width:100%;border:1px solid #d0d7de}figure{margin:1.5rem 0}figcaption{color:#57606a}
 """
-UNITS = {
-    "images_per_second": "images/s",
-    "texts_per_second": "texts/s",
-    "latency_p50": "s",
-    "latency_p90": "s",
-    "latency_p99": "s",
-    "peak_memory_bytes": "bytes",
-}
 
 
 @dataclass(frozen=True)
@@ -159,20 +151,20 @@ def aligned(table: Table, indent: int = 2) -> Iterator[str]:
         yield " " * indent + cells.rstrip()
 
 
-def model_label(model: ModelIdentity) -> str:
-    """Return the model's name with its weights, as people call it."""
-    return model.name if model.pretrained in ("", "factory", model.name) else f"{model.name} ({model.pretrained})"
-
-
-def value_text(name: str, metric: Metric) -> str:
-    """Return a metric as people read it: rates and cosines with their interval, counts with separators, times with units."""
-    value = metric.value
-    if name == "peak_memory_bytes":
+def value_text(score: Score) -> str:
+    """Return a score as people read it: with its interval where it has one, counts with separators, times with units."""
+    value, spec = score.value, score.spec
+    if spec.kind == "bytes":
         return f"{value / 2**20:,.0f} MiB"
-    if name.startswith("latency"):
+    if spec.kind == "seconds":
         return f"{value * 1e3:,.2f} ms"
-    if name in UNITS:
-        return f"{value:,.1f} {UNITS[name]}"
-    if metric.low is None or metric.high is None:
-        return f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}"
-    return f"{value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
+    if spec.kind == "per_second":
+        return f"{value:,.1f} {spec.unit or '/s'}"
+    if score.interval is not None:
+        low, high = score.interval
+        text = f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    elif float(value).is_integer() and (spec.kind == "count" or abs(value) > 1):
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.4f}"
+    return f"{text} {spec.unit}".rstrip()

@@ -14,8 +14,7 @@ from PIL import Image
 
 from clipbench.data.dataset import Dataset, Item
 from clipbench.errors import ClipbenchError
-from clipbench.report.document import model_label
-from clipbench.result import FloatArray, Result
+from clipbench.types import Answers, FloatArray, IntArray, Result
 
 THUMBNAIL = 160
 MOST_CLASSES = 100
@@ -24,33 +23,37 @@ WRITTEN_FROM = 0.05
 TOP = 5
 
 
-def figures_of(result: Result, dataset: Dataset | None) -> list[tuple[str, bytes]]:
-    """Return (file name, PNG) of each figure of a result, decided by the arrays it carries, never by the experiment's name.
+def figure_of(result: Result, dataset: Dataset | None) -> bytes | None:
+    """Return the figure of a result as PNG, decided by the evidence that it carries; None where there is nothing to draw.
 
-    A square `similarity` of the items is drawn as the notebook's matrix, `confusion` as a confusion matrix, `probabilities`
-    as top-5 bars. Pictures and captions come from `dataset` when it is the one that was measured; without it ids stand in.
+    A matrix of cosines with own pairs is drawn as the notebook's matrix, classes that were answered as a confusion matrix, a
+    matrix of probabilities as top-5 bars; the first of these. Pictures and captions come from `dataset` when it is the one that
+    was measured; without it ids stand in.
     """
-    label, ids, arrays = model_label(result.model), result.items.ids, result.arrays
-    names = [str(c) for c in (result.protocol.get("classes") or ())]
-    if "similarity" in arrays and arrays["similarity"].shape == (len(ids), len(ids)):
+    label, matrices = result.model.label, result.matrices.values()
+    if matching := next((m for m in matrices if m.kind == "cosine" and m.is_matching), None):
         title = f"{result.experiment}: {label}, cosine of texts (rows) and images (columns)"
         captions = {item.id: item.captions[0] for item in _measured(result, dataset) if item.captions}
-        content = matrix_figure(arrays["similarity"], ids, captions, _pictures(result, dataset), title)
-    elif "confusion" in arrays and arrays["confusion"].shape == (len(names), len(names)):
+        return matrix_figure(matching.values, matching.rows, captions, _pictures(result, dataset), title)
+    if answers := class_answers(result):
         title = f"{result.experiment}: {label} on {result.dataset.name}, n={result.dataset.n:,}"
-        content = confusion_figure(arrays["confusion"], names, title)
-    elif "probabilities" in arrays and arrays["probabilities"].shape == (len(ids), len(names)):
-        title = f"{result.experiment}: {label}, five most probable of {len(names)} labels"
-        content = labels_figure(arrays["probabilities"], ids, names, _pictures(result, dataset), title)
-    else:
-        return []
-    of = f"{result.experiment}-{result.dataset.name}" if result.experiment == "zero_shot" else result.experiment
-    return [(figure_name(of, label), content)]
+        return confusion_figure(answers.confusion(), result.protocol.classes, title)
+    if table := next((m for m in matrices if m.kind == "probability"), None):
+        title = f"{result.experiment}: {label}, five most probable of {len(table.columns)} labels"
+        return labels_figure(table.values, table.rows, table.columns, _pictures(result, dataset), title)
+    return None
 
 
-def figure_name(experiment: str, model: str) -> str:
+def class_answers(result: Result) -> Answers | None:
+    """Return what each item was taken for, where one class of the result's list is right for it; None where there is no such."""
+    classes = result.protocol.classes
+    found = (a for a in result.answers.values() if a.labels is not None and len(a.candidates) == len(classes))
+    return next(found, None) if classes else None
+
+
+def figure_name(what: str, model: str) -> str:
     """Return a file name that is safe everywhere: letters, digits, dot, dash."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{experiment}-{model}").strip("-.")[:120] + ".png"
+    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{model}").strip("-.")[:120] + ".png"
 
 
 def matrix_figure(
@@ -90,7 +93,7 @@ def matrix_figure(
     return to_png(figure, bbox_inches="tight", pad_inches=0.15)
 
 
-def classes_to_draw(confusion: FloatArray) -> list[int]:
+def classes_to_draw(confusion: FloatArray | IntArray) -> list[int]:
     """Return the classes a figure draws, ascending: all that occur or are picked, or, of more than 100, the 80 most confused."""
     wrong = confusion - np.diag(np.diag(confusion))
     mistakes = wrong.sum(axis=0) + wrong.sum(axis=1)
@@ -100,7 +103,7 @@ def classes_to_draw(confusion: FloatArray) -> list[int]:
     return [int(c) for c in occurring]
 
 
-def confusion_figure(confusion: FloatArray, names: Sequence[str], title: str) -> bytes:
+def confusion_figure(confusion: FloatArray | IntArray, names: Sequence[str], title: str) -> bytes:
     """Return a PNG of a (classes, classes) confusion matrix, row the true class, as shares of the row.
 
     Hits are blue, confusions orange (full colour from one half on); shares of 5 % and more are written in percent. With 80

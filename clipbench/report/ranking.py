@@ -5,9 +5,9 @@ from itertools import groupby
 from typing import Any
 
 from clipbench.judge.ranking import BEATEN, BEST, Pair, Ranking, imagenet_of, rankings, settling_sentences, study_claim
-from clipbench.report.document import Block, Heading, Paragraph, Picture, Table, model_label, value_text
+from clipbench.report.document import Block, Heading, Paragraph, Picture, Table, value_text
 from clipbench.report.figures import figure_name, literal, new_figure, to_png
-from clipbench.result import Run
+from clipbench.types import Run
 
 WHY = (
     "Models are ranked by rates of right outcomes (and mean average precision), never by raw cosine: every model has its own "
@@ -70,12 +70,12 @@ def ranking_lines(ranked: Ranked) -> Iterator[str]:
     for title, found in ranked:
         for ranking in found:
             scores = ", ".join(
-                f"{model_label(s.model)} {s.score.value:.3f} ({s.wins}-{s.ties}-{s.losses})" for s in ranking.standings
+                f"{s.model.label} {s.score.value:.3f} ({s.wins}-{s.ties}-{s.losses})" for s in ranking.standings
             )
             tie = ": all tie" if all(p.winner is None for p in ranking.pairs) else ""
             yield f"  {title}, {ranking.metric}, n={ranking.n}{tie}: {scores}"
             for model, reason in ranking.not_comparable:
-                yield f"    not comparable: {model_label(model)}, {reason}"
+                yield f"    not comparable: {model.label}, {reason}"
             if claim := study_claim(ranking):
                 claimed = True
                 yield f"    {CLAIM}: {claim.finding}"
@@ -105,10 +105,10 @@ def _standings(found: Sequence[Ranking]) -> Table:
     for ranking in found:
         for s in ranking.standings:
             published = imagenet_of(s.model)
-            score = value_text(ranking.metric, s.score)
+            score = value_text(s.score)
             counts = (str(s.wins), str(s.ties), str(s.losses))
             beside = "-" if published is None else f"{published:.3f}"
-            rows.append((ranking.metric, str(s.place), model_label(s.model), score, str(ranking.n), *counts, beside))
+            rows.append((ranking.metric, str(s.place), s.model.label, score, str(ranking.n), *counts, beside))
     header = ("metric", "place", "model", "score", "n", "wins", "ties", "losses", "published ImageNet accuracy")
     return Table(header, rows)
 
@@ -133,14 +133,14 @@ def _pairs(found: Sequence[Ranking]) -> Iterator[Block]:
         )
     for ranking in found:
         for model, reason in ranking.not_comparable:
-            yield Paragraph(f"Not comparable by {ranking.metric}: {model_label(model)}, {reason}.")
+            yield Paragraph(f"Not comparable by {ranking.metric}: {model.label}, {reason}.")
 
 
 def _pair_cells(pair: Pair) -> tuple[str, ...]:
-    conclusion = "tie" if pair.winner is None else f"{model_label(pair.winner)} is better"
+    conclusion = "tie" if pair.winner is None else f"{pair.winner.label} is better"
     alone = tuple("-" if count is None else str(count) for count in (pair.a_only, pair.b_only))
     difference = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
-    return f"{model_label(pair.a)} - {model_label(pair.b)}", difference, *alone, f"{pair.p:.3g}", conclusion
+    return f"{pair.a.label} - {pair.b.label}", difference, *alone, f"{pair.p:.3g}", conclusion
 
 
 def _claims(found: Sequence[Ranking]) -> Iterator[Block]:
@@ -152,12 +152,11 @@ def _claims(found: Sequence[Ranking]) -> Iterator[Block]:
 def _scores(axes: Any, ranking: Ranking) -> None:
     for row, standing in enumerate(ranking.standings):
         score = standing.score
-        low = score.value if score.low is None else score.low
-        high = score.value if score.high is None else score.high
+        low, high = score.interval or (score.value, score.value)
         axes.plot([low, high], [row, row], color="#57606a", linewidth=2)
         axes.plot(score.value, row, "o", color="black")
         axes.text(score.value, row - 0.16, f"{score.value:.3f}", ha="center", va="bottom", size=9)
-    labels = [literal(f"{s.place}. {model_label(s.model)}") for s in ranking.standings]
+    labels = [literal(f"{s.place}. {s.model.label}") for s in ranking.standings]
     axes.set_yticks(range(len(labels)), labels, fontsize=10)
     axes.set_ylim(len(labels) - 0.5, -0.6)
     axes.set_xlim(-0.03, 1.03)
@@ -182,7 +181,7 @@ def _cells(axes: Any, ranking: Ranking) -> None:
             axes.text(
                 column, row, text, ha="center", va="center", size=9, color="black" if pair.winner is None else "white"
             )
-    names = [literal(model_label(m)) for m in models]
+    names = [literal(m.label) for m in models]
     axes.set_xticks(range(len(names)), names, fontsize=8, rotation=20, ha="right")
     axes.set_yticks([])
     axes.tick_params(length=0)

@@ -1,0 +1,439 @@
+"""The embedder: what experiments see of an encoder. Every item once, by the optimized path where a sample of it agrees with the
+reference path, else by that; with the evidence that a run keeps of each row.
+
+The rule for every optimization: it is named in the result, a sample of its rows is encoded again by the reference path in the same
+run, and where one disagrees, all rows of that result are, and those of this encoder's later results.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import groupby
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from clipbench.data.dataset import Item, file_sha256, read_image, stored_mode
+from clipbench.embed.cache import EmbeddingCache, Row
+from clipbench.embed.evidence import evidence_of, first_bits, hash_pixels, hash_text
+from clipbench.errors import DataError
+from clipbench.models.device import Resources, batches_ahead, images_at_once, keep_to_one_thread, single_threaded_feed
+from clipbench.models.encoder import Encoder, Optimized, Rows, unit_rows
+from clipbench.types import Encoding, Evidence, Tower
+
+T = TypeVar("T")
+Origin = Literal["shared_rows", "cached_rows", "encoded"]
+
+AT_ONCE = 4096
+"""Items that are encoded, checked and kept together: a run that is killed loses no more than these from a cache."""
+
+ITEMS_PER_SAMPLE = 100
+"""One item in 100 is checked, a batch of the reference path's at least, MOST_CHECKED at most, of shared, cached and new rows alike."""
+
+MOST_CHECKED = 8
+
+TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
+"""The largest distance of a unit row from the reference path's that the order of additions may make.
+
+Source: measured on a CPU with ViT-B/32 (random weights, 27 captions): 1.0e-6, 1.3e-3 and 9.8e-3, while the closest two captions
+are .46 apart.
+"""
+
+GREYSCALE = frozenset({"1", "L", "LA", "La", "I", "I;16", "F"})
+BROKEN_NAMED = 20
+
+
+class Progress(Protocol):
+    """Wraps an iterable and shows how far it has come; `no_progress` shows nothing."""
+
+    def __call__(self, iterable: Iterable[T], total: int, what: str) -> Iterable[T]: ...
+
+
+def no_progress(iterable: Iterable[T], total: int, what: str) -> Iterable[T]:
+    """Return the iterable as it is."""
+    return iterable
+
+
+class DisagreementError(Exception):
+    """A row of the optimized path is not the reference path's; it never leaves this module."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Rows of one tower: `rows` (n, dim) float32 unit rows, one per id of the evidence, with how they were made.
+
+    `kept`: (n,) places of the rows among the inputs. `broken`: one reason per input that was left out; `broken_names`: the files of
+    the first 20. `exclusions` count what was left out, changed or cut.
+    """
+
+    rows: Rows
+    evidence: Evidence
+    encoding: Encoding
+    optimizations: frozenset[str] = frozenset()
+    kept: tuple[int, ...] = ()
+    broken: tuple[str, ...] = ()
+    broken_names: tuple[str, ...] = ()
+    exclusions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What each row is of."""
+        return self.evidence.ids
+
+
+class Embedder:
+    """One encoder, and every item once."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        resources: Resources,
+        cache: EmbeddingCache | None = None,
+        optimize: bool = True,
+        progress: Progress = no_progress,
+    ) -> None:
+        """`cache`: rows that need not be encoded again. `optimize`: False for the reference path alone."""
+        self.encoder, self.resources, self.progress = encoder, resources, progress
+        self.cache = EmbeddingCache() if cache is None else cache
+        self._optimized: Optimized | None = encoder.optimized() if optimize else None
+        self._dropped: dict[Tower, str] = {}
+
+    def images(self, items: Sequence[Item], *, reference: bool = False) -> Embedded:
+        """Return one row per image, in the order of `items`.
+
+        An image that cannot be decoded is left out and named in `broken`; a missing or wrong file is an error.
+
+        Raises: DataUnavailableError for a file that is missing or not the pinned one; DataError when no image is left;
+        EncoderError for something other than one finite row per image.
+        """
+        work = _Images(self, items)
+        rows, encoding, optimizations = self._rows(work, reference)
+        broken = tuple(work.broken[k] for k in sorted(work.broken))
+        if not rows:
+            raise DataError(
+                f"none of {len(items)} images could be decoded" + (f"; the first: {broken[0]}" if broken else "")
+            )
+        kept = tuple(sorted(rows))
+        lost = list(dict.fromkeys(items[k].image.path for k in sorted(work.broken)))
+        modes = [stored_mode(path) for path in dict.fromkeys(items[k].image.path for k in kept)]
+        raw = np.stack([rows[k].raw for k in kept])
+        unit = unit_rows(raw)
+        contents = np.array([first_bits(file_sha256(items[k].image.path)) for k in kept], dtype=np.uint64)
+        pixels = np.array([rows[k].pixels for k in kept], dtype=np.uint64)
+        exclusions = {
+            "broken_images": len(lost),
+            "greyscale_images": sum(mode in GREYSCALE for mode in modes),
+            "cmyk_images": sum(mode == "CMYK" for mode in modes),
+        }
+        evidence = evidence_of([items[k].id for k in kept], raw, unit, contents, pixels)
+        names = tuple(path.name for path in lost[:BROKEN_NAMED])
+        return Embedded(unit, evidence, encoding, optimizations, kept, broken, names, exclusions)
+
+    def texts(self, texts: Sequence[str], ids: Sequence[str] = (), *, reference: bool = False) -> Embedded:
+        """Return one row per text, in the order given; `ids` name them, else they name themselves.
+
+        Raises: DataError when there is no text; EncoderError for something other than one finite row per text.
+        """
+        raw, encoding, optimizations = self._raw_texts(texts, reference)
+        unit = unit_rows(raw)
+        contents = np.array([hash_text(text) for text in texts], dtype=np.uint64)
+        evidence = evidence_of(ids or texts, raw, unit, contents, np.array([], dtype=np.uint64))
+        return Embedded(unit, evidence, encoding, optimizations, tuple(range(len(texts))), exclusions=self._cut(texts))
+
+    def classes(self, names: Sequence[str], templates: Sequence[str], ids: Sequence[str] = ()) -> Embedded:
+        """Return one row per class: the mean over templates of unit text rows, renormalised. `{}` in a template is the name.
+
+        Raises: DataError for no class or no template; EncoderError when the rows of a class cancel out.
+        Source: openai/CLIP notebooks/Prompt_Engineering_for_ImageNet.ipynb.
+        """
+        prompts = [[template.replace("{}", name) for template in templates] for name in names]
+        texts = [text for own in prompts for text in own]
+        raw, encoding, optimizations = self._raw_texts(texts, reference=False)
+        means = unit_rows(raw).reshape(len(names), len(templates), -1).mean(axis=1, dtype=np.float64)
+        unit = unit_rows(means, f"{self.encoder.identity.name}: mean over {len(templates)} templates")
+        contents = np.array([hash_text("\n".join(own)) for own in prompts], dtype=np.uint64)
+        evidence = evidence_of(ids or names, means, unit, contents, np.array([], dtype=np.uint64))
+        return Embedded(unit, evidence, encoding, optimizations, tuple(range(len(names))), exclusions=self._cut(texts))
+
+    def other_activation(self) -> AbstractContextManager[str] | None:
+        """Return a context in which the reference path runs with the other activation (its name), None where there is none."""
+        return self.encoder.other_activation()
+
+    def _raw_texts(self, texts: Sequence[str], reference: bool) -> tuple[Rows, Encoding, frozenset[str]]:
+        if not texts:
+            raise DataError("no texts to embed; a data set needs at least one caption")
+        rows, encoding, optimizations = self._rows(_Texts(self, texts), reference)
+        return np.stack([rows[k].raw for k in range(len(texts))]), encoding, optimizations
+
+    def _cut(self, texts: Sequence[str]) -> Mapping[str, int]:
+        count = self.encoder.count_truncated(texts)
+        return {} if count is None else {"truncated_texts": count}
+
+    def _rows(self, work: "_Images | _Texts", reference: bool) -> tuple[dict[int, Row], Encoding, frozenset[str]]:
+        """Rows by place (absent: the image could not be decoded), how they were made, and the optimizations taken."""
+        everything = range(work.n)
+        if reference or self._optimized is None:
+            return work.encode(None, everything, ()), Encoding(work.n), frozenset()
+        if work.tower not in self._dropped:
+            try:
+                return self._optimized_rows(work, self._optimized)
+            except DisagreementError as error:
+                self._dropped[work.tower] = str(error)
+                self.cache.invalidate()
+        work.broken.clear()
+        return work.encode(None, everything, ()), Encoding(work.n, dropped=self._dropped[work.tower]), frozenset()
+
+    def _optimized_rows(
+        self, work: "_Images | _Texts", optimized: Optimized
+    ) -> tuple[dict[int, Row], Encoding, frozenset[str]]:
+        """Raises: DisagreementError when a sampled row is further than TOLERANCE from the reference path's."""
+        found: dict[int, Row] = {}
+        repeated = work.n - len(set(work.first))
+        distinct = {f"distinct_{work.tower}"} if repeated else set[str]()
+        own = sorted({*optimized.names(work.tower), *distinct})
+        encoding, taken = Encoding(0), distinct
+        for places in work.parts():
+            rows, how, names = self._part(work, optimized, places, own)
+            found |= rows
+            encoding += how
+            taken |= names
+        rows = {k: found[first] for k, first in enumerate(work.first) if first in found}
+        return rows, encoding + Encoding(repeated, shared=repeated), frozenset(taken)
+
+    def _part(
+        self, work: "_Images | _Texts", optimized: Optimized, places: Sequence[int], own: Sequence[str]
+    ) -> tuple[dict[int, Row], Encoding, set[str]]:
+        """Rows of these places from memory, cache, or the optimized path, which takes the optimizations `own`; a sample of each
+        origin checked; new ones kept."""
+        shared, cached = self.cache.get([work.names[k] for k in places])
+        origin: dict[int, Origin] = {
+            k: "shared_rows" if work.names[k] in shared else "cached_rows" if work.names[k] in cached else "encoded"
+            for k in places
+        }
+        known = shared | cached
+        found = {k: known[work.names[k]] for k in places if origin[k] != "encoded"}
+        missing = [k for k in places if origin[k] == "encoded"]
+        made = work.encode(optimized, missing, self._sample(missing)) if missing else {}
+        found |= made
+        taken = set(own) if made else set()
+        checked: list[Origin] = ["encoded"] if taken else []
+        checked += [name for name in ("shared_rows", "cached_rows") if name in origin.values()]
+        origins = list(origin.values())
+        how = Encoding(len(places), origins.count("shared_rows"), origins.count("cached_rows"))
+        for name in checked:
+            those = [k for k in work.by_cut(places) if k in found and origin[k] == name]
+            how += self._check(work, found, those, own if name == "encoded" else (name,))
+        self.cache.add({work.names[k]: row for k, row in made.items()})
+        return found, how, taken | {name for name in checked if name != "encoded"}
+
+    def _check(
+        self, work: "_Images | _Texts", found: Mapping[int, Row], places: Sequence[int], names: Sequence[str]
+    ) -> Encoding:
+        """Encode a sample of these places, whose rows are due to the optimizations of these names, again by the reference path."""
+        sample, size, furthest = self._sample(places), self.resources.batch_size, 0.0
+        tolerance = TOLERANCE[self.encoder.identity.precision]
+        for start in range(0, len(sample), size):
+            batch = sample[start : start + size]
+            again, taken = work.again(batch), np.stack([found[k].raw for k in batch])
+            if again.shape != taken.shape:
+                raise DisagreementError(
+                    f"with {', '.join(names)} a sampled row has {taken.shape[1]} dimensions, the reference path's {again.shape[1]}"
+                )
+            distances = np.linalg.norm(unit_rows(again).astype(np.float64) - unit_rows(taken), axis=1)
+            furthest = max(furthest, float(distances.max()))
+        if furthest > tolerance:
+            raise DisagreementError(
+                f"with {', '.join(names)} a sampled row is {furthest:.2g} away from the reference path's, "
+                f"allowed {tolerance:.0e}: the reference path encoded all of them"
+            )
+        return Encoding(0, checked=len(sample), largest_distance=furthest)
+
+    def _sample(self, places: Sequence[int]) -> list[int]:
+        """Which of these places are checked: evenly spread, the first and the last among them.
+
+        One in ITEMS_PER_SAMPLE, but no fewer than a batch (a fault may sit behind a batch's first item), and MOST_CHECKED at most.
+        """
+        n = len(places)
+        count = min(n, MOST_CHECKED, max(self.resources.batch_size, 2, n // ITEMS_PER_SAMPLE))
+        return [places[round(k * (n - 1) / max(1, count - 1))] for k in range(count)]
+
+
+class _Texts:
+    """Texts to encode: each distinct one once, the shortest first."""
+
+    tower: Tower = "texts"
+
+    def __init__(self, embedder: Embedder, texts: Sequence[str]) -> None:
+        self._embedder, self._texts, self.n = embedder, texts, len(texts)
+        self.broken: dict[int, str] = {}
+        place: dict[str, int] = {}
+        self.first = [place.setdefault(text, k) for k, text in enumerate(texts)]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What each text's row is kept under."""
+        return [f"text:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}" for text in self._texts]
+
+    def parts(self) -> Iterator[list[int]]:
+        """The places of distinct texts, AT_ONCE at a time."""
+        places = sorted(set(self.first))
+        yield from (places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE))
+
+    def by_cut(self, places: Sequence[int]) -> list[int]:
+        """These places, the shortest text, which is cut most, first."""
+        return sorted(places, key=lambda k: len(self._texts[k]))
+
+    def encode(self, optimized: Optimized | None, places: Sequence[int], hold: Collection[int]) -> dict[int, Row]:
+        """The raw rows of these places."""
+        resources, progress = self._embedder.resources, self._embedder.progress
+        texts = [self._texts[k] for k in places]
+        if optimized is not None:
+            raw = optimized.encode_texts(texts, resources.batch_size, resources.text_positions, progress)
+        else:
+            starts = range(0, len(texts), resources.batch_size)
+            batches = progress(starts, len(starts), "texts")
+            encode = self._embedder.encoder.encode_texts
+            raw = np.concatenate([encode(texts[start : start + resources.batch_size]) for start in batches])
+        return {k: Row(row) for k, row in zip(places, raw, strict=True)}
+
+    def again(self, places: Sequence[int]) -> Rows:
+        """(texts, dim) raw rows by the reference path, in one batch."""
+        return self._embedder.encoder.encode_texts([self._texts[k] for k in places])
+
+
+class _Images:
+    """Images to encode: decoded and prepared in threads, crops of one file together; each broken image named by its place."""
+
+    tower: Tower = "images"
+
+    def __init__(self, embedder: Embedder, items: Sequence[Item]) -> None:
+        self._embedder, self._items, self.n = embedder, items, len(items)
+        self.broken: dict[int, str] = {}
+        self.first = range(len(items))
+        self._pixels: dict[int, int] = {}
+        self._held: dict[
+            int, Image.Image
+        ] = {}  # pictures of the sample, kept from their decoding until they are checked
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What each image's row is kept under: its file's content and the part of it. Raises: DataUnavailableError."""
+        for item in self._items:
+            item.image.check()
+        return [f"image:{file_sha256(i.image.path)}:{i.image.crop or ''}" for i in self._items]
+
+    def parts(self) -> Iterator[list[int]]:
+        """Places in parts of AT_ONCE or a little more, so that no file's neighbouring crops are divided."""
+        for batch in _batches(self._groups(range(self.n)), AT_ONCE):
+            self._held.clear()
+            yield [k for group in batch for k in group]
+
+    def by_cut(self, places: Sequence[int]) -> Sequence[int]:
+        """These places as they are: no image is cut more than another."""
+        return places
+
+    def again(self, places: Sequence[int]) -> Rows:
+        """(images, dim) raw rows by the reference path, in one batch."""
+        pictures = [self._held.get(k) or self._items[k].image.open() for k in places]
+        return self._embedder.encoder.encode_images(pictures)
+
+    def encode(self, optimized: Optimized | None, places: Sequence[int], hold: Collection[int]) -> dict[int, Row]:
+        """The raw rows of these places, and their pixels' hashes; pictures in `hold` stay at hand for `again`.
+
+        A batch is fetched only when the next one has been started: a device with a queue never waits for this thread.
+        """
+        resources = self._embedder.resources
+        prepare = (lambda picture: picture) if optimized is None else optimized.prepare
+        start = self._start if optimized is None else optimized.start_images
+        found: dict[int, Row] = {}
+        started: deque[tuple[list[int], Callable[[], Rows]]] = deque()
+
+        def fetch() -> None:
+            done, rows = started.popleft()
+            found.update({k: Row(row, self._pixels[k]) for k, row in zip(done, rows(), strict=True)})
+
+        with single_threaded_feed(resources.device):
+            for batch in _evenly(self._prepared(places, prepare, frozenset(hold)), resources.batch_size):
+                started.append(([k for k, _ in batch], start([ready for _, ready in batch])))
+                if len(started) > 1:
+                    fetch()
+            while started:
+                fetch()
+        return found
+
+    def _start(self, pictures: Sequence[Image.Image]) -> Callable[[], Rows]:
+        rows = self._embedder.encoder.encode_images(pictures)
+        return lambda: rows
+
+    def _prepared(
+        self, places: Sequence[int], prepare: Callable[[Image.Image], Any], hold: Collection[int]
+    ) -> Iterator[list[tuple[int, Any]]]:
+        """What the model is given, batch after batch: all threads on the next one, or some batches ahead of the model."""
+        resources = self._embedder.resources
+        workers, ahead = resources.workers, batches_ahead(resources.device)
+        at_once = images_at_once(resources.device, resources.batch_size, workers)
+        batches = _batches(self._groups(places), at_once)
+        with ThreadPoolExecutor(workers, initializer=keep_to_one_thread) if workers else nullcontext() as pool:
+            queue: deque[list[Callable[[], dict[int, Any]]]] = deque()
+            for batch in self._embedder.progress(batches, len(batches), "images"):
+                jobs: list[Callable[[], dict[int, Any]]] = [partial(self._prepare, g, prepare, hold) for g in batch]
+                queue.append([pool.submit(job).result for job in jobs] if pool else jobs)
+                if len(queue) > ahead:
+                    yield [entry for job in queue.popleft() for entry in job().items()]
+            while queue:
+                yield [entry for job in queue.popleft() for entry in job().items()]
+
+    def _prepare(
+        self, places: Sequence[int], prepare: Callable[[Image.Image], Any], hold: Collection[int]
+    ) -> dict[int, Any]:
+        """Decode one file, cut and prepare each part of it."""
+        image = self._items[places[0]].image
+        image.check()
+        try:
+            whole = read_image(image.path)
+        except DataError as error:
+            self.broken.update({k: f"{self._items[k].id}: {error}" for k in places})
+            return {}
+        prepared = {}
+        for k in places:
+            picture = self._items[k].image.cut(whole)
+            self._pixels[k] = hash_pixels(picture)
+            prepared[k] = prepare(picture)
+            if k in hold:
+                self._held[k] = picture
+        return prepared
+
+    def _groups(self, places: Sequence[int]) -> list[list[int]]:
+        """Places beside each other that are parts of one file, together."""
+        files = [(item.image.path, item.image.sha256) for item in self._items]
+        return [list(group) for _, group in groupby(places, key=lambda k: files[k])]
+
+
+def _evenly(batches: Iterable[list[tuple[int, Any]]], size: int) -> Iterator[list[tuple[int, Any]]]:
+    """The same entries in batches of `size`; the last one holds what is left."""
+    waiting: list[tuple[int, Any]] = []
+    for batch in batches:
+        waiting += batch
+        whole = len(waiting) // size * size
+        yield from (waiting[start : start + size] for start in range(0, whole, size))
+        waiting = waiting[whole:]
+    if waiting:
+        yield waiting
+
+
+def _batches(groups: Sequence[Sequence[int]], size: int) -> list[list[Sequence[int]]]:
+    """Groups of places, gathered until a batch holds `size` of them or more."""
+    batches: list[list[Sequence[int]]] = []
+    held = size
+    for group in groups:
+        if held >= size:
+            batches.append([])
+            held = 0
+        batches[-1].append(group)
+        held += len(group)
+    return batches
