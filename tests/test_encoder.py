@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from clipbench.embed.images import embed_images
+from clipbench.embed.embedder import Embedder
 from clipbench.errors import EncoderError, UnknownModelError, UsageError
 from clipbench.models import device
-from clipbench.models.encoder import find_factory, unit_rows
+from clipbench.models.encoder import checked_rows, find_factory, unit_rows
 from clipbench.models.zoo import ModelSpec
+from clipbench.options import Options
 from clipbench.session import Session
-from clipbench.settings import Settings
 
 RED = [Image.new("RGB", (4, 4), (255, 0, 0))]
 
@@ -29,7 +29,7 @@ RED = [Image.new("RGB", (4, 4), (255, 0, 0))]
     arrays(np.float64, (4, 3), elements=st.floats(-1e6, 1e6)).filter(lambda a: np.linalg.norm(a, axis=1).min() > 1e-3)
 )
 def test_rows_have_length_one_and_keep_their_direction(raw):
-    rows = unit_rows(raw, 4, "test")
+    rows = unit_rows(raw, "test")
     assert rows.dtype == np.float32
     np.testing.assert_allclose(
         rows * np.linalg.norm(raw, axis=1, keepdims=True), raw, rtol=1e-5, atol=1e-5 * np.abs(raw).max()
@@ -38,7 +38,9 @@ def test_rows_have_length_one_and_keep_their_direction(raw):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_rows_may_come_as_torch_tensors_of_any_float_type(dtype):
-    np.testing.assert_allclose(unit_rows(torch.tensor([[3.0, 4.0]], dtype=dtype), 1, "test"), [[0.6, 0.8]], atol=1e-6)
+    rows = checked_rows(torch.tensor([[3.0, 4.0]], dtype=dtype), 1, "test")
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, [[3.0, 4.0]])
 
 
 @pytest.mark.parametrize(
@@ -49,17 +51,27 @@ def test_rows_may_come_as_torch_tensors_of_any_float_type(dtype):
         (np.array([[1.0, 0], [np.inf, 1]]), "infinity for input 1"),
         (np.ones((3, 2)), r"shape \(3, 2\) for 2 inputs"),
         (np.ones(2), r"shape \(2,\)"),
+        ([["a", "b"], ["c", "d"]], "test returned list, which is no array of numbers"),
     ],
 )
 def test_anything_but_one_finite_row_an_input_is_refused_by_name(raw, words):
     with pytest.raises(EncoderError, match=words):
-        unit_rows(raw, 2, "test")
+        checked_rows(raw, 2, "test")
 
 
-def test_your_own_encoder_gives_unit_rows():
+@pytest.mark.parametrize(
+    ("row", "words"), [([0.0, 0.0], "a zero row"), ([np.nan, 1.0], "NaN"), ([np.inf, 1.0], "infinity")]
+)
+def test_a_row_without_a_direction_cannot_be_normalised(row, words):
+    with pytest.raises(EncoderError, match=f"returned {words} for input 1 "):
+        unit_rows(np.array([[1.0, 1.0], row]))
+
+
+def test_your_own_encoders_rows_are_what_it_gives_as_float32():
     encoder = custom(ColourEncoder())
-    np.testing.assert_allclose(np.linalg.norm(encoder.encode_images(RED), axis=1), 1, atol=1e-6)
-    assert encoder.encode_texts(["a red one"]) @ encoder.encode_images(RED)[0] > 0.999
+    assert encoder.encode_images(RED).tolist() == [[155.0, -100.0, -100.0]]
+    assert encoder.encode_images(RED).dtype == np.float32
+    assert encoder.encode_texts(["a red one"]).tolist() == [[155.0, -100.0, -100.0]]
 
 
 def test_your_own_encoder_with_nan_is_refused():
@@ -76,6 +88,23 @@ def test_an_encoder_may_state_its_identity():
     stated = ColourEncoder()
     stated.identity = {"pretrained": "int8", "weights_sha256": "0" * 64}
     assert custom(stated).identity.pretrained == "int8"
+
+
+def test_an_encoder_may_state_what_was_chosen_and_what_it_is():
+    stated = ColourEncoder()
+    stated.config, stated.logit_scale = {"quantized": "int8"}, np.float32(100)
+    assert custom(stated).asked() == {"config": {"quantized": "int8"}}
+    assert custom(stated).observed()["logit_scale"] == 100
+    assert "logit_bias" not in custom(stated).observed()
+    assert custom(ColourEncoder()).asked() == {}
+
+
+@pytest.mark.parametrize("config", [{"scale": float("nan")}, {"made": object()}, 3])
+def test_a_config_that_no_run_file_can_hold_is_refused(config):
+    stated = ColourEncoder()
+    stated.config = config
+    with pytest.raises(UnknownModelError, match="is no mapping of JSON values"):
+        custom(stated)
 
 
 def test_a_factory_is_found_in_the_current_folder(tmp_path, monkeypatch):
@@ -197,7 +226,7 @@ def test_float32_is_left_alone_on_other_devices_and_for_other_precisions(name, p
 def test_a_session_measures_without_tf32_until_its_encoder_is_freed():
     before = float32_switches()
     seen = []
-    session = Session(Settings(device="cuda"))
+    session = Session(Options(), device.Resources("cuda"))
     session.adopt(ModelSpec("colours", "factory", "factory"), custom(ColourEncoder()))
     seen.append(float32_switches()[:3])
     session.close()
@@ -225,11 +254,11 @@ def test_one_thread_feeds_a_cuda_device_and_the_main_thread_has_its_own_again_af
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        embed_images(custom(Counting()), colour_dataset(tmp_path).items, Settings(device=name, workers=2))
+        Embedder(custom(Counting()), device.Resources(name, workers=2)).images(colour_dataset(tmp_path).items)
         assert seen == [expected]
         assert torch.get_num_threads() == 3
         with pytest.raises(EncoderError):
-            embed_images(custom(NanEncoder()), colour_dataset(tmp_path).items, Settings(device=name))
+            Embedder(custom(NanEncoder()), device.Resources(name)).images(colour_dataset(tmp_path).items)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

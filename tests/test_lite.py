@@ -74,7 +74,7 @@ def test_a_damaged_cache_is_built_again(damage: str, tmp_path: Path, builds: lis
 def test_a_build_killed_at_any_write_leaves_no_usable_half(
     tmp_path: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = lite.write_whole
+    whole = lite.write_atomically
     for survived in range(len(FAKE) + 1):
         written: list[Path] = []
 
@@ -85,10 +85,10 @@ def test_a_build_killed_at_any_write_leaves_no_usable_half(
             whole(path, content)
 
         cache = tmp_path / str(survived)
-        monkeypatch.setattr(lite, "write_whole", die)
+        monkeypatch.setattr(lite, "write_atomically", die)
         with pytest.raises(KeyboardInterrupt):
             lite_directory(cache)
-        monkeypatch.setattr(lite, "write_whole", whole)
+        monkeypatch.setattr(lite, "write_atomically", whole)
         builds.clear()
         assert contents(lite_directory(cache)) == FAKE
         assert builds == ["built"], f"killed after {survived} files"
@@ -136,7 +136,7 @@ def test_a_build_that_loses_its_half_to_a_faster_one_uses_that_and_else_says_so(
                 lite_directory(tmp_path)
             raise FileNotFoundError(path)
 
-        patch.setattr(lite, "write_whole", lose)
+        patch.setattr(lite, "write_atomically", lose)
         if finished:
             assert contents(lite_directory(tmp_path)) == FAKE
         else:

@@ -12,8 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clipbench.embed.store import MINIMUM_LIMIT_BYTES, RowStore
-from clipbench.embed.store_folder import FILE, clear, describe
+from clipbench.embed.store import FILE, MINIMUM_LIMIT_BYTES, RowStore, clear, describe
 from clipbench.errors import UsageError
 
 MIB = 1 << 20
@@ -470,7 +469,7 @@ def test_a_damaged_file_is_neither_described_nor_cleared(store, folder, damage, 
 
 @pytest.mark.parametrize("act", [describe, clear])
 def test_a_store_in_use_is_neither_described_nor_cleared(store, folder, monkeypatch, act):
-    monkeypatch.setattr("clipbench.embed.store_folder.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("clipbench.embed.store.BUSY_SECONDS", 0.05)
     store.put(rows(1))
     with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
