@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from clipbench.judge.ranking import BEATEN, BEST, Pair, Ranking, imagenet_of, rankings, settling_sentences, study_claim
+from clipbench.judge.ranking import Pair, Ranking, imagenet_of, rankings
 from clipbench.report.document import Block, Heading, Paragraph, Picture, Table, value_text
 from clipbench.report.figures import figure_name, literal, new_figure, to_png
 from clipbench.types import Run
@@ -21,7 +21,6 @@ RANDOM_NOTE = "Models with random weights are ranked too: that is what knowing n
 MOST_PAIRS = 10
 BETTER, WORSE, TIE = "#2b6cb0", "#b45309", "#e8eaed"
 """Blue and orange: told apart by people who do not tell red from green."""
-CLAIM = f"The study's claim that {BEST} beats {' and '.join(BEATEN)}"
 
 Ranked = Sequence[tuple[str, Sequence[Ranking]]]
 """(Title, rankings) of each experiment. It takes seconds of tests to make: once per session, by `rankings_by_experiment`."""
@@ -53,20 +52,17 @@ def ranking_blocks(ranked: Ranked, pictured: Collection[str] = ()) -> list[Block
     if any(s.model.is_random for _, found in ranked for r in found for s in r.standings):
         blocks.append(Paragraph(RANDOM_NOTE))
     for title, found in ranked:
-        blocks += [Heading(title, 3), _standings(found), *_pairs(found), *_claims(found)]
+        blocks += [Heading(title, 3), _standings(found), *_pairs(found)]
         if title in pictured:
             blocks.append(Picture(f"figures/{ranking_file(title)}", f"ranking of the models by {title}"))
-    if any(study_claim(r) for _, found in ranked for r in found):
-        blocks += [Heading("What would settle the study's claim", 3), Paragraph(" ".join(settling_sentences()))]
     return blocks
 
 
 def ranking_lines(ranked: Ranked) -> Iterator[str]:
-    """Return the section for a terminal: one line per ranking, the claim's finding under it."""
+    """Return the section for a terminal: one line per ranking."""
     if not ranked:
         return
     yield "the models confronted: score (wins-ties-losses); by rates, never by raw cosine, which is no scale that models share"
-    claimed = False
     for title, found in ranked:
         for ranking in found:
             scores = ", ".join(
@@ -76,11 +72,6 @@ def ranking_lines(ranked: Ranked) -> Iterator[str]:
             yield f"  {title}, {ranking.metric}, n={ranking.n}{tie}: {scores}"
             for model, reason in ranking.not_comparable:
                 yield f"    not comparable: {model.label}, {reason}"
-            if claim := study_claim(ranking):
-                claimed = True
-                yield f"    {CLAIM}: {claim.finding}"
-    if claimed:
-        yield from (f"  {sentence}" for sentence in settling_sentences())
 
 
 def ranking_figure(title: str, found: Sequence[Ranking]) -> bytes:
@@ -141,12 +132,6 @@ def _pair_cells(pair: Pair) -> tuple[str, ...]:
     alone = tuple("-" if count is None else str(count) for count in (pair.a_only, pair.b_only))
     difference = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
     return f"{pair.a.label} - {pair.b.label}", difference, *alone, f"{pair.p:.3g}", conclusion
-
-
-def _claims(found: Sequence[Ranking]) -> Iterator[Block]:
-    for ranking in found:
-        if claim := study_claim(ranking):
-            yield Paragraph(f"{CLAIM}, by {ranking.metric}: {claim.finding}. {' '.join(claim.sentences)}")
 
 
 def _scores(axes: Any, ranking: Ranking) -> None:
