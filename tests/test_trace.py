@@ -149,23 +149,10 @@ def test_another_resolution_or_context_or_dim_is_a_move(trace):
     assert found["image_rows"] == "dim 32 -> 64"
 
 
-def _without(entry, key):
-    entry.pop(key)
-
-
 DAMAGE = {
-    "a key is missing": lambda stages, s: _without(stages[s][0], "sha256"),
     "no base64": lambda stages, s: stages[s][0].update(values="@@@"),
     "cut short": lambda stages, s: stages[s][0].update(values=stages[s][0]["values"][:8]),
     "no values": lambda stages, s: stages[s][0].update(values=""),
-    "values are no text": lambda stages, s: stages[s][0].update(values=3),
-    "another dtype": lambda stages, s: stages[s][0].update(dtype="float64"),
-    "a shape of texts": lambda stages, s: stages[s][0].update(shape=["a"]),
-    "an empty shape": lambda stages, s: stages[s][0].update(shape=[0]),
-    "an item less": lambda stages, s: stages[s].pop(),
-    "no item": lambda stages, s: stages[s].clear(),
-    "no list": lambda stages, s: stages.update({s: "same"}),
-    "a sample that is none": lambda stages, s: stages[s].__setitem__(0, None),
     "no stage": lambda stages, s: stages.pop(s),
 }
 
@@ -181,31 +168,15 @@ def test_a_damaged_or_missing_stage_cannot_be_told_and_spoils_no_other(trace, st
     assert {s for name, s in found.items() if name != stage} == {"same"}
 
 
-def test_nan_and_values_that_are_not_those_of_their_hash_are_damage(trace):
-    wrong = copy.deepcopy(trace)
-    row = values_of(wrong["stages"]["image_rows"][0]).copy()
-    row[0] = np.nan
-    wrong["stages"]["image_rows"][0]["values"] = base64.b64encode(row.tobytes()).decode()
-    wrong["stages"]["text_rows"][0]["values"] = wrong["stages"]["text_rows"][1]["values"]
-    entry = wrong["stages"]["preprocessed_tensor"][0]
-    entry["values"] = base64.b64encode((values_of(entry) + 1).tobytes()).decode()
-    found = states(trace, wrong)
-    assert {found[s] for s in ("image_rows", "text_rows", "preprocessed_tensor")} == {"cannot tell"}
+def test_a_live_model_that_does_not_show_its_activations_cannot_be_told(trace):
+    silent = {key: value for key, value in trace.items() if key != "activations"}
+    findings = compare_traces([trace], [silent])
+    assert [(f.stage, f.details) for f in findings if f.state != "same"] == [("activation", "not shown by the encoder")]
+    assert "activation: cannot tell" in sentence(findings, "tiny-vit")
 
 
-@pytest.mark.parametrize("key", ["stages", "texts", "activations", "dataset", "images"])
-def test_a_trace_without_a_part_says_so(trace, key):
-    broken = copy.deepcopy(trace)
-    broken[key] = None
-    findings = compare_traces([trace], [broken])
-    assert "cannot tell" in {f.state for f in findings}
-    assert "moved" not in {f.state for f in findings}
-    assert "cannot tell" in sentence(findings, "tiny-vit")
-
-
-@pytest.mark.parametrize("head", [[], [{}], ["text"], [{"model": None}]])
-def test_a_missing_trace_cannot_be_told(trace, head):
-    findings = compare_traces([trace], head)
+def test_a_missing_trace_cannot_be_told(trace):
+    findings = compare_traces([trace], [])
     assert {f.state for f in findings} == {"cannot tell"}
     assert sentence(findings, "tiny-vit").startswith("cannot tell")
 

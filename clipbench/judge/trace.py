@@ -1,19 +1,19 @@
 """Two traces compared, stage by stage: which is the first that moved, and how far did the rows move with it?
 
-A stage is "same", "moved" or "cannot tell"; what is missing or damaged is never "same". Inputs of a stage that moved explain
+A stage is "same", "moved" or "cannot tell"; what is missing is never "same". Inputs of a stage that moved explain
 it, so the first one is named. This is information: a trace that moved explains a verdict and makes none. New weights are what a
 fine-tune is for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from clipbench.embed.trace import Sample, read_sample
-from clipbench.errors import ClipbenchError
 from clipbench.judge.rules import Budget, Rules, read_rules
 from clipbench.types import JsonObject
 
@@ -37,18 +37,9 @@ STAGES: Mapping[str, str] = {
 """Every stage in the order in which data flow, with its name for people."""
 
 OUTCOMES = ("image_rows", "text_rows", "similarities")
-
-
-PIXELS = ("decoded_pixels", "preprocessed_tensor")
-"""Stages whose items may have several shapes; the others are rows of one length."""
-
 TENSOR_BUDGET = 1e-5
 """A preprocessed pixel (about -2.7 to 2.7) may move by so much: float32 rounds it at 2.4e-7, a resize adds a few roundings; one
 level of 255 in the picture is 1.4e-2."""
-
-
-class DamagedTraceError(ClipbenchError):
-    """A stage that a trace lacks, or that cannot be read or compared: it is said, and nothing is concluded from it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ class TraceFinding:
     stage: str
     state: State
     details: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, float]
 
     @property
     def moved(self) -> bool:
@@ -84,7 +75,7 @@ def compare_traces(
             findings += _compare(name, pair[0][0], pair[1][0], rules)
         else:
             words = f"base has {len(pair[0])} traces of this model, head has {len(pair[1])}; expected one each"
-            findings.append(TraceFinding(name, "trace", "cannot tell", words))
+            findings.append(TraceFinding(name, "trace", "cannot tell", words, {}))
     return findings
 
 
@@ -110,94 +101,63 @@ def sentence(findings: Sequence[TraceFinding], model: str) -> str:
     return "; ".join(parts)
 
 
-def _model(trace: Any) -> JsonObject:
-    model = trace.get("model") if isinstance(trace, dict) else None
-    return model if isinstance(model, dict) else {}
-
-
-def model_of(trace: Any) -> str:
+def model_of(trace: JsonObject) -> str:
     """Return the name of the model that a trace is of."""
-    name = _model(trace).get("name")
-    return name if isinstance(name, str) and name else "a model without a name"
+    return str(trace["model"]["name"])
 
 
-def _compare(model: str, base: JsonObject, head: JsonObject, rules: Rules) -> list[TraceFinding]:
-    if not _model(base) or not _model(head):
-        return [TraceFinding(model, "trace", "cannot tell", "the trace is damaged: it names no model")]
-    versions = base.get("version"), head.get("version")
-    if versions[0] != versions[1]:
-        return [TraceFinding(model, "trace", "cannot tell", f"trace version {versions[0]!r} -> {versions[1]!r}")]
-    findings = []
-    for stage, answer in _questions(base, head, rules).items():
-        try:
-            state, words, numbers = answer()
-        except DamagedTraceError as error:
-            state, words, numbers = "cannot tell", str(error), {}
-        findings.append(TraceFinding(model, stage, state, words, numbers))
-    return findings
-
-
-def _questions(base: JsonObject, head: JsonObject, rules: Rules) -> dict[str, Callable[[], Answer]]:
-    """One call for each of STAGES, in that order."""
-    before, after = _model(base), _model(head)
-    budget = rules.budget(str(before.get("precision")), str(after.get("precision")))
-
-    def both(stage: str) -> tuple[list[Sample], list[Sample]]:
-        return samples_of_both(base, head, stage)
-
-    return {
-        "decoded_pixels": lambda: pixels_moved(*both("decoded_pixels"), 0.0, " of 255"),
-        "preprocessed_tensor": lambda: pixels_moved(*both("preprocessed_tensor"), TENSOR_BUDGET),
-        "texts": lambda: texts_moved(base.get("texts"), head.get("texts")),
-        "tokens": lambda: tokens_moved(*both("tokens")),
-        "weights": lambda: statement_moved(before.get("weights_sha256"), after.get("weights_sha256"), 12),
-        "precision": lambda: statement_moved(before.get("precision"), after.get("precision")),
-        "activation": lambda: activation_moved(base.get("activations"), head.get("activations")),
-        "image_rows": lambda: rows_moved(*both("image_rows"), budget),
-        "text_rows": lambda: rows_moved(*both("text_rows"), budget),
-        "similarities": lambda: similarities_moved(*both("similarities"), budget),
+def _compare(model: str, base: JsonObject, head: JsonObject, rules: Rules) -> Iterator[TraceFinding]:
+    if base["version"] != head["version"]:
+        words = f"trace version {base['version']!r} -> {head['version']!r}"
+        yield TraceFinding(model, "trace", "cannot tell", words, {})
+        return
+    budget = rules.budget(base["model"]["precision"], head["model"]["precision"])
+    compared: Mapping[str, Callable[[list[Sample], list[Sample]], Answer]] = {
+        "decoded_pixels": partial(pixels_moved, budget=0.0, unit=" of 255"),
+        "preprocessed_tensor": partial(pixels_moved, budget=TENSOR_BUDGET),
+        "tokens": tokens_moved,
+        "image_rows": partial(rows_moved, budget=budget),
+        "text_rows": partial(rows_moved, budget=budget),
+        "similarities": partial(similarities_moved, budget=budget),
     }
+    for stage in STAGES:
+        if stage in compared:
+            yield TraceFinding(model, stage, *_samples_moved(base, head, stage, compared[stage]))
+        else:
+            yield TraceFinding(model, stage, *_statement_moved(base, head, stage))
 
 
-def samples_of_both(base: JsonObject, head: JsonObject, stage: str) -> tuple[list[Sample], list[Sample]]:
-    """Return the samples of a stage in two traces, item by item.
-
-    Raises: DamagedTraceError as `samples_of`, and when the two are of other items or contradict their own hashes.
-    """
-    before, after = samples_of(base, stage, "base"), samples_of(head, stage, "head")
-    if _items(base) != _items(head) or len(before) != len(after):
-        raise DamagedTraceError("the traces are of other items")
-    for b, a in zip(before, after, strict=True):
-        if b.shape == a.shape and b.values.shape != a.values.shape:
-            raise DamagedTraceError("the traces keep other positions")
-        if b.sha256 == a.sha256 and not np.array_equal(b.values, a.values):
-            raise DamagedTraceError("a trace is damaged: one hash, two arrays")
-    return before, after
-
-
-def samples_of(trace: JsonObject, stage: str, which: str) -> list[Sample]:
-    """Return the samples of a stage, one per item; `which` (base or head) is for messages.
-
-    Raises: DamagedTraceError when the stage is absent or empty, a sample is damaged, or rows have several lengths.
-    """
-    stages = trace.get("stages")
-    entries = stages.get(stage) if isinstance(stages, dict) else None
-    if entries is None:
-        raise DamagedTraceError(f"not in the trace of {which}")
-    if not isinstance(entries, list) or not entries:
-        raise DamagedTraceError(f"the trace of {which} is damaged: no samples")
+def _samples_moved(
+    base: JsonObject, head: JsonObject, stage: str, moved: Callable[[list[Sample], list[Sample]], Answer]
+) -> Answer:
+    for trace, which in ((base, "base"), (head, "head")):
+        if stage not in trace["stages"]:
+            return "cannot tell", f"not in the trace of {which}", {}
+    if (base["images"], base["dataset"]["fingerprint"]) != (head["images"], head["dataset"]["fingerprint"]):
+        return "cannot tell", "the traces are of other items", {}
     try:
-        samples = [read_sample(entry) for entry in entries]
+        before, after = ([read_sample(entry) for entry in trace["stages"][stage]] for trace in (base, head))
     except ValueError as error:
-        raise DamagedTraceError(f"the trace of {which} is damaged: {error}") from error
-    if stage not in PIXELS and {(len(s.shape), s.shape) for s in samples} != {(1, samples[0].shape)}:
-        raise DamagedTraceError(f"the trace of {which} is damaged: rows of several shapes")
-    return samples
+        return "cannot tell", f"a trace is damaged: {error}", {}
+    return moved(before, after)
 
 
-def _items(trace: JsonObject) -> tuple[Any, Any]:
-    dataset = trace.get("dataset")
-    return trace.get("images"), dataset.get("fingerprint") if isinstance(dataset, dict) else None
+def _statement_moved(base: JsonObject, head: JsonObject, stage: str) -> Answer:
+    """What two encoders say of themselves; nothing said cannot be compared."""
+    if stage == "texts":
+        return texts_moved(base["texts"], head["texts"])
+    if stage == "activation":  # how many modules of each kind the live models hold, whatever their names say
+        kinds = [trace.get("activations", {}) for trace in (base, head)]
+        before, after = (", ".join(f"{n} {name}" for name, n in sorted(found.items())) for found in kinds)
+    else:
+        key = "weights_sha256" if stage == "weights" else stage
+        before, after = (trace["model"][key] for trace in (base, head))
+    if not before or not after:
+        return "cannot tell", f"not {'shown' if stage == 'activation' else 'stated'} by the encoder", {}
+    length = 12 if stage == "weights" else None
+    if before == after:
+        return "same", before[:length], {}
+    return "moved", f"{before[:length]} -> {after[:length]}", {}
 
 
 def pixels_moved(before: Sequence[Sample], after: Sequence[Sample], budget: float, unit: str = "") -> Answer:
@@ -220,11 +180,8 @@ def pixels_moved(before: Sequence[Sample], after: Sequence[Sample], budget: floa
     return "moved", words, numbers
 
 
-def texts_moved(before: Any, after: Any) -> Answer:
+def texts_moved(before: Sequence[str], after: Sequence[str]) -> Answer:
     """The texts with their prompt, exactly."""
-    for texts in (before, after):
-        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-            raise DamagedTraceError("a trace has no texts")
     if before == after:
         return "same", "every text", {}
     if len(before) != len(after):
@@ -248,29 +205,13 @@ def tokens_moved(before: Sequence[Sample], after: Sequence[Sample]) -> Answer:
     return "moved", f"{words}, {seen}", {"changed": len(changed)}
 
 
-def statement_moved(before: Any, after: Any, length: int = 40) -> Answer:
-    """What two encoders say of themselves; nothing said cannot be compared."""
-    if not all(isinstance(value, str) and value for value in (before, after)):
-        raise DamagedTraceError("not stated by the encoder")
-    if before == after:
-        return "same", before[:length], {}
-    return "moved", f"{before[:length]} -> {after[:length]}", {}
-
-
-def activation_moved(before: Any, after: Any) -> Answer:
-    """How many activation modules of each kind the live models hold, whatever their names say."""
-    if not all(isinstance(kinds, dict) and kinds for kinds in (before, after)):
-        raise DamagedTraceError("not shown by the encoder")
-    words = [", ".join(f"{n} {name}" for name, n in sorted(kinds.items())) for kinds in (before, after)]
-    return ("same", words[0], {}) if before == after else ("moved", " -> ".join(words), {})
-
-
 def rows_moved(before: Sequence[Sample], after: Sequence[Sample], budget: Budget) -> Answer:
     """Unit rows, by their distance from base's: moved beyond half the budget of cosines."""
     if before[0].shape != after[0].shape:
         return "moved", f"dim {before[0].shape[0]} -> {after[0].shape[0]}", {}
-    base, head = (_unit(np.stack([s.values for s in side])) for side in (before, after))
-    distances = np.sqrt(np.sum((head - base) ** 2, axis=1))
+    rows = (np.stack([s.values for s in side]) for side in (before, after))
+    base, head = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in rows)
+    distances = np.linalg.norm(head - base, axis=1)
     cosines = 1 - distances**2 / 2  # of unit rows; exact where a product would round
     numbers = {
         "cosine_min": float(cosines.min()),
@@ -281,18 +222,8 @@ def rows_moved(before: Sequence[Sample], after: Sequence[Sample], budget: Budget
     return ("moved" if distances.max() > budget.cosine / 2 else "same"), words, numbers
 
 
-def _unit(rows: Floats) -> Floats:
-    norms = np.sqrt(np.sum(rows**2, axis=1, keepdims=True))
-    if not norms.all():
-        raise DamagedTraceError("a row of a trace is zero")
-    unit: Floats = rows / norms
-    return unit
-
-
 def similarities_moved(before: Sequence[Sample], after: Sequence[Sample], budget: Budget) -> Answer:
     """The matrix of cosines: moved beyond the budget, with the rankings that changed."""
-    if before[0].shape != after[0].shape:
-        raise DamagedTraceError("the matrices have other shapes")
     base, head = (np.stack([s.values for s in side]) for side in (before, after))
     flips, pairs = rank_flips(base, head, 2 * budget.cosine)
     winners = sum(other_winners(b, h, 2 * budget.cosine) for b, h in ((base, head), (base.T, head.T)))
