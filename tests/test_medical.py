@@ -44,10 +44,10 @@ def verdict(natural, *medical, **identity):
         name: matrix(h, name, **identity) for name, h in zip(("medical", "medical_other"), medical, strict=False)
     }
     results |= {} if natural is None else {"natural": matrix(natural, "natural", **identity)}
-    return contract_verdicts(results["medical"], results)
+    return tuple(contract_verdicts(results["medical"], results))
 
 
-def words(natural, medical, n, margin=MARGIN, alert=None):
+def words(natural, medical, n, margin=MARGIN, alert=MARGIN):
     return [contract_decision(Hits(natural, 8), Hits(k, n), margin, CHANCE, alert)[1].split(" at ")[0] for k in medical]
 
 
@@ -74,7 +74,7 @@ def test_a_true_difference_of_the_alert_is_alerted_on_and_one_of_the_margin_pass
 
 
 def test_at_a_true_difference_of_the_margin_each_verdict_is_wrong_at_most_one_time_in_forty():
-    found = [[contract_decision(Hits(a, 8), Hits(b, 8), MARGIN, CHANCE)[1] for b in range(9)] for a in range(9)]
+    found = [[contract_decision(Hits(a, 8), Hits(b, 8), MARGIN, CHANCE, MARGIN)[1] for b in range(9)] for a in range(9)]
     for rate in np.linspace(MARGIN, 1, 16):
         chance_of = stats.binom.pmf(range(9), 8, rate)[:, None] * stats.binom.pmf(range(9), 8, rate - MARGIN)
         for word in ("fails as expected", "no longer fails"):
@@ -114,12 +114,12 @@ def test_one_set_of_eight_cannot_tell_that_a_model_no_longer_fails():
 
 def test_a_large_collection_decides_both_ways():
     natural = Hits(8, 8)
-    assert contract_decision(natural, Hits(300, 1000), MARGIN, CHANCE)[1] == "fails as expected"
-    assert contract_decision(natural, Hits(850, 1000), MARGIN, CHANCE)[1] == "no longer fails"
-    assert contract_reach(natural, 1000, MARGIN).endswith(
+    assert contract_decision(natural, Hits(300, 1000), MARGIN, CHANCE, MARGIN)[1] == "fails as expected"
+    assert contract_decision(natural, Hits(850, 1000), MARGIN, CHANCE, MARGIN)[1] == "no longer fails"
+    assert contract_reach(natural, 1000, MARGIN, MARGIN).endswith(
         "of n=1000 379 or fewer would pass and 778 or more would fail"
     )
-    around = [contract_decision(natural, Hits(hits, 1000), MARGIN, CHANCE)[0] for hits in (379, 380, 777, 778)]
+    around = [contract_decision(natural, Hits(hits, 1000), MARGIN, CHANCE, MARGIN)[0] for hits in (379, 380, 777, 778)]
     assert around == ["pass", "inconclusive", "inconclusive", "fail"]
 
 

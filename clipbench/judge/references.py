@@ -29,10 +29,10 @@ Z = 1.96
 
 
 def judge(result: Result, beside: Mapping[str, Result] | None = None) -> tuple[Verdict, ...]:
-    """Return the verdicts of a result against the published card, matrices, tables and labels, the floors, and its own activation.
+    """Return the verdicts of a result against every expected value that speaks of it.
 
-    `beside` are the same model's results by experiment, for what needs two of them: medical images are held against natural
-    ones. Random weights are held to their card alone: nothing else is claimed of them.
+    `beside`: the same model's results by experiment; medical images are held against natural ones. Random weights are held to
+    their card alone: nothing else is claimed of them.
     """
     verdicts = list(_card_verdicts(result))
     if not result.model.is_random:
@@ -48,16 +48,11 @@ def judge(result: Result, beside: Mapping[str, Result] | None = None) -> tuple[V
 def weights_of(model: ModelIdentity) -> str:
     """Return the tag whose weights these are: OpenAI's own files are recognised by their SHA-256, however they were given."""
     row = zoo().get(model.name)
-    if row and model.file_sha256 == row.openai_checkpoint_sha256:
-        return "openai"
-    return model.pretrained
+    return "openai" if row and model.file_sha256 == row.openai_checkpoint_sha256 else model.pretrained
 
 
 def dropped_optimizations(run: Run) -> Iterator[str]:
-    """Return notes: each optimization that was dropped, what that cost, and the model's other results that took optimizations.
-
-    Their own sample agreed with the reference path.
-    """
+    """Yield a note on each optimization that was dropped, and on the model's other results, whose own sample agreed."""
     for name in dict.fromkeys(r.model.name for r in run.results):
         results = [r for r in run.results if r.model.name == name]
         dropped = [(r, tower, how) for r in results for tower, how in r.provenance.encoding.items() if how.dropped]
@@ -70,12 +65,6 @@ def dropped_optimizations(run: Run) -> Iterator[str]:
             yield f"optimizations of {name} whose own sample agreed with the reference path: {which}"
 
 
-def _verdict(
-    result: Result, metric: str, kind: str, outcome: Outcome, reason: str, source: str, expected: float | str
-) -> Verdict:
-    return Verdict(result.key, metric, kind, outcome, reason, source, expected)
-
-
 def _card_verdicts(result: Result) -> Iterator[Verdict]:
     if result.experiment != "model_card" or result.model.name not in cards():
         return
@@ -85,7 +74,7 @@ def _card_verdicts(result: Result) -> Iterator[Verdict]:
         word = "absent" if got is None else f"{got:,.0f}"
         outcome: Outcome = "pass" if got == expected else "fail"
         reason = f"{metric} is {word}, the published card says {expected:,}"
-        yield _verdict(result, metric, "published", outcome, reason, f"card: {source}", expected)
+        yield Verdict(result.key, metric, "published", outcome, reason, f"card: {source}", expected)
 
 
 @dataclass(frozen=True)
@@ -108,23 +97,18 @@ def floors() -> tuple[Floor, ...]:
 
 
 def _floor_verdicts(result: Result) -> Iterator[Verdict]:
-    key = (result.experiment, result.dataset.name)
+    about = (result.experiment, result.dataset.name, weights_of(result.model))
     for floor in floors():
-        if (
-            key != (floor.experiment, floor.dataset)
-            or result.model.name not in floor.models
-            or weights_of(result.model) != floor.weights
-        ):
+        if about != (floor.experiment, floor.dataset, floor.weights) or result.model.name not in floor.models:
             continue
         for metric in floor.metrics:
-            if metric not in result.scores:
-                reason = f"{metric} was not measured"
-                yield _verdict(result, metric, "floor", "inconclusive", reason, floor.source, floor.at_least)
-                continue
-            found = result.scores[metric]
-            outcome: Outcome = "pass" if found.value >= floor.at_least else "fail"
-            reason = f"{metric} is {found.value:.4g} at n={found.n}, the floor is {floor.at_least:.4g}{_missed(found.outcomes)}"
-            yield _verdict(result, metric, "floor", outcome, reason, floor.source, floor.at_least)
+            outcome: Outcome = "inconclusive"
+            reason = f"{metric} was not measured"
+            if found := result.scores.get(metric):
+                outcome = "pass" if found.value >= floor.at_least else "fail"
+                reason = f"{metric} is {found.value:.4g} at n={found.n}, the floor is {floor.at_least:.4g}"
+                reason += _missed(found.outcomes)
+            yield Verdict(result.key, metric, "floor", outcome, reason, floor.source, floor.at_least)
 
 
 def _missed(outcomes: Outcomes | None) -> str:
@@ -134,7 +118,10 @@ def _missed(outcomes: Outcomes | None) -> str:
 
 @dataclass(frozen=True)
 class PublishedMatrix:
-    """A published square matrix of cosines (texts, images), both axes in the order of `names`; -1 marks no value."""
+    """A published square matrix of cosines (texts, images), both axes in the order of `names`; -1 marks no value.
+
+    `tolerances`: how far a re-run may lie from a decoded and from a printed cell.
+    """
 
     model: str
     weights: str
@@ -142,12 +129,13 @@ class PublishedMatrix:
     differing_columns: Sequence[str]
     names: Sequence[str]
     printed: Sequence[Sequence[float]]
+    tolerances: tuple[float, float]
     decoded: Sequence[Sequence[float]] = ()
     experiment: str = "natural"
 
     def cell(self, row: int, column: int) -> tuple[float, float] | None:
         """Return (value, tolerance) of a cell, the finer value first, or None where nothing was published."""
-        fine, coarse = tolerances()
+        fine, coarse = self.tolerances
         if self.decoded and self.decoded[row][column] >= 0:
             return self.decoded[row][column], fine
         return (self.printed[row][column], coarse) if self.printed[row][column] >= 0 else None
@@ -156,21 +144,18 @@ class PublishedMatrix:
 @cache
 def published_matrices() -> tuple[PublishedMatrix, ...]:
     """Return every row of fixtures/published/natural_similarity.toml."""
-    return tuple(PublishedMatrix(**row) for row in _table("published/natural_similarity.toml")["matrix"])
-
-
-@cache
-def tolerances() -> tuple[float, float]:
-    """Return the tolerances on a re-run in cosine: of decoded cells, of printed cells."""
     table = _table("published/natural_similarity.toml")
-    return table["tolerance_decoded"], table["tolerance_printed"]
+    tolerances = (table["tolerance_decoded"], table["tolerance_printed"])
+    return tuple(PublishedMatrix(**row, tolerances=tolerances) for row in table["matrix"])
 
 
 def _matrix_verdicts(result: Result) -> Iterator[Verdict]:
-    for matrix in published_matrices() if result.model.precision != "bf16" else ():
-        about = (matrix.experiment, matrix.model, matrix.weights)
-        if about == (result.experiment, result.model.name, weights_of(result.model)) and MATRIX in result.matrices:
-            yield _matrix_verdict(result, matrix)
+    """Not for bf16, whose rounding moves cosines further than the tolerance."""
+    about = (result.experiment, result.model.name, weights_of(result.model))
+    if MATRIX in result.matrices and result.model.precision != "bf16":
+        for matrix in published_matrices():
+            if about == (matrix.experiment, matrix.model, matrix.weights):
+                yield _matrix_verdict(result, matrix)
 
 
 def _matrix_verdict(result: Result, matrix: PublishedMatrix) -> Verdict:
@@ -179,7 +164,7 @@ def _matrix_verdict(result: Result, matrix: PublishedMatrix) -> Verdict:
     missing = [name for name in matrix.names if name not in rows or name not in columns]
     if missing:
         reason = f"the matrix has cells of {', '.join(missing)}, which were not measured"
-        return _verdict(result, MATRIX, "published", "inconclusive", reason, matrix.source, "every cell")
+        return Verdict(result.key, MATRIX, "published", "inconclusive", reason, matrix.source, "every cell")
     off, cells, worst = [], 0, 0.0
     for row, text in enumerate(matrix.names):
         for column, image in enumerate(matrix.names):
@@ -189,16 +174,14 @@ def _matrix_verdict(result: Result, matrix: PublishedMatrix) -> Verdict:
             cells += 1
             value, tolerance = published
             found = float(measured.values[rows[text], columns[image]])
-            distance = abs(found - value)
-            worst = max(worst, distance)
+            worst = max(worst, distance := abs(found - value))
             if distance > tolerance:
-                cell = f"({text}, {image}) {found:.4f}, published {value:.4f} +-{tolerance}"
-                off.append((distance, cell))
+                off.append((distance, f"({text}, {image}) {found:.4f}, published {value:.4f} +-{tolerance}"))
     examples = "; ".join(words for _, words in sorted(off, reverse=True)[:MOST_CELLS])
     reason = f"{cells - len(off)} of {cells} published cells within tolerance, largest difference {worst:.4f}"
     reason += f"; worst: {examples}" if off else ""
     outcome: Outcome = "inconclusive" if not cells else "fail" if off else "pass"
-    return _verdict(result, MATRIX, "published", outcome, reason, matrix.source, f"{cells} cells")
+    return Verdict(result.key, MATRIX, "published", outcome, reason, matrix.source, f"{cells} cells")
 
 
 @dataclass(frozen=True)
@@ -240,9 +223,8 @@ def published_tables() -> tuple[PublishedTable, ...]:
 def published_verdicts(result: Result) -> Iterator[Verdict]:
     """Yield a floor (kind floor) and a ceiling (kind published) for each published value whose protocol the run follows.
 
-    Where the protocol differs the value is reported beside the measured one (`unenforced`) and not enforced. Floor and ceiling are
-    the value -+ 1.96 sqrt(p (1 - p) / n) -+ spread. A value above the ceiling fails: leaked data, changed prompts or another split
-    look like that, and no reproduction does.
+    They are the value -+ 1.96 sqrt(p (1 - p) / n) -+ spread. Above the ceiling fails: leaked data, changed prompts or another
+    split look like that, and no reproduction does. Where the protocol differs see `unenforced`.
     """
     for table, published in _tables_about(result):
         if not protocol_differences(table, result):
@@ -278,10 +260,9 @@ def protocol_differences(table: PublishedTable, result: Result) -> list[str]:
 
 
 def sampling_n(result: Result, metric: str, counts_clusters: bool = False) -> float:
-    """Return the number of independent outcomes behind a metric, for its sampling error.
+    """Return how many independent outcomes are behind a metric: clusters (`counts_clusters`), or its outcomes.
 
-    `counts_clusters`: outcomes of one cluster (captions of one image) count as one. For a mean over classes it is
-    classes^2 / sum(1 / items of a class), which gives the error of that mean when every class has the same rate.
+    For a mean over classes it is classes^2 / sum(1 / items of a class), the error of that mean at one rate in every class.
     """
     score = result.scores[metric]
     answers, outcomes = result.answers.get(score.spec.answers), score.outcomes
@@ -295,11 +276,11 @@ def sampling_n(result: Result, metric: str, counts_clusters: bool = False) -> fl
 
 def _tables_about(result: Result) -> Iterator[tuple[PublishedTable, Mapping[str, float]]]:
     """The tables about this experiment (and labelled folder), these weights and this model, with the model's values."""
-    name, weights = result.experiment, weights_of(result.model)
+    about = (result.experiment, weights_of(result.model))
     for table in published_tables():
-        right_data = table.dataset in ("", result.dataset.name)
-        if (table.experiment, table.weights) == (name, weights) and right_data and result.model.name in table.values:
-            yield table, table.values[result.model.name]
+        values = table.values.get(result.model.name)
+        if values and about == (table.experiment, table.weights) and table.dataset in ("", result.dataset.name):
+            yield table, values
 
 
 def _bounds(result: Result, table: PublishedTable, metric: str, value: float) -> Iterator[Verdict]:
@@ -311,12 +292,12 @@ def _bounds(result: Result, table: PublishedTable, metric: str, value: float) ->
     at = f"{metric} is {found:.4f} at n={result.scores[metric].n:,}"
     reason = f"{at}, the floor is {floor:.4f} = {sum_of.format('-')}"
     outcome: Outcome = "pass" if found >= floor else "fail"
-    yield _verdict(result, metric, "floor", outcome, reason, table.source, round(floor, 6))
+    yield Verdict(result.key, metric, "floor", outcome, reason, table.source, round(floor, 6))
     reason = f"{at}, published {value:.4f}; at most {ceiling:.4f} = {sum_of.format('+')}"
     if found > ceiling:
         reason = f"suspiciously above: leaked data, changed prompts or another split? {reason}"
     outcome = "pass" if found <= ceiling else "fail"
-    yield _verdict(result, metric, "published", outcome, reason, table.source, round(value, 6))
+    yield Verdict(result.key, metric, "published", outcome, reason, table.source, round(value, 6))
 
 
 @dataclass(frozen=True)
@@ -349,11 +330,10 @@ def label_verdicts(result: Result) -> Iterator[Verdict]:
     A winner is right when it is the published one, or a label that was published within the tolerance of it. Probabilities
     are those of the published winners. Not for bf16, whose rounding moves probabilities further than the tolerance.
     """
-    if LABELS not in result.matrices or result.model.precision == "bf16":
-        return
-    for figure in published_labels():
-        if (figure.model, figure.weights) == (result.model.name, weights_of(result.model)):
-            yield from _label_agreement(result, figure)
+    if LABELS in result.matrices and result.model.precision != "bf16":
+        for figure in published_labels():
+            if (figure.model, figure.weights) == (result.model.name, weights_of(result.model)):
+                yield from _label_agreement(result, figure)
 
 
 def _label_agreement(result: Result, figure: PublishedLabels) -> Iterator[Verdict]:
@@ -375,19 +355,15 @@ def _label_agreement(result: Result, figure: PublishedLabels) -> Iterator[Verdic
             far.append(f"{item} {winner} {found:.3f}, published {probability:.3f} +-{allowed:.3f}")
     n = len(compared)
     left_out = f"; {', '.join(figure.differing)} left out (another picture)" if figure.differing else ""
-    reason = f"{n - len(wrong)} of {n} published winners win{left_out}" + "".join(f"; {line}" for line in wrong)
-    yield _label_verdict(result, "top1_label", figure, f"{n} winners", wrong, n, reason)
-    reason = f"{n - len(far)} of {n} winners' probabilities within tolerance, largest difference {largest:.4f}"
-    yield _label_verdict(
-        result, "top1_probability", figure, f"{n} probabilities", far, n, reason + "".join(f"; {line}" for line in far)
-    )
-
-
-def _label_verdict(
-    result: Result, metric: str, figure: PublishedLabels, expected: str, missed: list[str], n: int, reason: str
-) -> Verdict:
-    outcome: Outcome = "inconclusive" if n == 0 else "fail" if missed else "pass"
-    return _verdict(result, metric, "published", outcome, reason, figure.source, expected)
+    winners = f"{n - len(wrong)} of {n} published winners win{left_out}"
+    within = f"{n - len(far)} of {n} winners' probabilities within tolerance, largest difference {largest:.4f}"
+    for metric, expected, missed, reason in (
+        ("top1_label", f"{n} winners", wrong, winners),
+        ("top1_probability", f"{n} probabilities", far, within),
+    ):
+        outcome: Outcome = "inconclusive" if n == 0 else "fail" if missed else "pass"
+        reason = "; ".join([reason, *missed])
+        yield Verdict(result.key, metric, "published", outcome, reason, figure.source, expected)
 
 
 @dataclass(frozen=True)
@@ -423,81 +399,68 @@ def contracts() -> tuple[Contract, ...]:
     return tuple(Contract(**row) for row in _table("medical_contract.toml")["contract"])
 
 
-def contract_of(result: Result) -> Contract | None:
-    """Return the contract that a result is held to: the first row of its experiment that names the model, or every model.
+def contract_verdicts(result: Result, beside: Mapping[str, Result]) -> Iterator[Verdict]:
+    """Yield the verdict of a result's contract, the first row of its experiment that names the model, or every model.
 
-    None for random weights, for an experiment without one, and for a model that is exempt.
+    Nothing for random weights, for an experiment without a contract, and for a model that is exempt. `beside`: the same model's
+    results by experiment, where the contract finds what it pools or compares; inconclusive where that was not measured.
     """
-    mine = [c for c in contracts() if c.experiment == result.experiment and not result.model.is_random]
-    found = next((c for c in mine if result.model.name in c.models), next((c for c in mine if "*" in c.models), None))
-    return None if found is None or found.exempt else found
-
-
-def contract_verdicts(result: Result, beside: Mapping[str, Result]) -> tuple[Verdict, ...]:
-    """Return the verdict of a result's contract, none where it has none.
-
-    `beside`: the same model's results by experiment; what the contract pools or compares is looked up there. Inconclusive
-    where the natural result, or the metric, was not measured.
-    """
-    contract = contract_of(result)
-    if contract is None:
-        return ()
+    rows = [c for c in contracts() if c.experiment == result.experiment and not result.model.is_random]
+    rows = [c for c in rows if result.model.name in c.models] or [c for c in rows if "*" in c.models]
+    if not rows or rows[0].exempt:
+        return
+    contract = rows[0]
     pooled = [result, *(beside[name] for name in contract.pooled_with if name in beside)]
     parts = {r.dataset.name: found for r in pooled if (found := _hits(r, contract.metric))}
     natural = _hits(beside[contract.against], contract.metric) if contract.against in beside else None
     if natural is None or _hits(result, contract.metric) is None:
+        outcome: Outcome = "inconclusive"
         missing = f"{contract.metric} of {contract.against if natural is None else contract.experiment}"
-        return (
-            _contract_verdict(
-                result, contract, "inconclusive", f"cannot tell: {missing} was not measured for this model"
-            ),
+        reason = f"cannot tell: {missing} was not measured for this model"
+    else:
+        medical = Hits(sum(p.hits for p in parts.values()), sum(p.n for p in parts.values()))
+        outcome, finding = contract_decision(natural, medical, contract.margin, contract.chance, contract.alert_below)
+        low, high = _contract_interval(natural, medical)
+        detail = f" ({', '.join(f'{name} {part}' for name, part in parts.items())})" if len(parts) > 1 else ""
+        reason = (
+            f"{finding}: {contract.against} {natural}, medical {medical}{detail}; {contract.against} minus medical is "
+            f"{natural.hits / natural.n - medical.hits / medical.n:+.3f} [{low:+.3f}, {high:+.3f}], "
+            f"the margin {contract.margin}, the alert below {contract.alert_below}"
         )
-    medical = Hits(sum(p.hits for p in parts.values()), sum(p.n for p in parts.values()))
-    word, finding = contract_decision(natural, medical, contract.margin, contract.chance, contract.alert_below)
-    low, high = _contract_interval(natural, medical)
-    detail = f" ({', '.join(f'{name} {part}' for name, part in parts.items())})" if len(parts) > 1 else ""
-    reason = (
-        f"{finding}: {contract.against} {natural}, medical {medical}{detail}; {contract.against} minus medical is "
-        f"{natural.hits / natural.n - medical.hits / medical.n:+.3f} [{low:+.3f}, {high:+.3f}], "
-        f"the margin {contract.margin}, the alert below {contract.alert_below}"
+        if outcome == "inconclusive":
+            reason += f"; {contract_reach(natural, medical.n, contract.margin, contract.alert_below)}"
+    expected, source = (
+        f"{contract.against} - medical > {contract.margin}",
+        f"contract of expected failure: {contract.source}",
     )
-    if word == "inconclusive":
-        reason += f"; {contract_reach(natural, medical.n, contract.margin, contract.alert_below)}"
-    return (_contract_verdict(result, contract, word, reason),)
+    yield Verdict(result.key, contract.metric, "contract", outcome, reason, source, expected)
 
 
-def contract_decision(
-    natural: Hits, medical: Hits, margin: float, chance: float, alert_below: float | None = None
-) -> tuple[Outcome, str]:
+def contract_decision(natural: Hits, medical: Hits, margin: float, chance: float, alert: float) -> tuple[Outcome, str]:
     """Return the verdict and its words: does a model do worse on medical images than on natural ones, by more than a margin?
 
-    It alerts in either direction: when medical images are matched nearly as well as natural ones (fine-tuned, leaked, or a
-    changed pipeline), and when natural ones no longer are. Rates are of `text_to_image_top1` in matrices of eight; all medical
-    matrices of a contract are pooled. The verdict comes from the exact 95 % interval of natural minus medical:
+    It alerts in either direction, by the exact 95 % interval of natural minus medical (rates in matrices of eight, all medical
+    ones pooled):
 
     - its lower end is above the margin: pass, "fails as expected";
-    - its upper end is below the alert, and natural works (significantly above chance plus the margin, so that there is something to
-      fail against) or medical is significantly above 1 minus the alert: fail, "no longer fails";
-    - its upper end is below the alert but natural is not shown to work, or natural is significantly below chance plus the margin:
-      fail, "natural itself fails", which must not read as medical images being matched any better;
-    - else inconclusive, "cannot tell at n=...", with what could have been told.
+    - its upper end is below the alert, and natural works (significantly above chance plus the margin: there is something to fail
+      against) or medical is significantly above 1 minus the alert: fail, "no longer fails" (fine-tuned, leaked, a changed pipeline);
+    - its upper end is below the alert otherwise, or natural is significantly below chance plus the margin: fail, "natural itself
+      fails", which must not read as medical images being matched any better;
+    - else inconclusive, "cannot tell at n=...". Between margin and alert lies the zone of indifference, where enough data pass.
 
-    A model whose true difference is the margin or less passes in at most 2.5 % of repetitions, one whose true difference is the
-    alert or more is alerted on in at most 2.5 %; between margin and alert is the zone of indifference, where enough data pass.
-    With margin .125 and alert .25:
+    A model whose true difference is the margin passes, and one whose true difference is the alert is alerted on, in at most 2.5 %
+    of repetitions. With margin .125 and alert .25:
 
         natural   medical of 8                  medical of 16 (both sets)
         8 of 8    0-3 pass, 4-8 cannot tell     0-7 pass, 8-15 cannot tell, 16 no longer fails
         7 of 8    0-1 pass, 2-8 cannot tell     0-4 pass, 5-14 cannot tell, 15-16 no longer fails
         6 of 8    0 pass, 1-7 cannot tell,      0-3 pass, 4-13 cannot tell, 14-16 no longer fails
                   8 no longer fails
-    Outcomes of one matrix share its images, so they are not quite independent; they compete for them, which makes the number of
-    hits vary less than the independent outcomes that the interval supposes (ratio of variances .4 to 1.02 over simulated
-    matrices with and without images that attract every text), so the interval errs on the wide side.
 
-    `alert_below` is the margin where none is given.
+    The outcomes of one matrix compete for its images, so that hits vary less than the interval supposes (ratio of variances .4 to
+    1.02 over simulated matrices): it errs on the wide side.
     """
-    alert = margin if alert_below is None else alert_below
     low, high = _contract_interval(natural, medical)
     natural_low, natural_high = wilson_interval(natural.hits, natural.n)
     if low > margin:
@@ -510,9 +473,8 @@ def contract_decision(
 
 
 @cache
-def contract_reach(natural: Hits, n: int, margin: float, alert_below: float | None = None) -> str:
+def contract_reach(natural: Hits, n: int, margin: float, alert: float) -> str:
     """Return in words which numbers of hits in n medical outcomes would have decided, natural being what it is."""
-    alert = margin if alert_below is None else alert_below
     passing = bisect_left(range(n + 1), True, key=lambda hits: _contract_interval(natural, Hits(hits, n))[0] <= margin)
     failing = bisect_left(range(n + 1), True, key=lambda hits: _contract_interval(natural, Hits(hits, n))[1] < alert)
     would_pass = f"{passing - 1} or fewer" if passing else "none"
@@ -528,12 +490,6 @@ def _contract_interval(natural: Hits, medical: Hits) -> Interval:
 def _hits(result: Result, metric: str) -> Hits | None:
     outcomes = result.scores[metric].outcomes if metric in result.scores else None
     return None if outcomes is None else Hits(int(outcomes.values.sum()), len(outcomes.values))
-
-
-def _contract_verdict(result: Result, contract: Contract, outcome: Outcome, reason: str) -> Verdict:
-    expected = f"{contract.against} - medical > {contract.margin}"
-    source = f"contract of expected failure: {contract.source}"
-    return _verdict(result, contract.metric, "contract", outcome, reason, source, expected)
 
 
 def _activation_verdicts(result: Result) -> Iterator[Verdict]:
@@ -557,15 +513,14 @@ def _activation_verdicts(result: Result) -> Iterator[Verdict]:
     if better:
         reason += f": these weights were most likely trained with {other}; run again with --activation {other}"
     outcome: Outcome = "fail" if better else "pass"
-    yield _verdict(result, "activation", "floor", outcome, reason, "the same matrix with the other activation", ours)
+    yield Verdict(result.key, "activation", "floor", outcome, reason, "the same matrix with the other activation", ours)
 
 
 def _contrasts(cosines: FloatArray) -> FloatArray:
     """Return (n,): each item's own cosine minus the mean of the wrong cells in its row and column. Smoother than a margin."""
     own = np.diag(cosines)
     wrong = cosines.sum(axis=0) + cosines.sum(axis=1) - 2 * own
-    contrasts: FloatArray = own - wrong / (2 * (len(cosines) - 1))
-    return contrasts
+    return np.asarray(own - wrong / (2 * (len(cosines) - 1)))
 
 
 @cache
