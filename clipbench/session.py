@@ -40,7 +40,6 @@ SOFTWARE = (
     "safetensors", "scikit-image", "pydicom", "pycocotools", "scipy", "pytest", "pytest-benchmark",
 )  # fmt: skip
 RANDOM_REASON = "random weights: measured and recorded, not held to floors or published values"
-JUDGED_AT_RANDOM = ("model_card", "speed")
 
 
 class NotLoadedError(ClipbenchError):
@@ -196,7 +195,7 @@ class Session:
                 write_rows(self.options.results, SavedRows.of(result, measured))
         except OSError as error:
             self.unwritten.append(f"{result.key}: {error}")
-        if result.model.is_random and one.name not in JUDGED_AT_RANDOM:
+        if result.model.is_random and not (result.is_counted or result.is_timed):
             self.skip(result.key, RANDOM_REASON)
         return result
 
@@ -218,15 +217,17 @@ class Session:
     def run(self) -> Run:
         """Return everything measured so far with its environment: model after model, experiments in a summary's order.
 
-        Verdicts are those of results that were judged.
+        Verdicts are those of results that were judged. What the plan asked for and nobody measured is a skip, never nothing.
         """
+        noted = {skip.key for skip in self.skipped.values()}
+        absent = [key for key in self.plan if key not in self.results and key not in noted]
         place = {model: k for k, model in enumerate(dict.fromkeys(key.model for key in self.results))}
         order = {name: k for k, name in enumerate(all_experiments())}
         keys = sorted(self.results, key=lambda key: (place[key.model], order[key.experiment]))
         return Run(
             environment(self.resources.device),
             tuple(replace(self.results[key], verdicts=self._verdicts.get(key, ())) for key in keys),
-            tuple(self.skipped.values()),
+            (*self.skipped.values(), *(Skip(key, "asked for and not measured") for key in absent)),
             tuple(self.subjects.values()),
             tuple(self.traces.values()),
             self.plan,

@@ -173,3 +173,13 @@ def test_only_compares_the_named_experiments():
 def test_two_results_of_one_key_are_refused():
     with pytest.raises(UsageError, match="base holds two results of natural of ViT-B/32;"):
         compared([natural(), natural()], [natural()])
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"), [(True, "asked for it and has not measured it"), (False, "did not ask for it")]
+)
+def test_a_result_that_vanished_is_told_from_one_that_was_not_asked_for(plan, words):
+    base, head = run_of(scored(RIGHT), natural()), run_of(natural())
+    comparison = compare_runs(base, replace(head, plan=(scored(RIGHT).key,) if plan else ()), RULES)
+    assert words in verdict_of(comparison, "completeness").reason
+    assert comparison.outcome == "inconclusive"

@@ -300,7 +300,8 @@ def _vanished_results(before: Mapping[Key, Result], after: Mapping[Key, Result],
             continue
         skipped = [s.reason for s in head.skipped if _is_about(s, key)]
         elsewhere = [other.dataset for other in after.keys() - before.keys() if other[:2] == key[:2]]
-        reason = "vanished: base has it, head has not"
+        how = "asked for it and has not measured it" if key in head.plan else "has not, and did not ask for it"
+        reason = f"vanished: base has it, head {how}"
         if skipped:
             reason = f"skipped in head: {skipped[0]}"
         elif elsewhere:
