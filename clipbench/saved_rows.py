@@ -1,7 +1,7 @@
 """Saved rows: what `--save-embeddings` writes beside a run and `clipbench compare --index` reads. Imports no torch.
 
-One .npz file per model and data set, in `embeddings/` beside `run.json`. It holds image_rows, text_rows, image_ids, text_ids,
-text_image, and `about`, a JSON text with experiment, model and data set. Nothing in it is pickled, and nothing pickled is read.
+One .npz file per model and data set, in `embeddings/` beside `run.json`: image_rows, text_rows, image_ids, text_ids, text_image,
+and `about`, a JSON text with experiment, model and data set. Your own index is a .npy file. Nothing pickled is read.
 """
 
 import ast
@@ -34,7 +34,7 @@ UNIT_WITHIN = 0.01
 """How far a row's length may be from 1: float16 rows of 1,024 dims are within .001; longer rows are not unit rows."""
 
 _BLOCK = 1 << 16
-_ARRAYS = ("image_rows", "text_rows", "image_ids", "text_ids", "text_image")
+_ARRAYS = ("about", "image_rows", "text_rows", "image_ids", "text_ids", "text_image")
 _MAX_HEADER = 10_000  # characters, where numpy.load stops too; numpy.save writes about 120
 _PICKLE = "it is pickled or no numpy file (a pickle runs code when it is read, so it is refused)"
 _INDEX = "expected (rows, dim) float16, float32 or float64, one row per item"
@@ -52,8 +52,8 @@ class EmbeddingsFileError(ClipbenchError):
 class SavedRows:
     """The rows of one retrieval experiment on one encoder.
 
-    `image_rows`: (images, dim) float32 and `text_rows`: (texts, dim) float32, unit rows; `text_image`: (texts,) int64, the
-    image of each text. `image_ids` and `text_ids` are the run's own.
+    `image_rows`: (images, dim) and `text_rows`: (texts, dim), float32 unit rows; `text_image`: (texts,) int64, the image of each
+    text. `image_ids` and `text_ids` are the run's own.
     """
 
     experiment: str
@@ -120,15 +120,14 @@ def write_rows(folder: Path, saved: SavedRows) -> Path:
 def read_rows(path: Path) -> SavedRows:
     """Return what `write_rows` wrote.
 
-    Raises: EmbeddingsFileError for a file that is absent, cut short, pickled, of another schema, or whose arrays do not
-    fit each other: ids that repeat, rows that are not finite unit rows, an image without a text.
+    Raises: EmbeddingsFileError for a file that is absent, damaged, pickled, or of another schema.
     """
     try:
         arrays = _archived(path)
         about = json.loads(str(arrays["about"]))
         if about["schema"] != 1:
             raise EmbeddingsFileError(f"{path} has schema {about['schema']!r}, this clipbench reads 1; {_HINT} again")
-        saved = SavedRows(
+        return SavedRows(
             about["experiment"],
             ModelIdentity(**about["model"]),
             DatasetIdentity(**about["dataset"]),
@@ -140,8 +139,6 @@ def read_rows(path: Path) -> SavedRows:
         )
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise EmbeddingsFileError(f"{path} cannot be read: {_why(error)}; {_HINT}") from error
-    _check_saved(path, saved)
-    return saved
 
 
 def saved_beside(run: Path) -> list[Path]:
@@ -152,11 +149,11 @@ def saved_beside(run: Path) -> list[Path]:
 def read_index(path: Path) -> Rows:
     """Return the (rows, dim) float16, float32 or float64 array of a .npy file, mapped from the disk and checked.
 
-    Row i is item i of the index. Rows must be unit rows (length 1 within .01), as a search by cosine takes: rows of another
-    length are refused and not scaled, since scaling would change what an inner-product index finds.
+    Row i is item i of the index. Rows of another length than 1 (within .01) are refused and not scaled, since scaling would change
+    what an inner-product index finds.
 
-    Raises: EmbeddingsFileError for a file that is absent, pickled, no .npy, of another shape or type, empty, or with a
-    row that is not finite or not of length 1 (the message names the first).
+    Raises: EmbeddingsFileError for a file that is absent, pickled, no .npy, of another shape or type, empty, or with a row that is
+    not finite or not of length 1 (the message names the first).
     """
     try:
         with path.open("rb") as file:
@@ -166,13 +163,15 @@ def read_index(path: Path) -> Rows:
             shape, order, dtype = _header(file)
             if len(shape) != 2 or dtype.kind != "f" or 0 in shape:
                 raise EmbeddingsFileError(f"{path} is {shape} {dtype}; {_INDEX}")
-            _check_size(shape, dtype, os.fstat(file.fileno()).st_size - file.tell())
+            size, expected = os.fstat(file.fileno()).st_size - file.tell(), math.prod(shape) * dtype.itemsize
+            if size != expected:
+                raise ValueError(f"it holds {size} bytes of values, expected {expected} for {shape} {dtype}")
             array = np.memmap(file, dtype, "r", file.tell(), shape, order)
     except (OSError, ValueError) as error:
         raise EmbeddingsFileError(
             f"{path} cannot be read: {_why(error)}; expected (rows, dim) numbers written by numpy.save"
         ) from error
-    check_unit(str(path), array)
+    _check_unit(path, array)
     return array
 
 
@@ -190,8 +189,24 @@ def read_queries(path: Path) -> tuple[str, ...]:
     return queries
 
 
-def check_unit(where: str, rows: Rows) -> None:
-    """Raises: EmbeddingsFileError naming the first of the (rows, dim) that is not finite, or not of length 1 within .01."""
+def _archived(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a .npz file as numpy.savez writes it: stored, not compressed. Its checksums are verified before numpy reads."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            for name in _ARRAYS:
+                if (entry := entries.get(f"{name}.npy")) is None:
+                    raise ValueError(f"{name} is not a file in the archive")
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{name} is compressed")
+            contents = {name: archive.read(f"{name}.npy") for name in _ARRAYS}
+    except (EOFError, struct.error, OverflowError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"it is damaged: {error}") from error
+    return {name: np.load(io.BytesIO(content), allow_pickle=False) for name, content in contents.items()}
+
+
+def _check_unit(path: Path, rows: Rows) -> None:
+    """Raises: EmbeddingsFileError naming the first of the (rows, dim) that is not finite or no unit row."""
     for start in range(0, len(rows), _BLOCK):
         block = np.asarray(rows[start : start + _BLOCK], dtype=np.float64)
         lengths = np.sqrt(np.einsum("nd,nd->n", block, block))
@@ -200,66 +215,15 @@ def check_unit(where: str, rows: Rows) -> None:
             length = lengths[bad[0]]
             what = f"has length {length:.4g}" if np.isfinite(length) else "is not finite"
             raise EmbeddingsFileError(
-                f"{where}: row {start + bad[0]} {what}; expected unit rows (length 1 within {UNIT_WITHIN}), as a search "
+                f"{path}: row {start + bad[0]} {what}; expected unit rows (length 1 within {UNIT_WITHIN}), as a search "
                 f"by cosine takes; divide each row by its length"
             )
 
 
-def _check_saved(path: Path, saved: SavedRows) -> None:
-    images, texts = saved.image_rows, saved.text_rows
-    if (
-        images.ndim != 2
-        or images.shape[1:] != texts.shape[1:]
-        or images.dtype.kind + texts.dtype.kind != "ff"
-        or (len(images), len(texts)) != (len(saved.image_ids), len(saved.text_ids))
-        or saved.text_image.shape != (len(texts),)
-        or saved.text_image.dtype.kind != "i"
-        or set(saved.text_image.tolist()) != set(range(len(images)))
-    ):
-        raise EmbeddingsFileError(
-            f"{path}: image rows {images.shape}, text rows {texts.shape}, {len(saved.image_ids)} image ids and "
-            f"{len(saved.text_ids)} text ids do not fit each other; the file is damaged, {_HINT} again"
-        )
-    for name, ids in (("image", saved.image_ids), ("text", saved.text_ids)):
-        if len(set(ids)) != len(ids):
-            raise EmbeddingsFileError(f"{path}: an {name} id stands twice; the file is damaged, {_HINT} again")
-    check_unit(f"{path}: image rows", images)
-    check_unit(f"{path}: text rows", texts)
-
-
-def _archived(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a .npz file as numpy.savez writes it: stored, not compressed. Raises: OSError, ValueError."""
-    names = ("about", *_ARRAYS)
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                file.seek(0)
-                _header(file)
-                raise ValueError("it is one array, expected the rows of a run")
-            with zipfile.ZipFile(file) as archive:
-                entries = {entry.filename: entry for entry in archive.infolist()}
-                for name in names:
-                    if (entry := entries.get(f"{name}.npy")) is None:
-                        raise ValueError(f"{name} is not a file in the archive")
-                    if entry.compress_type != zipfile.ZIP_STORED:
-                        raise ValueError(f"{name} is compressed")
-                contents = {name: archive.read(f"{name}.npy") for name in names}
-    except (EOFError, struct.error, OverflowError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"it is damaged: {error}") from error
-    return {name: _array(content) for name, content in contents.items()}
-
-
-def _array(content: bytes) -> npt.NDArray[Any]:
-    shape, order, dtype = _header(stream := io.BytesIO(content))
-    _check_size(shape, dtype, len(content) - stream.tell())
-    return np.frombuffer(content, dtype, math.prod(shape), stream.tell()).reshape(shape, order=order)
-
-
 def _header(stream: BinaryIO) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
-    """The (shape, order, type) of a .npy stream, which is left at the first value. numpy's own reader lets the errors of Python's
-    tokenizer through.
+    """The (shape, order, type) of a .npy stream, which is left at the first value.
 
-    Raises: ValueError for a header that numpy.save does not write, or of a type that holds objects.
+    numpy's own reader lets the errors of Python's tokenizer through, and any text may stand in a damaged header.
     Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
     """
     start = stream.read(8)
@@ -290,11 +254,6 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], Literal["C", "F"], np.dt
         return shape, "F" if order else "C", np.dtype(kind)
     except (TypeError, ValueError) as error:
         raise ValueError("its header is damaged") from error
-
-
-def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None:
-    if size != (expected := math.prod(shape) * dtype.itemsize):
-        raise ValueError(f"it holds {size} bytes of values, expected {expected} for {shape} {dtype}")
 
 
 def _why(error: Exception) -> str:
