@@ -1,19 +1,16 @@
 """Must I re-index? What an index made by the base model is worth to queries of the head model. Imports no torch for saved rows.
 
-Old and new are base and head. A self search is one model's queries on its own rows: "old on old" is what a service gives today, "new
-on new" what a fresh index would give. A cross-model search is what backward compatibility is about: "new on old" is what a service
-gives that changes the model and keeps its index. The answer holds for an index like the sample: a larger one is denser, and overlaps
-less.
+Old and new are base and head. "old on old" is what a service gives today, "new on new" what a fresh index would give, "new on old"
+(backward compatibility) what a service gives that changes the model and keeps its index. The answer holds for an index like the
+sample: a larger one is denser, and overlaps less.
 
-`clipbench compare BASE HEAD --index` takes the rows that both runs saved with `--save-embeddings`: with them also the truth (which
-image a caption belongs to), so recall is known. `--index OLD.npy [NEW.npy] --queries TEXTS.txt` takes your own index: OLD is what
-the base model made, NEW the same items by the head model (a sample of both will do). Without NEW it can be shown that nothing
-need be done, not that re-indexing would help. TEXTS.txt is encoded here by the models that `--model` names, which imports torch:
-a run file is untrusted, so the names in it are compared with those and never resolved. `--queries OLD.npy NEW.npy` takes rows
-encoded where the models live, and then `compare` imports no torch.
+`clipbench compare BASE HEAD --index` takes the rows that both runs saved with `--save-embeddings`; they know which image a caption
+belongs to, hence recall. `--index OLD.npy [NEW.npy] --queries TEXTS.txt` takes your own index, or a sample of it: NEW holds the same
+items by the head model, without which it cannot be shown that re-indexing would help. TEXTS.txt is encoded here, which imports torch,
+by the models that `--model` names: a run file is untrusted, so the names in it are compared with those and never resolved.
+`--queries OLD.npy NEW.npy` takes rows encoded where the models live.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from clipbench.errors import UsageError
-from clipbench.metrics import Bools, Ints, Nearest, hits_at, nearest, overlap
-from clipbench.paths import fixtures
+from clipbench.metrics import Ints, Nearest, hits_at, nearest, overlap
+from clipbench.paths import fixtures, read_toml
 from clipbench.saved_rows import (
     EmbeddingsFileError,
     Rows,
@@ -77,9 +74,9 @@ class ReindexRules:
 class SearchSample:
     """Queries by both models and rows of the same items: `old_*` and `new_*` align item by item.
 
-    `old_queries`, `new_queries`: (queries, dim); `old_rows`, `new_rows`: (rows, dim), the latter None where the items were
-    not encoded anew; `clusters`: (queries,) what is resampled together; `truth`: (queries,) int64, each query's right row,
-    or None where nobody knows. All unit rows. Old and new dims may differ.
+    Queries (queries, dim) and rows (rows, dim) are unit rows, whose dim may differ from old to new; `new_rows` is None where the
+    items were not encoded anew. `clusters`: (queries,) what is resampled together; `truth`: (queries,) int64, each query's right
+    row, None where nobody knows.
     """
 
     what: str
@@ -103,10 +100,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CutOff:
-    """A cut-off at the `quantile` of today's best scores: the share of queries that pass it today and with the new model.
-
-    `change` is the difference of the shares with its interval.
-    """
+    """A cut-off at the `quantile` of today's best scores: the shares of queries that pass it `today` and with the `new` model."""
 
     quantile: float
     score: float
@@ -153,7 +147,7 @@ class QueryModels:
 @cache
 def reindex_rules() -> ReindexRules:
     """Return fixtures/reindex.toml."""
-    return ReindexRules(**tomllib.loads((fixtures() / "reindex.toml").read_text(encoding="utf-8")))
+    return ReindexRules(**read_toml(fixtures() / "reindex.toml"))
 
 
 def reindex_answers(
@@ -165,13 +159,11 @@ def reindex_answers(
 ) -> tuple[Reindex, ...]:
     """Return the answers that `compare --index` asks for; `base` and `head` are a run's file and the run in it.
 
-    `index`: [] (the rows saved beside both files), [OLD.npy] or [OLD.npy, NEW.npy]; `queries`: [TEXTS.txt] or [OLD.npy, NEW.npy].
-    `by`: what encodes TEXTS.txt. One answer per retrieval experiment that both runs saved, else one. Where no rows were saved the
-    answer is "cannot tell".
+    `index`: [] (the rows saved beside both files), [OLD.npy] or [OLD.npy, NEW.npy]; `queries`: [TEXTS.txt], encoded `by` these
+    models, or [OLD.npy, NEW.npy]. One answer per retrieval experiment that both runs saved, else one: "cannot tell" where none was.
 
-    Raises: UsageError for options that cannot be meant, and for texts without a model to encode them; EmbeddingsFileError for a
-    file that is absent, damaged, not of this run, or of dims that do not fit; WeightsUnavailableError when a model's weights
-    cannot be had here.
+    Raises: UsageError for options that cannot be meant, and for texts without a model to encode them; EmbeddingsFileError for a file
+    that is absent, damaged, not of this run, or of dims that do not fit; WeightsUnavailableError when weights cannot be had here.
     """
     rules = reindex_rules()
     if len(index) > 2 or len(queries) > 2 or (bool(index) != bool(queries)):
@@ -185,52 +177,36 @@ def reindex_answers(
 
 
 def _from_saved(base: tuple[Path, Run], head: tuple[Path, Run], rules: ReindexRules) -> tuple[Reindex, ...]:
-    pairs = [
-        (one, other)
-        for one in _saved_of(*base)
-        for other in _saved_of(*head)
-        if _belong(one[0], other[0], base[1], head[1])
-    ]
-    if not pairs:
+    # One model on either side, whatever its name: then the one replaces the other.
+    single = all(len({r.model.name for r in run.results}) == 1 for _, run in (base, head))
+    answers = []
+    for old, old_result in _saved_of(*base):
+        for new, new_result in _saved_of(*head):
+            same = (old.experiment, old.dataset.fingerprint) == (new.experiment, new.dataset.fingerprint)
+            if not same or not (single or old.model.name == new.model.name):
+                continue
+            sample = saved_sample(old, new)
+            answer = reindex_advice(sample, rules)
+            if len(sample.old_rows) == len(old.image_ids) == len(new.image_ids):
+                _check_recall(base[0], answer, SELF_OLD, old_result)
+                _check_recall(head[0], answer, SELF_NEW, new_result)
+            answers.append(answer)
+    if not answers:
         reason = f"no retrieval rows of the same data set are saved beside both {base[0]} and {head[0]}; {_HOW}"
         return (Reindex("saved rows", "cannot tell", reason, 0, 0, rules.k),)
-    answers = []
-    for (old, old_result), (new, new_result) in pairs:
-        sample = saved_sample(old, new)
-        answer = reindex_advice(sample, rules)
-        if len(sample.old_rows) == len(old.image_ids) == len(new.image_ids):
-            _check_recall(base[0], answer, SELF_OLD, old_result)
-            _check_recall(head[0], answer, SELF_NEW, new_result)
-        answers.append(answer)
     return tuple(answers)
 
 
 def _saved_of(path: Path, run: Run) -> list[tuple[SavedRows, Result]]:
     """The rows beside a run that belong to one of its results; files of other models, weights and data sets are passed over."""
-    found = []
-    for saved in (read_rows(file) for file in saved_beside(path)):
-        found += [
-            (saved, result)
-            for result in run.results
-            if (result.experiment, result.model, result.dataset) == (saved.experiment, saved.model, saved.dataset)
-        ]
-    return found
-
-
-def _belong(old: SavedRows, new: SavedRows, base: Run, head: Run) -> bool:
-    """Same experiment and items; and the same model name, unless each run has one model: then one replaces the other."""
-    single = len({r.model.name for r in base.results}) == len({r.model.name for r in head.results}) == 1
-    return (
-        old.experiment == new.experiment
-        and old.dataset.fingerprint == new.dataset.fingerprint
-        and (single or old.model.name == new.model.name)
-    )
+    results = {(result.experiment, result.model, result.dataset): result for result in run.results}
+    rows = [(saved, (saved.experiment, saved.model, saved.dataset)) for saved in map(read_rows, saved_beside(path))]
+    return [(saved, results[about]) for saved, about in rows if about in results]
 
 
 def saved_sample(old: SavedRows, new: SavedRows) -> SearchSample:
-    """Return the items that both runs scored, in base's order: captions as queries, images as rows, truth known.
+    """Return the items that both runs scored, in base's order: captions (one image's are one cluster) as queries, images as rows.
 
-    Captions of one image are resampled together.
     Raises: EmbeddingsFileError when they share no image.
     """
     places = {name: k for k, name in enumerate(new.image_ids)}
@@ -286,24 +262,18 @@ def _from_own(
             return Reindex(index[0].name, "cannot tell", _SAME_MODEL, 0, 0, rules.k)
         specs = _specs(by, models)
         old, new = (encode_queries(*pair, clusters, by.offline) for pair in zip(specs, models, strict=True))
-    _check_dims(index[0], rows[0], old, "base")
-    if len(rows) == 2:
-        _check_dims(index[1], rows[1], new, "head")
+    for path, one, asked, side in zip(index, rows, (old, new), ("base", "head"), strict=False):
+        if one.shape[1] != asked.shape[1]:
+            raise EmbeddingsFileError(
+                f"{path} has rows of dim {one.shape[1]}, the {side} model's queries have {asked.shape[1]}; expected an index "
+                f"that the {side} model made"
+            )
     what = f"{index[0].name} ({len(clusters)} queries)"
     sample = SearchSample(what, old, new, rows[0], rows[1] if len(rows) == 2 else None, np.asarray(clusters))
     return reindex_advice(sample, rules)
 
 
-def _check_dims(path: Path, rows: Rows, queries: Rows, side: str) -> None:
-    if rows.shape[1] != queries.shape[1]:
-        raise EmbeddingsFileError(
-            f"{path} has rows of dim {rows.shape[1]}, the {side} model's queries have {queries.shape[1]}; expected an index "
-            f"that the {side} model made"
-        )
-
-
 def _the_model(side: str, run: Run) -> ModelIdentity:
-    """The one model of a run. Raises: UsageError where it has none or several."""
     models = list(dict.fromkeys(result.model for result in run.results))
     if len(models) != 1:
         names = ", ".join(f"{m.name} ({m.pretrained})" for m in models) or "none"
@@ -312,10 +282,7 @@ def _the_model(side: str, run: Run) -> ModelIdentity:
 
 
 def _specs(by: QueryModels, models: Sequence[ModelIdentity]) -> list["ModelSpec"]:
-    """What to load for base and for head: named by the user alone, and the run's model by name.
-
-    Raises: UsageError without a name, for more than two, and for a name that is not the run's.
-    """
+    """What to load for base and for head: named by the user alone, and the run's model by name."""
     from clipbench.models.zoo import expand, resolve
 
     names = expand(by.models)
@@ -325,28 +292,21 @@ def _specs(by: QueryModels, models: Sequence[ModelIdentity]) -> list["ModelSpec"
             "head differ, base's first; --pretrained likewise), or give --queries OLD.npy NEW.npy"
         )
     specs = []
-    for side, (word, model) in enumerate(zip(_both(names), models, strict=True)):
-        weights = _both(by.pretrained)[side] if by.pretrained else None
-        (spec,) = resolve([word], weights, by.activation)
+    for side, model, k in (("BASE", models[0], 0), ("HEAD", models[1], -1)):
+        (spec,) = resolve([names[k]], by.pretrained[k] if by.pretrained else None, by.activation)
         if spec.name != model.name:
             raise UsageError(
-                f"--model {word} is {spec.name!r}, but {('BASE', 'HEAD')[side]} was measured with {model.name!r}; name the run's "
+                f"--model {names[k]} is {spec.name!r}, but {side} was measured with {model.name!r}; name the run's "
                 "own model (--model twice, base's first, where they differ), or give --queries OLD.npy NEW.npy"
             )
         specs.append(spec)
     return specs
 
 
-def _both(words: Sequence[str]) -> Sequence[str]:
-    return words if len(words) == 2 else [*words, *words]
-
-
 def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str], offline: bool = False) -> Rows:
-    """Return (texts, dim) float32 unit rows by the model of `spec`, in the precision of the run's, with the software of this
-    process. Imports torch.
+    """Return (texts, dim) float32 unit rows by the model of `spec`, in the precision of the run's `model`. Imports torch.
 
-    Raises: WeightsUnavailableError when its weights cannot be had here; EmbeddingsFileError when they are not those of the
-    run's `model`; UsageError and CheckpointError as loading does.
+    Raises: EmbeddingsFileError when its weights or activation are not the run's; otherwise as loading does.
     """
     from clipbench.embed.embedder import Embedder
     from clipbench.models import load_encoder
@@ -382,13 +342,10 @@ def reindex_advice(sample: SearchSample, rules: ReindexRules) -> Reindex:
     """Return the answer for one sample.
 
     "re-index" where new queries cannot be searched in old rows at all (dims differ), or do significantly worse there than in a fresh
-    index; "no need" where that is excluded; else, and for a sample too small, "cannot tell", with what to supply. Worse is: where
-    the truth is known, a recall that is lower by more than `rules.recall_loss`, and then overlap is reported and does not decide
-    (other results can be as right); else a mean overlap@k with the fresh index under `rules.overlap`. Without new rows there
-    is no fresh index: queries that find in the old rows what is found today need none, of others it cannot be told. Intervals
-    are two-sided at `rules.confidence`, clusters resampled whole.
-
-    Raises: ValueError for old queries and old rows, or new queries and new rows, of different dim.
+    index; "no need" where that is excluded; else, and for a sample too small, "cannot tell", with what to supply. Worse is, where
+    the truth is known, a recall that is lower by more than `rules.recall_loss` (other results can be as right); else a mean
+    overlap@k with the fresh index under `rules.overlap`. Without new rows queries that find what is found today need no new index,
+    of others it cannot be told. Intervals are two-sided at `rules.confidence`, clusters resampled whole.
     """
     searches = _searches(sample, rules.k)
     if CROSS_MODEL not in searches:
@@ -419,46 +376,43 @@ def reindex_advice(sample: SearchSample, rules: ReindexRules) -> Reindex:
 
 
 def _searches(sample: SearchSample, k: int) -> dict[str, Nearest]:
-    sides = {"old": (sample.old_queries, sample.old_rows), "new": (sample.new_queries, sample.new_rows)}
+    queries = {"old": sample.old_queries, "new": sample.new_queries}
+    rows = {"old": sample.old_rows, "new": sample.new_rows}
     found = {}
     for name in (SELF_OLD, CROSS_MODEL, CROSS_REVERSED, SELF_NEW):
-        queries, rows = sides[name[:3]][0], sides[name[-3:]][1]
-        if rows is not None and (name in (SELF_OLD, SELF_NEW) or queries.shape[1] == rows.shape[1]):
-            found[name] = nearest(queries, rows, k, sample.truth)
+        asked, index = queries[name[:3]], rows[name[-3:]]
+        if index is not None and (name[:3] == name[-3:] or asked.shape[1] == index.shape[1]):
+            found[name] = nearest(asked, index, k, sample.truth)
     return found
 
 
 def _figures(sample: SearchSample, searches: Mapping[str, Nearest], rules: ReindexRules) -> dict[str, Any]:
+    confidence, clusters, count = rules.confidence, sample.clusters, len(sample.old_queries)
     figures: dict[str, Any] = {}
     for key, reference in (("overlap_today", SELF_OLD), ("overlap_fresh", SELF_NEW)):
         if reference in searches and len(sample.old_rows) > rules.k:
-            others = {name: s for name, s in searches.items() if name != reference}
-            figures[key] = {name: _overlap(s, searches[reference], sample, rules) for name, s in others.items()}
-    if sample.truth is None:
-        return figures
+            shares = {name: overlap(s, searches[reference]) for name, s in searches.items() if name != reference}
+            figures[key] = {
+                name: Estimate(
+                    float(share.mean()), count, *(bootstrap_interval(share, confidence, clusters) or (None, None))
+                )
+                for name, share in shares.items()
+            }
     hits = {name: {k: hits_at(s.ranks, k) for k in KS} for name, s in searches.items() if s.ranks is not None}
-    few = len(sample.old_rows)
-    figures["recall"] = {
-        name: {k: _recall(h, sample.clusters, rules) for k, h in by_k.items() if k < few} for name, by_k in hits.items()
-    }
+    if hits:
+        figures["recall"] = {
+            name: {
+                k: Estimate(float(h.mean()), count, *clustered_wilson_interval(h, clusters, confidence))
+                for k, h in by_k.items()
+                if k < len(sample.old_rows)
+            }
+            for name, by_k in hits.items()
+        }
     if SELF_NEW in hits:
-        k = max(KS)
-        low, high = paired_difference_interval(
-            hits[CROSS_MODEL][k], hits[SELF_NEW][k], rules.confidence, sample.clusters
-        )
-        loss = float(np.mean(hits[SELF_NEW][k])) - float(np.mean(hits[CROSS_MODEL][k]))
-        figures["recall_loss"] = Estimate(loss, len(hits[CROSS_MODEL][k]), low, high)
+        kept, fresh = hits[CROSS_MODEL][max(KS)], hits[SELF_NEW][max(KS)]
+        interval = paired_difference_interval(kept, fresh, confidence, clusters)
+        figures["recall_loss"] = Estimate(float(fresh.mean()) - float(kept.mean()), count, *interval)
     return figures
-
-
-def _overlap(one: Nearest, other: Nearest, sample: SearchSample, rules: ReindexRules) -> Estimate:
-    shares = overlap(one, other)
-    interval = bootstrap_interval(shares, rules.confidence, sample.clusters)
-    return Estimate(float(shares.mean()), len(shares), *(interval or (None, None)))
-
-
-def _recall(hits: Bools, clusters: Clusters, rules: ReindexRules) -> Estimate:
-    return Estimate(float(np.mean(hits)), len(hits), *clustered_wilson_interval(hits, clusters, rules.confidence))
 
 
 def _answer(sample: SearchSample, figures: Mapping[str, Any], rules: ReindexRules) -> tuple[Answer, str]:
