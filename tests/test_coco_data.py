@@ -91,8 +91,8 @@ def test_each_box_is_an_item_labelled_in_the_order_of_category_ids_and_boxes_of_
         ("31", (1,)),
     ]
     assert [item.image.path.name for item in dataset.items] == ["1.png", "1.png", "2.png", "3.png"]
-    assert set(dataset.notes.values()) == {0}
-    assert dataset.protocol["split"] == "val2017"
+    assert set(dataset.exclusions.values()) == {0}
+    assert dataset.options["split"] == "val2017"
 
 
 def test_a_square_crop_is_one_and_a_half_times_the_longer_side_centred_on_the_box():
@@ -186,14 +186,14 @@ def test_boxes_without_area_or_outside_the_image_are_dropped_and_counted(root):
     for crop in ("square", "tight"):
         dataset = coco_crops(root, crop)
         assert len(dataset) == 4
-        assert (dataset.notes["empty_boxes_dropped"], dataset.notes["outside_boxes_dropped"]) == (2, 1)
+        assert (dataset.exclusions["empty_boxes_dropped"], dataset.exclusions["outside_boxes_dropped"]) == (2, 1)
 
 
 def test_crowd_boxes_stay_in_the_published_crop_and_go_from_the_tight_one_counted_in_both(root):
     edit(root, INSTANCES, lambda c: c["annotations"].append(box(99, 2, 1, crowd=1)))
     square, tight = coco_crops(root), coco_crops(root, "tight")
-    assert (len(square), square.notes["crowd_boxes_kept"], square.protocol["crowd_boxes"]) == (5, 1, "kept")
-    assert (len(tight), tight.notes["crowd_boxes_dropped"], tight.protocol["crowd_boxes"]) == (4, 1, "dropped")
+    assert (len(square), square.exclusions["crowd_boxes_kept"], square.options["crowd_boxes"]) == (5, 1, "kept")
+    assert (len(tight), tight.exclusions["crowd_boxes_dropped"], tight.options["crowd_boxes"]) == (4, 1, "dropped")
 
 
 def test_an_unknown_crop_is_a_usage_error_that_lists_the_known_ones(root):
@@ -205,9 +205,9 @@ def test_absent_images_are_dropped_with_their_boxes_and_counted(root):
     (root / "val2017/1.png").unlink()
     crops, multilabel, retrieval = coco_crops(root), coco_multilabel(root), coco_retrieval(root)
     assert [item.id for item in crops.items] == ["21", "31"]
-    assert (crops.notes["images_absent"], crops.notes["boxes_of_absent_images_dropped"]) == (1, 2)
-    assert ([item.id for item in multilabel.items], multilabel.notes["images_absent"]) == (["2", "3"], 1)
-    assert ([item.id for item in retrieval.items], retrieval.notes["images_absent"]) == (["2", "3"], 1)
+    assert (crops.exclusions["images_absent"], crops.exclusions["boxes_of_absent_images_dropped"]) == (1, 2)
+    assert ([item.id for item in multilabel.items], multilabel.exclusions["images_absent"]) == (["2", "3"], 1)
+    assert ([item.id for item in retrieval.items], retrieval.exclusions["images_absent"]) == (["2", "3"], 1)
 
 
 @pytest.mark.parametrize("read", [coco_crops, coco_multilabel, coco_retrieval])
@@ -241,12 +241,16 @@ def test_an_image_has_the_ascending_set_of_its_classes_and_none_when_it_has_no_b
     edit(root, INSTANCES, lambda c: c.update(annotations=[box(12, 1, 90), box(11, 1, 1), box(21, 2, 17), *change]))
     dataset = coco_multilabel(root)
     assert [(item.id, item.labels) for item in dataset.items] == [("1", (0, 1, 2)), ("2", (1,)), ("3", ())]
-    assert dataset.notes == {"images_absent": 0, "images_without_labels_kept": 1, "labels_from_crowd_boxes_only": 1}
+    assert dataset.exclusions == {
+        "images_absent": 0,
+        "images_without_labels_kept": 1,
+        "labels_from_crowd_boxes_only": 1,
+    }
 
 
 def test_val2014_is_read_where_only_val2014_has_instances(tmp_path):
     root = write_root(tmp_path, "val2014", images=[image(1)], boxes=[box(5, 1, 1)])
-    assert coco_crops(root).protocol["split"] == coco_multilabel(root).protocol["split"] == "val2014"
+    assert coco_crops(root).options["split"] == coco_multilabel(root).options["split"] == "val2014"
     assert coco_crops(root).name == "coco_val2014"
 
 
@@ -259,14 +263,14 @@ def test_captions_beyond_five_blank_and_duplicate_ones_and_images_without_are_ha
     root = write_root(tmp_path, images=[image(n) for n in (4, 3, 2, 1)], captions=captions)
     dataset = coco_retrieval(root)
     assert [(item.id, item.captions) for item in dataset.items] == [("1", tuple("abcde")), ("2", ("a", "z", "z"))]
-    assert dataset.notes == {
+    assert dataset.exclusions == {
         "images_absent": 0,
         "images_without_captions_dropped": 2,
         "blank_captions_dropped": 2,
         "captions_beyond_five_dropped": 2,
         "duplicate_captions_kept": 2,
     }
-    assert dataset.protocol["split"] == "val2017"
+    assert dataset.options["split"] == "val2017"
 
 
 def karpathy(number, split="test", key="cocoid", **changes):
@@ -289,8 +293,8 @@ def test_karpathys_test_images_are_read_with_their_first_five_sentences(karpathy
     assert [item.id for item in dataset.items] == ["1", "2"]
     assert dataset.items[0].captions == tuple(f"sentence {n} of 1" for n in range(5))
     assert dataset.items[0].image.open().getpixel((0, 0)) == (1, 0, 0)
-    assert dataset.protocol["split"] == "karpathy test"
-    assert dataset.notes["captions_beyond_five_dropped"] == 2
+    assert dataset.options["split"] == "karpathy test"
+    assert dataset.exclusions["captions_beyond_five_dropped"] == 2
 
 
 def test_karpathys_rows_without_cocoid_or_filepath_are_read_by_imgid_from_val2014(karpathy_root):
@@ -474,7 +478,7 @@ def test_an_image_folder_that_is_itself_a_link_is_followed(root, tmp_path):
 @pytest.mark.parametrize("name", ["no such folder/x.png", ".", "..", "x" * 5000, "1.png/x"])
 def test_a_file_name_inside_the_root_that_is_no_file_is_an_absent_image(root, name):
     edit(root, INSTANCES, lambda c: c["images"][0].update(file_name=name))
-    assert coco_crops(root).notes["images_absent"] == 1
+    assert coco_crops(root).exclusions["images_absent"] == 1
 
 
 def test_pycocotools_does_not_print(root, capsys):
@@ -498,7 +502,7 @@ def test_the_miniature_reads_through_the_same_functions(mini):
     assert [len(d) for d in (crops, tight, multilabel, retrieval)] == [14, 14, 12, 12]
     assert {d.name for d in (crops, multilabel, retrieval)} == {"coco_mini"}
     assert len(crops.classes) == 80
-    assert multilabel.notes["images_without_labels_kept"] == 5
+    assert multilabel.exclusions["images_without_labels_kept"] == 5
     assert all(len(item.captions) == 5 for item in retrieval.items)
     assert len({text for item in retrieval.items for text in item.captions}) == 60
 
@@ -536,8 +540,8 @@ def test_a_picture_other_than_the_pinned_one_is_unavailable(mini):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no COCO sample beside the checkout")
 def test_a_sample_of_real_coco_is_read_and_decoded():
     crops, tight = coco_crops(SHARED), coco_crops(SHARED, "tight")
-    assert (len(crops), crops.notes["crowd_boxes_kept"]) == (213, 2)
-    assert (len(tight), tight.notes["crowd_boxes_dropped"]) == (211, 2)
+    assert (len(crops), crops.exclusions["crowd_boxes_kept"]) == (213, 2)
+    assert (len(tight), tight.exclusions["crowd_boxes_dropped"]) == (211, 2)
     for item in (crops.items[0], crops.items[-1]):
         picture = item.image.open()
         assert abs(picture.width - picture.height) <= 1

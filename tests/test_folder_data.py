@@ -34,7 +34,7 @@ def test_cifar10_is_labelled_in_its_own_order_whatever_the_folders_on_disk(tmp_p
         ("truck/b.png", (9,)),
     ]
     assert len(dataset.classes) == 10
-    assert dataset.notes["classes_without_folder"] == 8
+    assert dataset.exclusions["classes_without_folder"] == 8
     assert "prompts.md" in dataset.source
 
 
@@ -51,7 +51,7 @@ def test_what_is_no_image_and_empty_classes_are_left_alone_and_counted(tmp_path)
     (root / ".git").mkdir()
     dataset = labelled_folder("cifar10", root)
     assert [item.id for item in dataset.items] == ["cat/a.png", "frog/b.webp"]
-    assert dataset.notes == {
+    assert dataset.exclusions == {
         "other_files_ignored": 3,
         "inner_folders_ignored": 1,
         "empty_class_folders": 2,
@@ -64,7 +64,7 @@ def test_an_unknown_name_takes_its_classes_from_the_folders(tmp_path):
     dataset = labelled_folder("mine", root)
     assert dataset.classes == ("dog", "tabby cat")
     assert class_set("mine", root).templates == ("a photo of a {}.",)
-    assert (dataset.name, dataset.notes["classes_without_folder"]) == ("mine", 0)
+    assert (dataset.name, dataset.exclusions["classes_without_folder"]) == ("mine", 0)
 
 
 def test_a_class_file_in_the_root_names_classes_and_templates(tmp_path):
@@ -75,7 +75,7 @@ def test_a_class_file_in_the_root_names_classes_and_templates(tmp_path):
     dataset = labelled_folder("mine", root)
     assert [(item.id, item.labels) for item in dataset.items] == [("n02/b.png", (0,)), ("n01/a.png", (1,))]
     assert (dataset.classes, dataset.source) == (("dog", "cat", "owl"), "me")
-    assert dataset.notes == {
+    assert dataset.exclusions == {
         "other_files_ignored": 0,
         "inner_folders_ignored": 0,
         "empty_class_folders": 0,

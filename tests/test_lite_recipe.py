@@ -205,7 +205,7 @@ def test_open_clip_loads_it_from_any_folder_without_a_network(
     tokenizer = open_clip.get_tokenizer(f"local-dir:{built.folder}")
     tokens = tokenizer(["a cat", " ".join(["word"] * 200)])
     with torch.inference_mode():
-        texts = model.encode_text(tokens, normalize=True)
+        texts = model.encode_text(tokens)
         images = model.encode_image(torch.zeros(1, 3, 224, 224), normalize=True)
     assert attempts == []
     assert tokens.shape == (2, 77) == (2, model.context_length)
@@ -274,7 +274,7 @@ def test_it_tells_a_flower_from_a_temple(built: Built, model: Any) -> None:
     pixels = torch.stack([preprocess(PIL.Image.open(folder / name)) for name in ("flower.jpg", "china.jpg")])
     tokens = open_clip.get_tokenizer(f"local-dir:{built.folder}")(["a photo of a flower", "a photo of a temple"])
     with torch.inference_mode():
-        similarity = model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).T
+        similarity = model.encode_image(pixels, normalize=True) @ model.encode_text(tokens).T
     assert np.array_equal(similarity.argmax(dim=1), [0, 1]), similarity
 
 
@@ -284,8 +284,8 @@ def test_the_encoders_rows_are_open_clips_own_and_short_batches_change_none(buil
     import torch
     from PIL import Image
 
+    from clipbench.embed.embedder import no_progress
     from clipbench.models.open_clip import load_directory
-    from clipbench.settings import Settings
 
     encoder = load_directory(built.folder, "lite", "cpu", "fp32")
     texts = ["a cat", "", "two dogs on a sofa beside a window", "word " * 200, "a photo of a boat."] * 3
@@ -293,17 +293,17 @@ def test_the_encoders_rows_are_open_clips_own_and_short_batches_change_none(buil
     images = [Image.fromarray(rng.integers(0, 256, (50 + 9 * k, 70, 3), dtype=np.uint8)) for k in range(3)]
     with torch.inference_mode():
         tokens = open_clip.get_tokenizer(f"local-dir:{built.folder}")(texts)
-        expected_texts = model.encode_text(tokens, normalize=True).numpy()
-        expected_images = model.encode_image(encoder.pixels(images), normalize=True).numpy()
+        expected_texts = model.encode_text(tokens).numpy()
+        expected_images = model.encode_image(encoder.pixels(images)).numpy()
     np.testing.assert_allclose(encoder.encode_texts(texts), expected_texts, atol=1e-5)
     np.testing.assert_allclose(encoder.encode_images(images), expected_images, atol=1e-5)
-    shortcuts = encoder.shortcuts()
-    assert (shortcuts.of_texts, shortcuts.of_images) == (("cut_texts",), ("channels_last",))
+    optimized = encoder.optimized()
+    assert (optimized.names("texts"), optimized.names("images")) == (("cut_texts",), ("channels_last",))
     lengths = []
     forward = encoder.model.text.forward
     encoder.model.text.forward = lambda tokens: lengths.append(tokens.shape[1]) or forward(tokens)
-    rows = shortcuts.rows_of_texts(texts[:3] * 4, Settings())
+    rows = optimized.encode_texts(texts[:3] * 4, 4, 0, no_progress)
     np.testing.assert_allclose(rows, expected_texts[[0, 1, 2] * 4], atol=1e-5)
     assert max(lengths) < 12
-    prepared = [shortcuts.prepare(image) for image in images]
-    np.testing.assert_allclose(shortcuts.start_images(prepared)(), expected_images, atol=1e-5)
+    prepared = [optimized.prepare(image) for image in images]
+    np.testing.assert_allclose(optimized.start_images(prepared)(), expected_images, atol=1e-5)

@@ -1,7 +1,8 @@
-"""The encoder against open_clip called plainly, and the ways weights come in."""
+"""The encoder against open_clip's own calls, and the ways weights come in."""
 
 import json
 from dataclasses import replace
+from unittest.mock import ANY
 
 import numpy as np
 import open_clip
@@ -11,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clipbench.errors import CheckpointError
+from clipbench.models.encoder import unit_rows
 from clipbench.models.open_clip import load_open_clip
 from clipbench.models.zoo import ModelSpec
 
@@ -28,7 +30,7 @@ def images(n=3):
     return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
 
 
-def plain(name, activation, seed=0):
+def own(name, activation, seed=0):
     """open_clip called as its README does, with the same seeded initialisation."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -38,12 +40,12 @@ def plain(name, activation, seed=0):
 
 @pytest.mark.parametrize("activation", FLAVOURS)
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-rn"])
-def test_rows_equal_open_clip_called_plainly_one_by_one(tiny_models, name, activation):
+def test_rows_are_those_of_open_clips_own_calls_one_by_one(tiny_models, name, activation):
     encoder = load_open_clip(spec(name, activation), "cpu", "fp32", offline=True)
-    model, preprocess, tokenizer = plain(name, activation)
+    model, preprocess, tokenizer = own(name, activation)
     with torch.no_grad():
-        image_rows = torch.cat([model.encode_image(preprocess(i)[None], normalize=True) for i in images()]).numpy()
-        text_rows = torch.cat([model.encode_text(tokenizer([t]), normalize=True) for t in TEXTS]).numpy()
+        image_rows = torch.cat([model.encode_image(preprocess(i)[None]) for i in images()]).numpy()
+        text_rows = torch.cat([model.encode_text(tokenizer([t])) for t in TEXTS]).numpy()
     np.testing.assert_allclose(encoder.encode_images(images()), image_rows, atol=1e-5)
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), text_rows, atol=1e-5)
 
@@ -74,7 +76,7 @@ def test_random_weights_depend_on_the_seed_alone(tiny_models):
 def test_loading_leaves_the_global_generator_alone(tiny_models, tmp_path, source, precision):
     chosen = spec("tiny-vit")
     if source == "path":
-        torch.save(plain("tiny-vit", "gelu")[0].state_dict(), tmp_path / "weights.pt")
+        torch.save(own("tiny-vit", "gelu")[0].state_dict(), tmp_path / "weights.pt")
         chosen = spec("tiny-vit", source="path", pretrained=str(tmp_path / "weights.pt"))
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -94,12 +96,11 @@ def test_lower_precision_keeps_the_weights_hash_and_nearly_the_rows(tiny_models,
         (full.encode_images(images()), low.encode_images(images())),
         (full.encode_texts(TEXTS), low.encode_texts(TEXTS)),
     ):
-        assert 1e-6 < np.abs(a - b).max() < 0.05
-        np.testing.assert_allclose(np.linalg.norm(b, axis=1), 1, atol=1e-6)
+        assert 1e-6 < np.abs(unit_rows(a) - unit_rows(b)).max() < 0.05
 
 
 def saved(tmp_path, name="tiny-vit", seed=3, **container):
-    model, _, _ = plain(name, "gelu", seed)
+    model, _, _ = own(name, "gelu", seed)
     path = tmp_path / container.get("file", "w.safetensors")
     tensors = {container.get("prefix", "") + k: v.contiguous() for k, v in model.state_dict().items()}
     if path.suffix == ".safetensors":
@@ -159,7 +160,7 @@ def test_the_other_activation_is_not_asked_for_where_nobody_can_be_wrong(tiny_mo
 
 def test_the_card_is_counted_on_the_model(tiny_models):
     encoder = load_open_clip(spec("tiny-vit"), "cpu", "fp32", offline=True)
-    model, _, _ = plain("tiny-vit", "gelu")
+    model, _, _ = own("tiny-vit", "gelu")
     image = sum(p.numel() for p in model.visual.parameters())
     total = sum(p.numel() for p in model.parameters())
     assert dict(encoder.card) == {
@@ -171,6 +172,47 @@ def test_the_card_is_counted_on_the_model(tiny_models):
         "vocab_size": 49408,
         "embed_dim": 32,
     }
+
+
+def observed(*arguments, precision="fp32"):
+    return load_open_clip(spec(*arguments), "cpu", precision, offline=True).observed()
+
+
+def test_what_is_observed_says_which_tensors_changed_whatever_the_precision(tiny_models, tmp_path):
+    path = saved(tmp_path)
+    before = observed("tiny-vit", "gelu", "path", str(path))
+    assert before == {**observed("tiny-vit", "gelu", "path", str(path), precision="bf16"), "logit_scale": ANY}
+    model, _, _ = own("tiny-vit", "gelu", 3)
+    with torch.no_grad():
+        model.ln_final.bias += 1
+    torch.save(model.state_dict(), tmp_path / "changed.pt")
+    after = observed("tiny-vit", "gelu", "path", str(tmp_path / "changed.pt"))
+    assert {name for name, sha in after["tensors"].items() if sha != before["tensors"][name]} == {"ln_final.bias"}
+    assert after["weights"] != before["weights"]
+    assert (after["dim"], after["activation"]) == (32, "gelu")
+    assert after["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-3)
+
+
+def test_the_tokenizers_fingerprint_is_of_what_it_does(tiny_models):
+    encoder = load_open_clip(spec("tiny-vit"), "cpu", "fp32", offline=True)
+    before = encoder.tokenizer_sha256()
+    assert before == load_open_clip(spec("tiny-rn"), "cpu", "fp32", offline=True).tokenizer_sha256()
+    tokenizer = encoder.tokenizer
+    encoder.tokenizer = lambda texts: tokenizer([text.upper().replace("É", "E") for text in texts])
+    assert encoder.tokenizer_sha256() != before
+
+
+@pytest.mark.parametrize("change", ["heads", "activation"])
+def test_what_rows_depend_on_holds_what_no_tensor_does(tiny_models, change):
+    encoder = load_open_clip(spec("tiny-vit"), "cpu", "fp32", offline=True)
+    before = encoder.depends_on()["architecture"]
+    assert before == load_open_clip(spec("tiny-vit"), "cpu", "fp32", offline=True).depends_on()["architecture"]
+    block = encoder.model.visual.transformer.resblocks[0]
+    if change == "heads":
+        block.attn.num_heads *= 2
+    else:
+        block.mlp.gelu = torch.nn.ReLU()
+    assert encoder.depends_on()["architecture"] != before
 
 
 def test_nothing_is_left_of_a_closed_model(tiny_models):

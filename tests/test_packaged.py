@@ -37,7 +37,7 @@ def test_packaged_set_has_eight_distinct_pictures_with_captions(packages, name):
     assert len({item.image.sha256 for item in dataset.items}) == 8
     assert len({item.captions for item in dataset.items}) == 8
     assert all(len(item.captions) == 1 for item in dataset.items)
-    assert dataset.protocol == {"prompts": "This is {caption}"}
+    assert dataset.prompts == ("This is {caption}",)
 
 
 def test_natural_pictures_are_in_the_order_of_the_published_matrices(packages):

@@ -1,6 +1,7 @@
 """Decoded pictures: decoded once in a session that needs them again and has the memory, and always the same pixels."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_many_threads_keep_one_picture_once(path):
 
 def test_a_session_of_several_experiments_decodes_no_file_twice(tmp_path, decodings, monkeypatch):
     dataset = colour_dataset(tmp_path)
-    monkeypatch.setattr("clipbench.session.Session.dataset", lambda session, name: dataset)
+    monkeypatch.setattr("clipbench.session.Session.dataset", lambda session, one, name: replace(dataset, name=name))
     evaluate(ColourEncoder(), ["medical", "medical_other", "natural"], device="cpu")
     assert sorted(decodings) == sorted(item.image.path.name for item in dataset.items)
 

@@ -44,14 +44,14 @@ def test_the_study_is_its_eight_images_in_its_own_order_with_their_captions(root
     assert [item.id for item in dataset.items] == list(STUDY)
     assert len(STUDY) == 8
     assert [item.captions for item in dataset.items] == [(f"caption of {key}",) for key in STUDY]
-    assert (dataset.name, dataset.protocol["split"]) == ("roco_study", "train/radiology")
+    assert (dataset.name, dataset.options["split"]) == ("roco_study", "train/radiology")
     assert "2ec69fe" in dataset.source
 
 
 def test_the_split_is_every_captioned_image_in_the_order_of_ids(root, captions):
     dataset = roco_split(root)
     assert [item.id for item in dataset.items] == sorted(captions)
-    assert dataset.notes == {"images_absent": 0, "blank_captions_dropped": 0}
+    assert dataset.exclusions == {"images_absent": 0, "blank_captions_dropped": 0}
     assert dataset.items[0].image.open().mode == "RGB"
 
 
@@ -61,7 +61,7 @@ def test_absent_images_and_blank_captions_are_dropped_and_counted(root):
         file.write("ROCO_95000\tnever downloaded\nROCO_95001\t \n")
     dataset = roco_split(root)
     assert len(dataset) == 11
-    assert dataset.notes == {"images_absent": 2, "blank_captions_dropped": 1}
+    assert dataset.exclusions == {"images_absent": 2, "blank_captions_dropped": 1}
 
 
 @pytest.mark.parametrize("lost", ["image", "caption"])
@@ -128,7 +128,7 @@ def test_windows_line_ends_blank_lines_and_tabs_and_line_separators_inside_capti
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ROCO sample beside the checkout")
 def test_a_sample_of_real_roco_is_read_and_lacks_the_study():
     dataset = roco_split(SHARED)
-    assert (len(dataset), dataset.notes["images_absent"]) == (12, 0)
+    assert (len(dataset), dataset.exclusions["images_absent"]) == (12, 0)
     assert dataset.items[0].image.open().mode == "RGB"
     with pytest.raises(DataUnavailableError, match="lacks 8 of the study's 8"):
         roco_study(SHARED)
