@@ -87,7 +87,7 @@ def test_rows_and_similarities_are_those_of_the_reference_path(tiny, colours):
 def test_an_encoder_that_is_not_ours_lacks_what_it_does_not_show(colours):
     found = trace(custom(ColourEncoder()), colours)
     assert set(found["stages"]) == OURS - {"preprocessed_tensor", "tokens"}
-    assert "activations" not in probe
+    assert "activations" not in found
     assert found["model"]["weights_sha256"] == ""
 
 
