@@ -10,8 +10,11 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,7 +48,6 @@ from clipbench.types import (
 SCHEMA_VERSION = 2
 MAX_STORED_CELLS = 256 * 256
 MEAN_TOLERANCE = 1e-6
-_DTYPES = ("<i2", "<i4", "<f4", "<u8")
 _HINT = "make one with `pytest benchmarks --benchmark-json run.json`"
 
 
@@ -75,7 +77,7 @@ def run_to_json(run: Run) -> JsonObject:
         "plan": [list(key) for key in run.plan],
         "results": [result_to_json(result) for result in run.results],
         "skipped": [{**skip.key._asdict(), "reason": skip.reason} for skip in run.skipped],
-        "subjects": [dataclasses.asdict(subject) for subject in run.subjects],
+        "subjects": [_fields(subject) for subject in run.subjects],
         "traces": list(run.traces),
     }
 
@@ -85,77 +87,70 @@ def result_to_json(result: Result) -> JsonObject:
 
     Raises: ValueError for NaN or infinity among values, naming experiment and model.
     """
-    lists = _Lists()
+    lists: dict[tuple[str, ...], str] = {}
     try:
         items: JsonObject = {"ids": [], "axes": {}, "clusters": {}}
         for name, score in result.scores.items():
             if score.outcomes is not None:
-                axis = lists.name(score.outcomes.ids, score.outcomes.axis)
+                axis = _name_in(lists, score.outcomes.ids, score.outcomes.axis)
                 items[name] = [_finite(value, name) for value in score.outcomes.values.tolist()]
                 items["axes"] |= {} if axis == "ids" else {name: axis}
                 items["clusters"] |= {} if score.outcomes.clusters is None else {axis: list(score.outcomes.clusters)}
-        outcomes_axes = dict(lists.found)
+        items |= {name: list(ids) for ids, name in lists.items()}
         entry = {
             "experiment": result.experiment,
-            "model": dataclasses.asdict(result.model),
-            "dataset": dataclasses.asdict(result.dataset),
-            "protocol": {
-                "prompts": list(result.protocol.prompts),
-                "metric_version": result.protocol.metric_version,
-                "classes": list(result.protocol.classes),
-                "options": dict(result.protocol.options),
-            },
+            "model": _fields(result.model),
+            "dataset": _fields(result.dataset),
+            "protocol": _fields(result.protocol),
             "metrics": {name: _score_to_json(score) for name, score in result.scores.items()},
             "metric_order": list(result.scores),
+            "items": items,
             "matrices": {
-                name: {**_fields(matrix), "values": _finite_rows(matrix)}
+                name: _fields(matrix) | {"values": _finite_rows(matrix)}
                 for name, matrix in result.matrices.items()
                 if matrix.values.size <= MAX_STORED_CELLS
             },
             "answers": {name: _answers_to_json(answers, lists) for name, answers in result.answers.items()},
             "evidence": {tower: _evidence_to_json(tower, one, lists) for tower, one in result.evidence.items()},
-            "provenance": {
-                "optimizations": list(result.provenance.optimizations),
-                "encoding": {tower: dataclasses.asdict(how) for tower, how in result.provenance.encoding.items()},
-                "exclusions": dict(result.provenance.exclusions),
-                "broken": list(result.provenance.broken),
-            },
+            "provenance": _fields(result.provenance),
             "verdicts": [_verdict_to_json(verdict) for verdict in result.verdicts],
         }
     except ValueError as error:
         raise ValueError(f"{result.experiment} of {result.model.name}: {error}") from error
-    items |= {name: list(ids) for ids, name in outcomes_axes.items()}
-    rest = {name: list(ids) for ids, name in lists.found.items() if ids not in outcomes_axes}
-    return {**entry, "items": items, "lists": rest}
+    return entry | {"lists": {name: list(ids) for ids, name in lists.items() if name not in items}}
 
 
-class _Lists:
-    """Lists of ids, each kept once under a name."""
+def _fields(one: Any) -> JsonObject:
+    """A dataclass as a JSON object, tuples as lists."""
 
-    def __init__(self) -> None:
-        self.found: dict[tuple[str, ...], str] = {}
+    def entries(pairs: list[tuple[str, Any]]) -> JsonObject:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
 
-    def name(self, ids: tuple[str, ...], wanted: str) -> str:
-        """Return the name under which these ids are kept: the wanted one, with a number where another list has it."""
-        if ids not in self.found:
-            taken = set(self.found.values())
-            names = (wanted, *(f"{wanted}_{k}" for k in range(2, len(taken) + 3)))
-            self.found[ids] = next(name for name in names if name not in taken)
-        return self.found[ids]
+    found: JsonObject = dataclasses.asdict(one, dict_factory=entries)
+    return found
+
+
+def _name_in(lists: dict[tuple[str, ...], str], ids: tuple[str, ...], wanted: str) -> str:
+    """The name under which these ids are kept in the lists: the wanted one, with a number where another list has it."""
+    if ids not in lists:
+        taken = set(lists.values())
+        names = (wanted, *(f"{wanted}_{k}" for k in range(2, len(taken) + 3)))
+        lists[ids] = next(name for name in names if name not in taken)
+    return lists[ids]
 
 
 def _score_to_json(score: Score) -> JsonObject:
-    spec = {k: v for k, v in dataclasses.asdict(score.spec).items() if k != "name"}
-    entry: JsonObject = {"value": _finite(score.value, score.spec.name), "n": score.n, "spec": spec}
+    spec = _fields(score.spec)
+    entry: JsonObject = {"value": _finite(score.value, spec.pop("name")), "n": score.n, "spec": spec}
     if score.interval is not None:
         entry["low"], entry["high"] = (_finite(end, score.spec.name) for end in score.interval)
     return entry | ({} if score.spread is None else {"spread": score.spread})
 
 
-def _answers_to_json(answers: Answers, lists: _Lists) -> JsonObject:
+def _answers_to_json(answers: Answers, lists: dict[tuple[str, ...], str]) -> JsonObject:
     entry: JsonObject = {
-        "ids": lists.name(answers.ids, "queries"),
-        "candidates": lists.name(answers.candidates, "candidates"),
+        "ids": _name_in(lists, answers.ids, "queries"),
+        "candidates": _name_in(lists, answers.candidates, "candidates"),
         "top": _pack(answers.top, "<i4"),
         "scores": _pack(answers.scores, "<f4"),
         "margins": _pack(answers.margins, "<f4"),
@@ -164,9 +159,9 @@ def _answers_to_json(answers: Answers, lists: _Lists) -> JsonObject:
     return entry | ({} if answers.groups is None else {"groups": list(answers.groups)})
 
 
-def _evidence_to_json(tower: str, evidence: Evidence, lists: _Lists) -> JsonObject:
+def _evidence_to_json(tower: str, evidence: Evidence, lists: dict[tuple[str, ...], str]) -> JsonObject:
     return {
-        "ids": lists.name(evidence.ids, f"{tower.removesuffix('s')}_ids"),
+        "ids": _name_in(lists, evidence.ids, f"{tower.removesuffix('s')}_ids"),
         "dim": evidence.dim,
         "contents": _pack(evidence.contents, "<u8"),
         "pixels": _pack(evidence.pixels, "<u8"),
@@ -176,21 +171,16 @@ def _evidence_to_json(tower: str, evidence: Evidence, lists: _Lists) -> JsonObje
 
 
 def _verdict_to_json(verdict: Verdict) -> JsonObject:
-    entry = {k: v for k, v in dataclasses.asdict(verdict).items() if v is not None and k not in ("key", "outcome")}
-    entry |= {} if verdict.interval is None else {"interval": list(verdict.interval)}
-    return entry | {"verdict": verdict.outcome}
+    stated = {name: value for name, value in _fields(verdict).items() if value is not None}
+    del stated["key"]
+    return stated | {"verdict": stated.pop("outcome")}
 
 
-def _fields(matrix: Matrix) -> JsonObject:
-    return {"kind": matrix.kind, "rows": list(matrix.rows), "columns": list(matrix.columns), "scale": matrix.scale}
-
-
-def _finite(value: Any, what: str) -> float | int:
-    number = value.item() if isinstance(value, np.generic) else value
+def _finite(value: float, what: str) -> float | int:
+    number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{what} has {number}; only finite numbers are recorded")
-    is_whole = isinstance(number, float) and number.is_integer() and abs(number) < 1e15
-    return int(number) if is_whole or isinstance(number, bool) else number
+    return int(number) if number.is_integer() and abs(number) < 1e15 else number
 
 
 def _finite_rows(matrix: Matrix) -> list[list[float]]:
@@ -205,15 +195,15 @@ def _pack(array: npt.NDArray[Any], dtype: str) -> JsonObject:
 
 
 def _unpack(entry: JsonObject) -> npt.NDArray[Any]:
-    """Raises: ValueError for another kind of number than we write, or more or fewer of them than the shape says."""
-    shape, dtype = tuple(int(size) for size in entry["shape"]), entry["dtype"]
+    """Raises: ValueError for more or fewer numbers than the shape says."""
+    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
     try:
         content = base64.b64decode(entry["base64"], validate=True)
     except binascii.Error as error:
         raise ValueError(f"a column is no base64: {error}") from error
-    if dtype not in _DTYPES or len(content) != math.prod(shape) * np.dtype(dtype).itemsize:
-        raise ValueError(f"a column has {len(content)} bytes of {dtype} for shape {shape}")
-    return np.frombuffer(content, dtype).reshape(shape).astype(np.dtype(dtype).newbyteorder("="))
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"a column has {len(content)} bytes of {entry['dtype']} for shape {shape}")
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def run_from_json(entry: JsonObject) -> Run:
@@ -224,7 +214,7 @@ def run_from_json(entry: JsonObject) -> Run:
     return Run(
         environment=entry["environment"],
         results=tuple(result_from_json(result) for result in entry["results"]),
-        skipped=tuple(Skip(_key(skip), skip["reason"]) for skip in entry["skipped"]),
+        skipped=tuple(Skip(_take(Key, skip), skip["reason"]) for skip in entry["skipped"]),
         subjects=tuple(_take(SubjectRecord, subject) for subject in entry["subjects"]),
         traces=tuple(entry["traces"]),
         plan=tuple(Key(*key) for key in entry["plan"]),
@@ -235,8 +225,7 @@ def run_from_json(entry: JsonObject) -> Run:
 
 def result_from_json(entry: JsonObject) -> Result:
     """Return the result that `result_to_json` wrote. Raises: as `run_from_json`."""
-    items, axes = entry["items"], entry["items"]["axes"]
-    clusters = items.get("clusters", {})
+    items, axes, clusters = entry["items"], entry["items"]["axes"], entry["items"].get("clusters", {})
     lists = {name: tuple(ids) for name, ids in {**items, **entry["lists"]}.items() if isinstance(ids, list)}
     model, dataset = _take(ModelIdentity, entry["model"]), _take(DatasetIdentity, entry["dataset"])
     key = Key(entry["experiment"], model.name, dataset.name)
@@ -246,22 +235,24 @@ def result_from_json(entry: JsonObject) -> Result:
         outcomes, axis = None, axes.get(name, "ids")
         if name in items:
             own = tuple(clusters[axis]) if axis in clusters and metric["spec"]["cluster"] else None
-            if any(isinstance(value, str) for value in items[name]):
-                raise ValueError(f"{name} has an outcome that is a text, no number")
+            if not all(type(value) in (int, float) for value in items[name]):
+                raise ValueError(f"{name} has an outcome that is no finite number")
             outcomes = Outcomes(_ids(lists, axis), np.asarray(items[name], dtype=np.float64), own, axis)
         interval = (metric["low"], metric["high"]) if "low" in metric and "high" in metric else None
         spec = _take(MetricSpec, {"name": name, **metric["spec"]})
         scores[name] = Score(spec, metric["value"], metric["n"], interval, outcomes, metric.get("spread"))
+    asked, how = entry["protocol"], entry["provenance"]
+    encoding = {tower: _take(Encoding, made) for tower, made in how["encoding"].items()}
     return Result(
         key.experiment,
         model,
         dataset,
-        _protocol(entry["protocol"]),
+        Protocol(tuple(asked["prompts"]), asked["metric_version"], tuple(asked["classes"]), asked["options"]),
         scores,
         {name: _matrix(matrix) for name, matrix in entry["matrices"].items()},
         {name: _answers(answers, lists) for name, answers in entry["answers"].items()},
         {tower: _evidence(evidence, lists) for tower, evidence in entry["evidence"].items()},
-        _provenance(entry["provenance"]),
+        Provenance(tuple(how["optimizations"]), encoding, how["exclusions"], tuple(how["broken"])),
         tuple(_verdict(key, verdict) for verdict in entry["verdicts"]),
     )
 
@@ -272,37 +263,25 @@ def _ids(lists: Mapping[str, tuple[str, ...]], name: str) -> tuple[str, ...]:
     return lists[name]
 
 
-def _key(entry: JsonObject) -> Key:
-    return Key(entry["experiment"], entry["model"], entry["dataset"])
-
-
-def _protocol(entry: JsonObject) -> Protocol:
-    return Protocol(tuple(entry["prompts"]), entry["metric_version"], tuple(entry["classes"]), entry["options"])
-
-
 def _matrix(entry: JsonObject) -> Matrix:
-    values = np.array(entry["values"], dtype=np.float64)
-    if values.shape != (len(entry["rows"]), len(entry["columns"])):
-        raise ValueError(
-            f"a matrix is {values.shape} for {len(entry['rows'])} rows and {len(entry['columns'])} columns"
-        )
-    return Matrix(entry["kind"], values, tuple(entry["rows"]), tuple(entry["columns"]), entry["scale"])
+    values, rows, columns = np.array(entry["values"], dtype=np.float64), tuple(entry["rows"]), tuple(entry["columns"])
+    if values.shape != (len(rows), len(columns)):
+        raise ValueError(f"a matrix is {values.shape} for {len(rows)} rows and {len(columns)} columns")
+    return Matrix(entry["kind"], values, rows, columns, entry["scale"])
 
 
 def _answers(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Answers:
     ids, candidates = _ids(lists, entry["ids"]), _ids(lists, entry["candidates"])
-    top, labels = _unpack(entry["top"]), _unpack(entry["labels"]) if "labels" in entry else None
-    margins, scores = _unpack(entry["margins"]), _unpack(entry["scores"])
+    top, scores, margins = (_unpack(entry[name]) for name in ("top", "scores", "margins"))
+    labels = _unpack(entry["labels"]) if "labels" in entry else None
     groups = tuple(entry["groups"]) if "groups" in entry else None
-    columns = [margins.shape, top.shape[:1]]
-    columns += [] if labels is None else [labels.shape]
-    columns += [] if groups is None else [(len(groups),)]
-    picked = np.concatenate([top.ravel(), np.array([], dtype=np.int32) if labels is None else labels])
+    aligned = [column for column in (top, margins, labels, groups) if column is not None]
+    indices = [column for column in (top, labels) if column is not None]
     if (
         top.ndim != 2
         or scores.shape != top.shape
-        or set(columns) != {(len(ids),)}
-        or not ((picked >= 0) & (picked < len(candidates))).all()
+        or any(len(column) != len(ids) for column in aligned)
+        or any(((column < 0) | (column >= len(candidates))).any() for column in indices)
     ):
         raise ValueError("answers do not fit their queries and candidates")
     return Answers(ids, candidates, top, scores, margins, labels, groups)
@@ -311,15 +290,9 @@ def _answers(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Answers
 def _evidence(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Evidence:
     ids = _ids(lists, entry["ids"])
     contents, pixels, lengths, sketches = (_unpack(entry[k]) for k in ("contents", "pixels", "lengths", "sketches"))
-    columns = {contents.shape, lengths.shape, sketches.shape[:1], *([pixels.shape] if pixels.size else [])}
-    if columns != {(len(ids),)} or sketches.ndim != 2:
+    if {len(contents), len(lengths), len(sketches), len(pixels) or len(ids)} != {len(ids)} or sketches.ndim != 2:
         raise ValueError("evidence does not fit its items")
     return Evidence(ids, contents, pixels, lengths, sketches, entry["dim"])
-
-
-def _provenance(entry: JsonObject) -> Provenance:
-    encoding = {tower: _take(Encoding, how) for tower, how in entry["encoding"].items()}
-    return Provenance(tuple(entry["optimizations"]), encoding, entry["exclusions"], tuple(entry["broken"]))
 
 
 def _verdict(key: Key, entry: JsonObject) -> Verdict:
@@ -329,9 +302,8 @@ def _verdict(key: Key, entry: JsonObject) -> Verdict:
 
 
 def _take(kind: Any, entry: JsonObject) -> Any:
-    """Build a dataclass from the keys it knows."""
-    names = {f.name for f in dataclasses.fields(kind)}
-    return kind(**{key: value for key, value in entry.items() if key in names})
+    """Build a dataclass, or a named tuple, from the keys it knows."""
+    return kind(**{name: entry[name] for name in kind.__annotations__ if name in entry})
 
 
 @cache
@@ -357,6 +329,9 @@ def read_document(path: Path) -> JsonObject:
 
 def check_document(path: Path, entry: Any) -> JsonObject:
     """Return the JSON value of a run file once it holds to the schema; `path` is for messages. Raises: RunFormatError."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
     if not isinstance(entry, dict) or "clipbench" not in entry:
         is_benchmark = isinstance(entry, dict) and "benchmarks" in entry
         kind = "a pytest-benchmark file without the key `clipbench`" if is_benchmark else "no run"
@@ -367,9 +342,11 @@ def check_document(path: Path, entry: Any) -> JsonObject:
             f"{path} has run schema {version!r}, this clipbench reads {SCHEMA_VERSION}: it stores evidence that an older run does "
             f"not have; measure again with this version"
         )
-    _validate(path, entry)
-    checked: JsonObject = entry
-    return checked
+    error = best_match(Draft202012Validator(run_schema()).iter_errors(entry))
+    if error is not None:
+        place = ".".join(map(str, error.absolute_path))
+        raise RunFormatError(f"{path}: {place}: {error.message[:200]}; the file is damaged, {_HINT}")
+    return entry
 
 
 def run_of(path: Path, document: JsonObject) -> Run:
@@ -379,30 +356,29 @@ def run_of(path: Path, document: JsonObject) -> Run:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunFormatError(f"{path}: {type(error).__name__}: {error}; the file is damaged, {_HINT}") from error
     for result in run.results:
-        _check_result(f"{path}: {result.experiment} of {result.model.name}", result)
+        for name, score in result.scores.items():
+            _check_score(f"{path}: {result.experiment} of {result.model.name}: {name}", score)
     return run
 
 
 def timings_of(document: JsonObject) -> tuple[Timing, ...]:
     """Return pytest-benchmark's timings of a document; what is not in its usual form is left out."""
-    return tuple(t for entry in document.get("benchmarks", ()) if (t := _timing(entry)) is not None)
-
-
-def _timing(entry: Any) -> Timing | None:
-    try:
-        seconds = tuple(float(s) for s in entry["stats"].get("data", ()))
-        parameters = entry.get("params") or {}
-        return Timing(str(entry["name"]), str(parameters.get("subject", "")), seconds)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
+    found = []
+    for entry in document.get("benchmarks", ()):
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            seconds = tuple(float(s) for s in entry["stats"].get("data", ()))
+            found.append(Timing(str(entry["name"]), str((entry.get("params") or {}).get("subject", "")), seconds))
+    return tuple(found)
 
 
 def _read_json(path: Path) -> Any:
-    def refuse(word: str) -> float:
-        raise ValueError(f"it holds {word}, and a run holds finite numbers only")
+    def finite(word: str) -> float:
+        if not math.isfinite(number := float(word)):
+            raise ValueError(f"it holds {word}, and a run holds finite numbers only")
+        return number
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=finite, parse_float=finite)
     except FileNotFoundError as error:
         raise RunFormatError(f"{path} is not there; {_HINT}") from error
     except json.JSONDecodeError as error:
@@ -413,53 +389,21 @@ def _read_json(path: Path) -> Any:
         raise RunFormatError(f"{path} cannot be read: {error}; {_HINT}") from error
 
 
-def _validate(path: Path, entry: JsonObject) -> None:
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    error = best_match(Draft202012Validator(run_schema()).iter_errors(entry))
-    if error is not None:
-        place = ".".join(str(p) for p in error.absolute_path) or "the file"
-        raise RunFormatError(f"{path}: {place}: {error.message[:200]}; the file is damaged, {_HINT}")
-
-
-def _check_result(where: str, result: Result) -> None:
-    """What the schema cannot say: JSON's 1e999 reads as infinity, and ids are unique."""
-    for name, score in result.scores.items():
-        if not _are_finite([score.value, *(score.interval or ())]):
-            raise RunFormatError(f"{where}: {name} is no finite number; {_HINT}")
-        if score.outcomes is None:
-            continue
-        if not np.isfinite(score.outcomes.values).all():
-            raise RunFormatError(f"{where}: {name} has an outcome that is no finite number; {_HINT}")
-        mean = float(np.mean(score.outcomes.values)) if score.n else score.value
-        if score.n != len(score.outcomes.ids) or abs(mean - score.value) > MEAN_TOLERANCE * max(1.0, abs(score.value)):
-            raise RunFormatError(
-                f"{where}: {name} is {score.value:.6g} at n={score.n}, and its {len(score.outcomes.ids)} outcomes average to "
-                f"{mean:.6g}: the file was changed; {_HINT}"
-            )
-        if (twice := _first_repeated(score.outcomes.ids)) is not None:
-            raise RunFormatError(f"{where}: {name} has the id {twice!r} more than once; ids must be unique, {_HINT}")
-    for name, matrix in result.matrices.items():
-        if not np.isfinite(matrix.values).all():
-            raise RunFormatError(f"{where}: {name} holds infinity; a run holds finite numbers only, {_HINT}")
-
-
-def _are_finite(values: Iterable[float]) -> bool:
-    """True for numbers that float64 holds: whole numbers have no end."""
-    try:
-        return all(math.isfinite(value) for value in values)
-    except OverflowError:
-        return False
-
-
-def _first_repeated(ids: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    for name in ids:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
+def _check_score(where: str, score: Score) -> None:
+    """What the schema cannot say: a value is the mean of its outcomes, ids are unique, and JSON's whole numbers have no end."""
+    if any(abs(number) > sys.float_info.max for number in (score.value, *(score.interval or ()))):
+        raise RunFormatError(f"{where} is no finite number; {_HINT}")
+    if score.outcomes is None:
+        return
+    ids, mean = score.outcomes.ids, float(np.mean(score.outcomes.values)) if score.n else score.value
+    if score.n != len(ids) or abs(mean - score.value) > MEAN_TOLERANCE * max(1.0, abs(score.value)):
+        raise RunFormatError(
+            f"{where} is {score.value:.6g} at n={score.n}, and its {len(ids)} outcomes average to {mean:.6g}: the file was "
+            f"changed; {_HINT}"
+        )
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise RunFormatError(f"{where} has the id {twice!r} more than once; ids must be unique, {_HINT}")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -484,8 +428,5 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def dump_json(entry: JsonObject) -> str:
-    """Return JSON with sorted keys, refusing NaN and infinity.
-
-    Raises: ValueError for NaN and infinity.
-    """
+    """Return JSON with sorted keys. Raises: ValueError for NaN and infinity."""
     return json.dumps(entry, sort_keys=True, allow_nan=False, indent=1) + "\n"
