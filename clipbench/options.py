@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,12 +17,16 @@ from clipbench.embed.store import CACHE_BYTES
 from clipbench.errors import UsageError, closest
 from clipbench.experiments import all_experiments
 from clipbench.paths import CACHE_VARIABLE
+from clipbench.storage import RunFormatError, read_run
 from clipbench.types import Precision
 
 if TYPE_CHECKING:
     import pytest
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "workers", "no_optimizations", "update_baseline",
+    "save_embeddings", "require_all")  # fmt: skip
+"""The options that a command line gives as they are meant."""
 
 
 def data_roots() -> tuple[Root, ...]:
@@ -126,31 +130,18 @@ class Options:
         # The environment's setting is no wish of this session's: what decides something does not follow it.
         ignores_environment = given.require_all or given.baseline or given.anchor or given.no_optimizations
         cache = given.cache or (None if ignores_environment else os.environ.get(CACHE_VARIABLE))
-        roots = {root: getattr(given, root.option.replace("-", "_")) for root in data_roots()}
         options = cls(
+            **{name: getattr(given, name) for name in AS_GIVEN},
             models=tuple(given.model or ("lite",)),
-            pretrained=given.pretrained,
-            activation=given.activation,
-            device=given.device,
-            precision=given.precision,
-            batch_size=given.batch_size,
-            workers=given.workers,
-            no_optimizations=given.no_optimizations,
             cache=path(cache and Path(cache).expanduser()),
             cache_bytes=int(given.cache_size * (1 << 30)) if math.isfinite(given.cache_size) else 0,
-            data=DataOptions(
-                {root.option: _folders(root, value, folder) for root, value in roots.items() if value},
-                {choice.option: getattr(given, choice.option.replace("-", "_")) for choice in data_choices()},
-            ),
+            data=_data_options(vars(given), folder),
             results=Path(folder, given.results),
             benchmark_json=path(given.benchmark_json),
             baseline=path(given.baseline),
             anchor=path(given.anchor),
-            update_baseline=given.update_baseline,
             reason=(given.reason or "").strip(),
-            save_embeddings=given.save_embeddings,
-            offline=given.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
-            require_all=given.require_all,
+            offline=given.offline or is_offline(),
         )
         options._check()
         options._check_references()
@@ -164,20 +155,14 @@ class Options:
 
         Raises: UsageError for an unknown name, with the likeliest; for values that cannot be; for folders that are not there.
         """
-        roots = {root.option.replace("-", "_"): root for root in data_roots()}
-        choices = {choice.option.replace("-", "_"): choice for choice in data_choices()}
         names = [f.name for f in fields(cls) if f.name != "data"]
-        known = [*names, *roots, *choices]
+        known = [*names, *map(_dest, data_roots()), *map(_dest, data_choices())]
         if (unknown := next((name for name in given if name not in known), None)) is not None:
-            raise UsageError(
-                f"unknown setting {unknown!r}; did you mean {closest(unknown, known) or ', '.join(known)}?"
-            )
-        data = DataOptions(
-            {root.option: _folders(root, given[name], Path()) for name, root in roots.items() if given.get(name)},
-            {choice.option: given[name] for name, choice in choices.items() if name in given},
-        )
+            likely = closest(unknown, known) or ", ".join(known)
+            raise UsageError(f"unknown setting {unknown!r}; did you mean {likely}?")
         paths = {name: Path(given[name]).expanduser() for name in ("cache", "results") if given.get(name)}
-        options = cls(**{name: given[name] for name in names if name in given} | paths, data=data)
+        chosen = {name: given[name] for name in names if name in given} | paths
+        options = cls(**chosen, data=_data_options(given, Path()))
         options._check()
         return options
 
@@ -194,10 +179,8 @@ class Options:
                 "--cache keeps rows for optimizations, and --no-optimizations (--plain) takes none; drop one"
             )
         for choice in data_choices():
-            if self.data.chosen(choice) not in choice.values:
-                raise UsageError(
-                    f"--{choice.option} {self.data.chosen(choice)}: expected one of {', '.join(choice.values)}"
-                )
+            if (chosen := self.data.chosen(choice)) not in choice.values:
+                raise UsageError(f"--{choice.option} {chosen}: expected one of {', '.join(choice.values)}")
         for root in data_roots():
             names = [name for name, _ in self.data.folders(root)]
             if twice := next((name for name in names if names.count(name) > 1), ""):
@@ -222,8 +205,6 @@ class Options:
             raise UsageError(f"--anchor {self.anchor} is not there; give the run file of a frozen release")
         for path in (self.baseline, self.anchor):
             if path is not None and path.exists():
-                from clipbench.storage import RunFormatError, read_run
-
                 try:
                     read_run(path)
                 except RunFormatError as error:
@@ -238,23 +219,38 @@ class Options:
         for path in filter(None, (self.results, self.benchmark_json and self.benchmark_json.parent)):
             parent = next(p for p in (path, *path.parents) if p.exists())
             if not (parent.is_dir() and os.access(parent, os.W_OK)):
-                raise UsageError(
-                    f"{path} cannot be written: {parent} is no folder that can be written to; choose another"
-                )
+                reason = f"{parent} is no folder that can be written to"
+                raise UsageError(f"{path} cannot be written: {reason}; choose another")
 
 
-def _folders(root: Root, given: Any, folder: Path) -> tuple[tuple[str, Path], ...]:
-    """(name, folder) pairs of what was given for a root: a path, NAME=ROOT texts, or a mapping or pairs of them."""
+def is_offline() -> bool:
+    """Return whether the environment forbids connections, as huggingface_hub reads it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _dest(one: Root | Choice) -> str:
+    """The name under which argparse and keyword arguments have an option."""
+    return one.option.replace("-", "_")
+
+
+def _data_options(given: Mapping[str, Any], start: Path) -> DataOptions:
+    """Folders and choices of data among what was given; relative folders begin at `start`."""
+    return DataOptions(
+        {root.option: _folders(root, given[_dest(root)], start) for root in data_roots() if given.get(_dest(root))},
+        {choice.option: given[_dest(choice)] for choice in data_choices() if _dest(choice) in given},
+    )
+
+
+def _folders(root: Root, given: Any, start: Path) -> tuple[tuple[str, Path], ...]:
+    """(name, folder) pairs of what was given for a root: a path, NAME=ROOT texts, or a mapping."""
     if not root.is_named:
-        return (("", folder / Path(given).expanduser()),)
+        return (("", start / Path(given).expanduser()),)
     if isinstance(given, Mapping):
-        return tuple((str(name), folder / path) for name, path in given.items())
-    pairs: Sequence[Any] = [given] if isinstance(given, str) else given
-    return tuple(_named_folder(root, pair, folder) for pair in pairs)
-
-
-def _named_folder(root: Root, given: Any, folder: Path) -> tuple[str, Path]:
-    name, separator, path = given.partition("=") if isinstance(given, str) else (given[0], "=", given[1])
-    if not (name and separator and path):
-        raise UsageError(f"--{root.option} {given}: expected NAME=ROOT, for example imagenet1k=/data/imagenet/val")
-    return name, folder / path
+        return tuple((str(name), start / path) for name, path in given.items())
+    folders = []
+    for pair in [given] if isinstance(given, str) else given:
+        name, _, path = str(pair).partition("=")
+        if not (name and path):
+            raise UsageError(f"--{root.option} {pair}: expected NAME=ROOT, for example imagenet1k=/data/imagenet/val")
+        folders.append((name, start / path))
+    return tuple(folders)

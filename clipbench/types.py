@@ -1,9 +1,8 @@
 """The vocabulary: what a metric, an outcome, a result, a verdict and a run are. Imports nothing of the package; read it first.
 
 An experiment turns (embedder, data set) into scores; with its evidence that is a `Result`; judging adds `Verdict`s; a `Run` is all
-results of one invocation. What a metric *is* stands in its `MetricSpec`, declared once by its experiment and stored in the run:
-nobody asks a name. What was *asked* is the `Protocol`, and decides what may be compared; how it *went* is the `Provenance`, and
-is only reported. `storage` writes and reads all of it.
+results of one invocation. What a metric *is* stands in its `MetricSpec`: nobody asks its name. What was *asked* is the `Protocol`,
+and decides what may be compared; how it *went* is the `Provenance`, and is only reported. `storage` writes and reads all of it.
 """
 
 import json
@@ -107,8 +106,7 @@ class Score:
 class Matrix:
     """A table of numbers to draw and to compare: `values` (rows, columns) float64, with what its rows and columns are.
 
-    A square "cosine" matrix whose rows and columns are the same items has own pairs on its diagonal. `scale` is what the cosines
-    behind "probability" were multiplied by.
+    `scale` is what the cosines behind "probability" were multiplied by.
     """
 
     kind: MatrixKind
@@ -119,7 +117,7 @@ class Matrix:
 
     @property
     def is_matching(self) -> bool:
-        """True where each row has its own column."""
+        """True where rows and columns are the same items, so that own pairs stand on the diagonal."""
         return self.rows == self.columns
 
 
@@ -241,9 +239,8 @@ class Protocol:
 
     def entries(self) -> JsonObject:
         """Return all of it as one flat object."""
-        return {"prompts": list(self.prompts), "metric_version": self.metric_version, **self.options} | (
-            {"classes": list(self.classes)} if self.classes else {}
-        )
+        classes = {"classes": list(self.classes)} if self.classes else {}
+        return {"prompts": list(self.prompts), "metric_version": self.metric_version, **self.options, **classes}
 
 
 @dataclass(frozen=True)
@@ -264,7 +261,8 @@ class Provenance:
         """Which images were asked for and not measured, in words; "" where none were."""
         absent, broken = (self.exclusions.get(name, 0) for name in ("images_absent", "broken_images"))
         found = [f"{absent:,} absent image(s)"] if absent else []
-        return ", ".join([*found, f"{broken:,} broken image(s): {', '.join(self.broken)}"] if broken else found)
+        found += [f"{broken:,} broken image(s): {', '.join(self.broken)}"] if broken else []
+        return ", ".join(found)
 
 
 @dataclass(frozen=True)
@@ -334,8 +332,8 @@ class Skip:
 class SubjectRecord:
     """A model under test: what somebody chose (`asked`), and what was found to be so (`observed`), as JSON values.
 
-    Asked: alias, loader, weights, precision, activation, preprocessing options, `config` of an own encoder. Observed: hashes of
-    weights and of every tensor, activation, preprocessing, tokenizer, dim, logit scale and bias, device.
+    Asked: alias, loader, weights, precision, activation, preprocessing, `config` of an own encoder. Observed: hashes of weights and
+    of every tensor, activation, preprocessing, tokenizer, dim, logit scale and bias, device.
     """
 
     model: str
@@ -387,11 +385,6 @@ def incomparable(one: Result, other: Result) -> tuple[str, ...]:
 
 def short(value: Any, letters: int = 60) -> str:
     """Return a value of a protocol in at most so many letters."""
-    text = (
-        value
-        if isinstance(value, str)
-        else "absent"
-        if value is None
-        else json.dumps(value, sort_keys=True, default=str)
-    )
+    value = "absent" if value is None else value
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
     return text if len(text) <= letters else f"{text[: letters - 3]}..."
