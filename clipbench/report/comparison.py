@@ -4,6 +4,7 @@ The text of the runs is untrusted: it is sanitized here, or escaped by the rende
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from clipbench.judge.compare import Comparison, ItemChange
@@ -29,19 +30,10 @@ VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "CANNOT TELL"}
 WORDS = {"fail": "fail", "inconclusive": "cannot tell", "note": "note", "pass": "pass"}
 ROW_KINDS = ("in general", "identical", "speed", "shown", "not comparable")
 METRICS_HEADER = (
-    "model",
-    "experiment",
-    "metric",
-    "base",
-    "head",
-    "change",
-    "95 % interval",
-    "lost",
-    "gained",
-    "verdict",
-)
+    "model", "experiment", "metric", "base", "head", "change", "95 % interval", "lost", "gained", "verdict",
+)  # fmt: skip
 STATES = ("same", "agrees", "changed", "not comparable")
-LEVELS = {"fail": "error", "inconclusive": "warning", "note": "notice"}
+LEVELS = {"fail": "error", "inconclusive": "warning", "note": "notice", "pass": "notice"}
 ADVICE = {
     "pass": "Nothing that was compared is worse beyond what is allowed.",
     "fail": "Do not ship this as it is: what failed is worse than the base, with the evidence beside it.",
@@ -90,8 +82,10 @@ def to_json(comparison: Comparison, command: str) -> str:
             "exit_code": comparison.exit_code,
             "headline": _headline(comparison),
             "alpha": comparison.alpha,
-            "findings": [_finding(verdict) for verdict in comparison.verdicts],
-            "items": [_flat(change) for change in comparison.items],
+            "findings": [
+                _entry(v, "outcome", "reference", "expected") | {"verdict": v.outcome} for v in comparison.verdicts
+            ],
+            "items": [_entry(change) for change in comparison.items],
             "differences": [dataclasses.asdict(d) | {"changed": d.is_change} for d in comparison.differences],
             "stages": [dataclasses.asdict(f) for f in comparison.stages],
             "command": command,
@@ -105,17 +99,14 @@ def to_github(comparison: Comparison) -> str:
 
     Source: https://docs.github.com/actions/reference/workflow-commands-for-github-actions
     """
-    level = {"fail": "error", "inconclusive": "warning", "pass": "notice"}[comparison.outcome]
-    lines = [f"::{level} title=clipbench::{_message(_headline(comparison))}"]
-    lines += [_annotation(comparison, v) for v in _pressing(comparison)]
+    found = [(LEVELS[comparison.outcome], "clipbench", _headline(comparison))]
+    for v in _pressing(comparison):
+        title = f"clipbench {VERDICTS.get(v.outcome, 'note')}, {_where(v)}"
+        found.append((LEVELS[v.outcome], title, _reason_of(comparison, v)))
     moved = {sanitize(f.model) for f in comparison.stages if f.moved}
-    title = "clipbench, first stage that moved"
-    lines += [
-        f"::notice title={_property(title)}::{_message(f'{m}: {words}')}"
-        for m, words in _stage_rows(comparison)
-        if m in moved
-    ]
-    return "\n".join(lines) + "\n"
+    stages = [f"{model}: {words}" for model, words in _stage_rows(comparison) if model in moved]
+    found += [("notice", "clipbench, first stage that moved", stage) for stage in stages]
+    return "".join(f"::{level} title={_property(title)}::{_message(text)}\n" for level, title, text in found)
 
 
 def to_pull_request(comparison: Comparison, command: str) -> str:
@@ -125,7 +116,9 @@ def to_pull_request(comparison: Comparison, command: str) -> str:
     """
     blocks: list[MarkdownBlock] = [Heading(_headline(comparison), 2), Paragraph(ADVICE[comparison.outcome])]
     pressing = _pressing(comparison)
-    blocks += _verdict_blocks(comparison, pressing[:OPEN_VERDICTS], len(pressing) - OPEN_VERDICTS)
+    blocks += _verdict_blocks(comparison, pressing[:OPEN_VERDICTS])
+    if len(pressing) > OPEN_VERDICTS:
+        blocks.append(Paragraph(f"and {len(pressing) - OPEN_VERDICTS} more, folded below"))
     blocks += _difference_blocks(comparison)
     if stages := _stage_rows(comparison):
         blocks += [Heading("First stage that moved", 3), Table(("model", "what the trace says"), stages)]
@@ -157,23 +150,10 @@ def _item_lines(comparison: Comparison) -> Iterator[str]:
         yield f"    and {len(comparison.items) - len(listed)} more: --format json has them"
 
 
-def _finding(verdict: Verdict) -> JsonObject:
-    """A verdict as the JSON object of one finding."""
-    entry = _flat(verdict)
-    return {name: value for name, value in entry.items() if name not in ("outcome", "reference", "expected")} | {
-        "verdict": verdict.outcome
-    }
-
-
-def _flat(about: Verdict | ItemChange) -> JsonObject:
-    entry = dataclasses.asdict(about)
-    del entry["key"]
+def _entry(about: Verdict | ItemChange, *without: str) -> JsonObject:
+    """A verdict or a changed item as a JSON object."""
+    entry = {name: value for name, value in dataclasses.asdict(about).items() if name not in ("key", *without)}
     return entry | about.key._asdict()
-
-
-def _annotation(comparison: Comparison, verdict: Verdict) -> str:
-    title = f"clipbench {VERDICTS.get(verdict.outcome, 'note')}, {_where(verdict)}"
-    return f"::{LEVELS[verdict.outcome]} title={_property(title)}::{_message(_reason_of(comparison, verdict))}"
 
 
 def _message(text: str) -> str:
@@ -184,15 +164,9 @@ def _property(text: str) -> str:
     return _message(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def _verdict_blocks(
-    comparison: Comparison, verdicts: Sequence[Verdict], more: int = 0, title: str = "Why"
-) -> Iterator[Block]:
-    if verdicts:
-        rows = [(WORDS[v.outcome], _where(v), _reason_of(comparison, v)) for v in verdicts]
-        yield Heading(title, 3)
-        yield Table(("verdict", "where", "reason"), rows)
-    if more > 0:
-        yield Paragraph(f"and {more} more, folded below")
+def _verdict_blocks(comparison: Comparison, verdicts: Sequence[Verdict], title: str = "Why") -> list[Block]:
+    rows = [(WORDS[v.outcome], _where(v), _reason_of(comparison, v)) for v in verdicts]
+    return [Heading(title, 3), Table(("verdict", "where", "reason"), rows)] if rows else []
 
 
 def _difference_blocks(comparison: Comparison) -> Iterator[Block]:
@@ -207,28 +181,25 @@ def _difference_blocks(comparison: Comparison) -> Iterator[Block]:
         yield Paragraph(f"The same: {sanitize(', '.join(same))}.")
 
 
-def _item_blocks(title: str, changes: Sequence[ItemChange]) -> Iterator[Block]:
+def _item_blocks(title: str, changes: Sequence[ItemChange]) -> list[Block]:
     header = ("where", "item", "", "moved", "best five before", "best five after")
     rows = [
         (_where(c), sanitize(c.item), c.direction, _margin_text(c), _top_text(c.top_before), _top_text(c.top_after))
         for c in changes
     ]
-    yield Heading(title, 3)
-    yield Table(header, rows)
+    return [Heading(title, 3), Table(header, rows)]
 
 
 def _folded(comparison: Comparison, pressing: Sequence[Verdict]) -> Iterator[Details]:
     if rows := _metric_rows(comparison):
         yield Details(f"All {len(rows)} metrics", [Table(METRICS_HEADER, rows)])
     if passed := comparison.of("pass"):
-        yield Details(f"{len(passed)} that pass", list(_verdict_blocks(comparison, passed, title="What passes")))
+        yield Details(f"{len(passed)} that pass", _verdict_blocks(comparison, passed, "What passes"))
     if rest := pressing[OPEN_VERDICTS:]:
-        yield Details(f"The other {len(rest)} findings", list(_verdict_blocks(comparison, rest, title="More")))
+        yield Details(f"The other {len(rest)} findings", _verdict_blocks(comparison, rest, "More"))
     if len(comparison.items) > len(_items_at_a_glance(comparison, OPEN_ITEMS)):
-        yield Details(
-            f"All {len(comparison.items)} changed items shown",
-            list(_item_blocks("Items", _items_worst_first(comparison))),
-        )
+        items = _item_blocks("Items", _items_worst_first(comparison))
+        yield Details(f"All {len(comparison.items)} changed items shown", items)
 
 
 def _headline(comparison: Comparison) -> str:
@@ -247,12 +218,16 @@ def _where(about: Verdict | ItemChange) -> str:
 
 
 def _pressing(comparison: Comparison) -> list[Verdict]:
-    """What a reader must see: failures, what is undecided, notes other than plain values."""
-    return [v for v in comparison.verdicts if v.outcome != "pass" and not _is_value(v)]
+    """What a reader must see: failures, what is undecided, notes other than values without a verdict."""
+
+    def is_value(v: Verdict) -> bool:
+        return v.outcome == "note" and (v.kind == "shown" or (v.kind == "not comparable" and bool(v.metric)))
+
+    return [v for v in comparison.verdicts if v.outcome != "pass" and not is_value(v)]
 
 
 def _reason_of(comparison: Comparison, verdict: Verdict) -> str:
-    if not _has_values(verdict):
+    if not verdict.metric or (verdict.base is None and verdict.head is None):
         return sanitize(verdict.reason)
     before, after = (_value(comparison, verdict, value) for value in (verdict.base, verdict.head))
     return sanitize(f"{before} -> {after}: {verdict.reason}")
@@ -285,39 +260,27 @@ def _change(base: float, head: float) -> str:
     return f"{head - base:+.2g}" if small or base == 0 else f"{(head - base) / base:+.1%}"
 
 
-def _has_values(verdict: Verdict) -> bool:
-    return bool(verdict.metric) and (verdict.base is not None or verdict.head is not None)
-
-
-def _is_value(verdict: Verdict) -> bool:
-    return verdict.outcome == "note" and (
-        verdict.kind == "shown" or (verdict.kind == "not comparable" and bool(verdict.metric))
-    )
-
-
 def _items_worst_first(comparison: Comparison) -> list[ItemChange]:
     """The changed items: of metrics that failed, of results that failed, of undecided ones, the rest; losses as they stand."""
-    of_result: dict[Key, list[Verdict]] = {}
-    for verdict in comparison.verdicts:
-        of_result.setdefault(verdict.key, []).append(verdict)
-    failed = {(v.key, v.metric) for v in comparison.of("fail")}
+    metrics = {(v.key, v.metric) for v in comparison.of("fail")}
+    failed, undecided = ({v.key for v in comparison.of(outcome)} for outcome in ("fail", "inconclusive"))
 
     def rank(change: ItemChange) -> int:
-        if (change.key, change.metric) in failed:
+        if (change.key, change.metric) in metrics:
             return 0
-        return {"fail": 1, "inconclusive": 2}.get(overall(of_result.get(change.key, ())), 3)
+        return 1 if change.key in failed else 2 if change.key in undecided else 3
 
     return sorted(comparison.items, key=rank)
 
 
 def _items_at_a_glance(comparison: Comparison, limit: int) -> list[ItemChange]:
     """Up to `limit` changed items, worst first, of each metric no more than three losses and two gains."""
-    seen: dict[tuple[Key, str, str], int] = {}
+    seen: Counter[tuple[Key, str, str]] = Counter()
     chosen = []
     for change in _items_worst_first(comparison):
-        key = (change.key, change.metric, change.direction)
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= (3 if change.direction == "lost" else 2):
+        like = (change.key, change.metric, change.direction)
+        seen[like] += 1
+        if seen[like] <= (3 if change.direction == "lost" else 2):
             chosen.append(change)
     return chosen[:limit]
 

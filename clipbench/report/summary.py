@@ -26,7 +26,7 @@ from clipbench.report.document import (
 from clipbench.report.figures import class_answers, figure_name, figure_of
 from clipbench.report.ranking import Ranked, ranking_blocks, ranking_figure, ranking_file, ranking_lines
 from clipbench.storage import write_atomically
-from clipbench.types import Answers, Encoding, Key, Result, Run, Score, Verdict, overall
+from clipbench.types import Answers, Encoding, Key, Result, Run, Verdict, overall
 
 ORDER = {"inconclusive": 0, "fail": 1, "note": 2, "pass": 3}
 """A reader sees first what could not be told, then what failed."""
@@ -55,11 +55,7 @@ LONGEST_ERROR = 300
 
 
 def write_report(
-    run: Run,
-    ranked: Ranked,
-    folder: Path,
-    datasets: Mapping[str, Dataset],
-    problems: Sequence[str] = (),
+    run: Run, ranked: Ranked, folder: Path, datasets: Mapping[str, Dataset], problems: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
     """Write the summary and the figures of a run into a folder; return (what could not be drawn, what could not be written).
 
@@ -113,7 +109,7 @@ def terminal_lines(run: Run, ranked: Ranked, problems: Sequence[str] = ()) -> It
         yield f"  {verdict.outcome}: {result.experiment} of {result.model.label}: {verdict.reason}"
     width = max((len(r.model.label) for r in run.results), default=0)
     for result in run.results:
-        values = _values_text(headline_scores(result))
+        values = _values_text(result)
         yield f"  {result.model.label:{width}}  {result.experiment:12} {worst_verdict(result):13} {values}"
     together: dict[tuple[str, str], list[str]] = {}
     for model, experiment, reason in _skips(run):
@@ -129,11 +125,6 @@ def terminal_lines(run: Run, ranked: Ranked, problems: Sequence[str] = ()) -> It
     yield from ranking_lines(ranked)
 
 
-def headline_scores(result: Result) -> list[Score]:
-    """Return the scores that a summary leads with, in their order."""
-    return [score for score in result.scores.values() if score.spec.headline]
-
-
 def worst_verdict(result: Result) -> str:
     """Return the worst verdict of a result in a word; "measured only" where nothing was judged."""
     worst = overall(result.verdicts)
@@ -144,9 +135,8 @@ def on_several_datasets(run: Run) -> frozenset[str]:
     """Return the experiments whose results are called by their data set too: with several in the run, or of folders with names."""
     keys = {*(r.key for r in run.results), *(skip.key for skip in run.skipped)}
     datasets = Counter(experiment for experiment, dataset in {(k.experiment, k.dataset) for k in keys if k.dataset})
-    roots = {name: one.root for name, one in all_experiments().items() if one.root is not None}
-    is_named = (name for name, root in roots.items() if root.is_named)
-    return frozenset((*is_named, *(experiment for experiment, n in datasets.items() if n > 1)))
+    named = (name for name, one in all_experiments().items() if one.root is not None and one.root.is_named)
+    return frozenset((*named, *(experiment for experiment, n in datasets.items() if n > 1)))
 
 
 def verdict_line(run: Run, problems: Sequence[str] = ()) -> str:
@@ -166,64 +156,57 @@ def verdict_line(run: Run, problems: Sequence[str] = ()) -> str:
 
 
 def summary_blocks(
-    run: Run,
-    figures: Mapping[Key, str],
-    problems: Sequence[str] = (),
-    missing_figures: Sequence[str] = (),
+    run: Run, figures: Mapping[Key, str], problems: Sequence[str] = (), missing_figures: Sequence[str] = ()
 ) -> list[Block]:
-    """Return the summary of a run.
+    """Return the summary of a run: first what could not be told, then what failed.
 
     `figures`: paths relative to the summary, by result. `problems`: tests that failed, one line each. `missing_figures`: why a
     figure is not there, one line each.
     """
-    blocks: list[Block] = [Heading("clipbench summary", 1), Paragraph(verdict_line(run, problems))]
-    blocks += _open_questions(run, problems)
-    blocks += [Heading("Results"), *_results(run)]
-    blocks += _verdict_table("Verdicts", [(r, v) for r in run.results for v in r.verdicts])
-    blocks += _not_enforced(run)
-    if run.skipped:
-        skips = Table(("model", "experiment", "reason"), _skips(run))
-        blocks += [Heading("Not measured, or not held to a reference"), skips]
-    blocks += _figure_blocks(run, figures)
-    if missing_figures:
-        blocks += [
-            Heading("Missing figures"),
-            Table(("what is missing, and why",), [(line,) for line in missing_figures]),
-        ]
-    blocks += _confusions(run)
-    blocks += _all_metrics(run)
-    blocks += exclusion_blocks(run)
-    blocks += encoding_blocks(run)
-    blocks += _environment(run)
-    return blocks
+    judged = [(r, v) for r in run.results for v in r.verdicts]
+    skips = ("model", "experiment", "reason")
+    return [
+        Heading("clipbench summary", 1),
+        Paragraph(verdict_line(run, problems)),
+        *_verdicts("Cannot tell", [(r, v) for r, v in judged if v.outcome == "inconclusive"]),
+        *_verdicts("Failed", [(r, v) for r, v in judged if v.outcome == "fail"]),
+        *_section("Failed tests and references", ("what failed",), [(line,) for line in problems]),
+        *_results(run),
+        *_verdicts("Verdicts", judged),
+        *_not_enforced(run),
+        *_section("Not measured, or not held to a reference", skips, _skips(run)),
+        *_figure_blocks(run, figures),
+        *_section("Missing figures", ("what is missing, and why",), [(line,) for line in missing_figures]),
+        *_confusions(run),
+        *_all_metrics(run),
+        *exclusion_blocks(run),
+        *encoding_blocks(run),
+        *_environment(run),
+    ]
 
 
-def exclusion_blocks(run: Run) -> Iterator[Block]:
-    """Yield a heading, a table with one row per result that has something to say, and a note; nothing where none has."""
+def exclusion_blocks(run: Run) -> list[Block]:
+    """Return a heading, a table with one row per result that has something to say, and a note; [] where none has."""
     rows = []
     for r in run.results:
         counted = [f"{name} {count:,}" for name, count in r.provenance.exclusions.items() if count]
         names = f" ({', '.join(r.provenance.broken)})" if r.provenance.broken else ""
         if counted:
             rows.append((r.model.name, r.experiment, r.dataset.name, ", ".join(counted) + names))
-    if rows:
-        yield Heading("Exclusions and data quality")
-        yield Table(("model", "experiment", "data set", "counts"), rows)
-        yield Paragraph(EXCLUSIONS_NOTE)
+    header = ("model", "experiment", "data set", "counts")
+    return _section("Exclusions and data quality", header, rows, EXCLUSIONS_NOTE)
 
 
-def encoding_blocks(run: Run) -> Iterator[Block]:
-    """Yield a heading, a table with a row for each tower of a result that took or dropped an optimization, and a note."""
+def encoding_blocks(run: Run) -> list[Block]:
+    """Return a heading, a table with a row for each tower of a result that took or dropped an optimization, and a note."""
     rows = [
         (r.model.name, r.experiment, tower, ", ".join(r.provenance.optimizations) or "-", _encoding_text(how))
         for r in run.results
         for tower, how in r.provenance.encoding.items()
         if r.provenance.optimizations or how.dropped
     ]
-    if rows:
-        yield Heading("How rows were made")
-        yield Table(("model", "experiment", "rows of", "optimizations of the result", "made"), rows)
-        yield Paragraph(ENCODING_NOTE)
+    header = ("model", "experiment", "rows of", "optimizations of the result", "made")
+    return _section("How rows were made", header, rows, ENCODING_NOTE)
 
 
 def most_confused(answers: Answers) -> list[tuple[int, int, int, int]]:
@@ -235,9 +218,8 @@ def most_confused(answers: Answers) -> list[tuple[int, int, int, int]]:
     if answers.labels is None:
         raise ValueError("several classes are right for an item, so none can be confused with another")
     pairs = np.stack([answers.labels, answers.top[:, 0]], axis=1)
-    (right, picked), count = (
-        found.T for found in np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0, return_counts=True)
-    )
+    confused, count = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0, return_counts=True)
+    right, picked = confused.T
     size = np.bincount(answers.labels)[right]
     order = np.lexsort((picked, right, -count / size, -count))[:CONFUSED_PAIRS]
     columns = (column[order].tolist() for column in (right, picked, count, size))
@@ -255,76 +237,50 @@ def _skips(run: Run) -> list[tuple[str, str, str]]:
     return [(labels.get(s.key.model, s.key.model), _experiment_name(s.key, several), s.reason) for s in run.skipped]
 
 
-def _values_text(scores: Sequence[Score]) -> str:
-    return ", ".join(f"{score.spec.name} {value_text(score)}" for score in scores)
+def _values_text(result: Result) -> str:
+    """The scores that a summary leads with."""
+    return ", ".join(f"{name} {value_text(score)}" for name, score in result.scores.items() if score.spec.headline)
 
 
-def _open_questions(run: Run, problems: Sequence[str]) -> Iterator[Block]:
-    """What a reader must see first: what could not be told, then what failed."""
-    for word, title in (("inconclusive", "Cannot tell"), ("fail", "Failed")):
-        yield from _verdict_table(title, [(r, v) for r in run.results for v in r.verdicts if v.outcome == word])
-    if problems:
-        yield Heading("Failed tests and references")
-        yield Table(("what failed",), [(line,) for line in problems])
+def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> list[Block]:
+    """A heading and a table, with a note under it; nothing without rows."""
+    if not rows:
+        return []
+    return [Heading(title), Table(header, rows), *([Paragraph(note)] if note else [])]
 
 
 def _results(run: Run) -> Iterator[Block]:
-    models = {r.model.label for r in run.results}
     rows = []
     for r in run.results:
-        values = _values_text(headline_scores(r)) or "nothing could be measured"
+        values = _values_text(r) or "nothing could be measured"
         items = f"{r.dataset.name} (n={r.dataset.n})" if r.dataset.n else "-"
         reasons = "; ".join(v.reason for v in r.verdicts if v.outcome != "pass")
         rows.append((r.model.label, r.experiment, items, values, worst_verdict(r), reasons or "-"))
+    yield Heading("Results")
     yield Table(("model", "experiment", "data set", "values with 95 % intervals", "verdict", "reason"), rows)
     if any(r.model.name == "lite" for r in run.results):
         yield Paragraph(LITE_NOTE)
-    if len(models) > 1:
+    if len({r.model.label for r in run.results}) > 1:
         yield Paragraph(COSINE_NOTE)
 
 
-def _verdict_table(title: str, judged: Sequence[tuple[Result, Verdict]]) -> Iterator[Block]:
-    if not judged:
-        return
-    header = ("verdict", "model", "experiment", "metric", "reason", "kind", "reference")
+def _verdicts(title: str, judged: Sequence[tuple[Result, Verdict]]) -> list[Block]:
     rows = [
         (v.outcome, r.model.label, r.experiment, v.metric, v.reason, v.kind, v.reference)
         for r, v in sorted(judged, key=lambda pair: ORDER[pair[1].outcome])
     ]
-    yield Heading(title)
-    yield Table(header, rows)
+    return _section(title, ("verdict", "model", "experiment", "metric", "reason", "kind", "reference"), rows)
 
 
-def _not_enforced(run: Run) -> Iterator[Block]:
+def _not_enforced(run: Run) -> list[Block]:
     """Published values under another protocol than the run's: to look at, never to be held to."""
     rows = [
-        (
-            r.model.label,
-            r.experiment,
-            s.metric,
-            value_text(s.measured),
-            f"{s.published:.4f}",
-            s.why,
-            s.source,
-        )
+        (r.model.label, r.experiment, s.metric, value_text(s.measured), f"{s.published:.4f}", s.why, s.source)
         for r in run.results
         for s in unenforced(r)
     ]
-    if rows:
-        yield Heading("Published values, shown but not enforced")
-        yield Table(("model", "experiment", "metric", "measured", "published", "what differs", "source"), rows)
-
-
-def _confusions(run: Run) -> Iterator[Block]:
-    rows = []
-    for r in run.results:
-        names, answers = r.protocol.classes, class_answers(r)
-        for right, picked, count, size in most_confused(answers) if answers is not None else ():
-            share = f"{count} of {size} ({count / size:.0%})"
-            rows.append((r.model.label, r.experiment, names[right], names[picked], share))
-    if rows:
-        yield Heading("Most confused classes")
-        yield Table(("model", "experiment", "is", "was taken for", "how often"), rows)
+    header = ("model", "experiment", "metric", "measured", "published", "what differs", "source")
+    return _section("Published values, shown but not enforced", header, rows)
 
 
 def _figure_blocks(run: Run, figures: Mapping[Key, str]) -> Iterator[Block]:
@@ -335,27 +291,33 @@ def _figure_blocks(run: Run, figures: Mapping[Key, str]) -> Iterator[Block]:
             yield Picture(figures[r.key], f"{r.experiment} of {r.model.label} on {r.dataset.name}")
 
 
-def _all_metrics(run: Run) -> Iterator[Block]:
+def _confusions(run: Run) -> list[Block]:
+    rows = []
+    for r in run.results:
+        names, answers = r.protocol.classes, class_answers(r)
+        for right, picked, count, size in most_confused(answers) if answers is not None else ():
+            share = f"{count} of {size} ({count / size:.0%})"
+            rows.append((r.model.label, r.experiment, names[right], names[picked], share))
+    return _section("Most confused classes", ("model", "experiment", "is", "was taken for", "how often"), rows)
+
+
+def _all_metrics(run: Run) -> list[Block]:
     rows = [
         (r.model.label, r.experiment, name, value_text(score), str(score.n))
         for r in run.results
         for name, score in r.scores.items()
     ]
-    if rows:
-        yield Heading("All metrics")
-        yield Table(("model", "experiment", "metric", "value", "n"), rows)
+    return _section("All metrics", ("model", "experiment", "metric", "value", "n"), rows)
 
 
-def _environment(run: Run) -> Iterator[Block]:
-    yield Heading("Environment")
-    pairs = [
-        (k, str(v)) for part in ("machine", "software") for k, v in run.environment.get(part, {}).items() if v != ""
-    ]
-    for model in {r.model: None for r in run.results}:
+def _environment(run: Run) -> list[Block]:
+    parts = [run.environment.get(part, {}) for part in ("machine", "software")]
+    pairs = [(name, str(value)) for part in parts for name, value in part.items() if value != ""]
+    for model in dict.fromkeys(r.model for r in run.results):
         weights = f"sha256 {model.weights_sha256[:16]}..." if model.weights_sha256 else "the encoder's own"
         activation = f", {model.activation}" if model.activation else ""
         pairs.append((f"model {model.label}", f"weights {weights}, {model.precision} on {model.device}{activation}"))
-    yield Table(("what", "value"), pairs)
+    return [Heading("Environment"), Table(("what", "value"), pairs)]
 
 
 def _encoding_text(how: Encoding) -> str:
