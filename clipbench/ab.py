@@ -100,11 +100,7 @@ class Worker:
         self.label, self.python = label, python
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close(), with the process
         self._process = subprocess.Popen(  # noqa: S603  # the interpreters are what the user asked to run
-            [python, *command, *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
+            [python, *command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
 
     def __enter__(self) -> "Worker":

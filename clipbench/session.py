@@ -294,9 +294,7 @@ def new_id() -> tuple[str, str]:
 
 
 def evaluate(
-    model: str | Sequence[str] | Any = "lite",
-    experiments: Iterable[str] | None = None,
-    **settings: Any,
+    model: str | Sequence[str] | Any = "lite", experiments: Iterable[str] | None = None, **settings: Any
 ) -> Run:
     """Return the run of these experiments (default: all) on these models: what `pytest benchmarks` measures, for a notebook.
 
