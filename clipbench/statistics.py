@@ -1,16 +1,14 @@
 """Intervals, tests and power: how far a value may lie from the one that endless items of this kind would give.
 
 Captions of one image are not independent. Where `clusters` names the image of each outcome, the number of outcomes is replaced by
-the effective one (Rao & Scott 1992, Biometrics 48:577), or whole clusters are resampled.
-
-Paired: the same items, scored before (base) and after (head). A drop is base's mean minus head's. An item is lost when it was right
-and is wrong now, gained the other way round. Unpaired: rates of different items. Ratios: speed of head over speed of base, where the
-unit of repetition is a round of two fresh processes. Nothing here answers "has it changed on these items": that needs no inference.
+the effective one (Rao & Scott 1992, Biometrics 48:577), or whole clusters are resampled. Paired: the same items before (base) and
+after (head); a drop is base's mean minus head's, an item is lost when it was right and is wrong now, gained the other way round.
+Unpaired: rates of different items. Ratios: of speeds, over rounds of two fresh processes.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -46,7 +44,8 @@ def wilson_interval(hits: float, n: float, confidence: float = 0.95) -> Interval
     Raises: ValueError for n <= 0, hits outside 0..n, confidence outside 0..1.
     Source: Wilson 1927, J. Am. Stat. Assoc. 22:209; equal to scipy.stats.binomtest(...).proportion_ci("wilson").
     """
-    _check_confidence(confidence)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, expected a fraction between 0 and 1, such as 0.95")
     if not (n > 0 and 0 <= hits <= n):
         raise ValueError(f"hits is {hits} and n is {n}, expected n > 0 and hits in 0..n")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -57,18 +56,15 @@ def wilson_interval(hits: float, n: float, confidence: float = 0.95) -> Interval
 
 
 def clustered_wilson_interval(outcomes: Values, clusters: Clusters, confidence: float = 0.95) -> Interval:
-    """Return the Wilson interval of the mean of 0/1 outcomes that come in clusters, on their effective number.
+    """Return the Wilson interval of the mean of (n,) outcomes of 0 and 1, on their effective number.
 
-    `outcomes`: (n,) of 0 and 1; `clusters`: (n,) the cluster of each. The effective number is cut by (z / t) squared,
-    Student's t having one degree of freedom less than there are clusters: the design effect is itself estimated.
-    One cluster alone gives (0, 1). At no hit or all hits the effective number is that of clusters whose members agree.
-    With one outcome per cluster it is `wilson_interval`.
+    That is cut by (z / t) squared, Student's t having one degree of freedom less than there are clusters: the design effect is
+    itself estimated. One cluster alone gives (0, 1); one outcome per cluster gives `wilson_interval`.
     Raises: ValueError for outcomes other than 0 and 1, none, clusters of another length, confidence outside 0..1.
     Source: Korn & Graubard 1998, Survey Methodology 24:193 (effective number with the t correction); Dean & Pagano
     2015, J. Survey Stat. Methodol. 3:484 (Wilson on it).
     """
-    _check_confidence(confidence)
-    array = _binary(outcomes, "outcomes")
+    array = _binary(_finite(outcomes, "outcomes"), "outcomes")
     codes = _codes(clusters, len(array))
     count = int(codes.max()) + 1
     if count < 2:
@@ -82,10 +78,10 @@ def clustered_wilson_interval(outcomes: Values, clusters: Clusters, confidence: 
 
 
 def effective_n(values: Values, clusters: Clusters) -> float:
-    """Return how many independent outcomes these are worth: their number divided by the estimated design effect.
+    """Return how many independent outcomes (n,) values are worth: their number divided by the estimated design effect.
 
-    `values`: (n,) float; `clusters`: (n,) the cluster of each. Between n (members of a cluster have nothing in common)
-    and n squared / sum of squared cluster sizes (they all agree); the latter where the values do not vary.
+    Between n (members of a cluster have nothing in common) and n squared / sum of squared cluster sizes (they all agree); the
+    latter where the values do not vary.
     Raises: ValueError for no value, NaN or infinity, clusters of another length.
     Source: Kish 1965, Survey Sampling, ch. 5 and 8: variance of the ratio mean over that of a simple random sample.
     """
@@ -106,19 +102,14 @@ def effective_n(values: Values, clusters: Clusters) -> float:
 def bootstrap_interval(
     values: Values, confidence: float = 0.95, clusters: Clusters | None = None, seed: int = 0, resamples: int = 2000
 ) -> Interval | None:
-    """Return the expanded percentile bootstrap interval of the mean, or None for one value or one cluster.
+    """Return the expanded percentile bootstrap interval of the mean of (n,) values; None for one value or one cluster.
 
-    `values`: (n,) float; `clusters`: (n,) the cluster of each, resampled whole. The percentiles lie further out than
-    (1 - confidence) / 2, by Student's t and n / (n - 1), since plain percentiles are too narrow for few values; under
-    five values they still are. Values that do not vary give an interval of width 0: the bootstrap knows only what it
-    saw; use `wilson_interval` for rates. The same seed gives the same interval. Memory is bounded for any n.
-    Raises: ValueError for no value, NaN or infinity, clusters of another length, confidence outside 0..1, or
-    resamples < 1.
+    Clusters are resampled whole. The percentiles lie further out than (1 - confidence) / 2, by Student's t and n / (n - 1), since
+    plain ones are too narrow for few values; under five values these still are. Values that do not vary give an interval of
+    width 0: use `wilson_interval` for rates. The same seed gives the same interval. Memory is bounded for any n.
+    Raises: ValueError for no value, NaN or infinity, clusters of another length.
     Source: Hesterberg 2015, The American Statistician 69:371 (expanded percentile interval).
     """
-    _check_confidence(confidence)
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}, expected 1 or more")
     array = _finite(values, "values")
     sums, sizes = _totals(array, np.arange(len(array)) if clusters is None else _codes(clusters, len(array)))
     count = len(sums)
@@ -167,15 +158,10 @@ def _finite(values: Values, name: str) -> Float64s:
 
 
 def _binary(outcomes: Values, name: str) -> Float64s:
-    array = _finite(outcomes, name)
+    array = np.asarray(outcomes, dtype=np.float64)
     if not np.isin(array, (0.0, 1.0)).all():
         raise ValueError(f"{name} holds {array[~np.isin(array, (0.0, 1.0))][0]}, expected outcomes of 0 and 1")
     return array
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}, expected a fraction between 0 and 1, such as 0.95")
 
 
 @dataclass(frozen=True)
@@ -194,7 +180,7 @@ class McNemar:
 def mcnemar(base: Values, head: Values, clusters: Clusters | None = None) -> McNemar:
     """Return the exact McNemar test of two (n,) rows of 0/1 outcomes on the same items.
 
-    Raises: ValueError for outcomes other than 0 and 1, none, or rows of different length.
+    Raises: ValueError for other outcomes, none, or rows of different length.
     Source: McNemar 1947, Psychometrika 12:153; exact binomial form, equal to scipy.stats.binomtest(lost, flips).
     """
     lost, gained, _ = _flips(base, head, clusters)
@@ -207,13 +193,11 @@ def mcnemar(base: Values, head: Values, clusters: Clusters | None = None) -> McN
 def drop_bounds(lost: Counts, gained: Counts, n: float, alpha: float = 0.05) -> tuple[Float64s, Float64s]:
     """Return the one-sided lower and the one-sided upper 1 - alpha confidence bound on the true drop.
 
-    `lost`, `gained`: scalars or arrays of one shape, fractional counts allowed. The exact (Clopper-Pearson) limits of
-    the two shares are combined by MOVER, with their multinomial correlation at those limits. Without a flip the upper
-    bound is 1 - alpha ** (1 / n): .312 at n = 8, .030 at 100, .0006 at 5,000. The lower bound is above 0 exactly where
-    `McNemar.p_worse` <= alpha, the upper one below 0 exactly where head is significantly better.
-    Chosen for its coverage, by enumeration: never below nominal for n of 8 to 5,000 while fewer than nine items in ten
-    flip, never by more than two points beyond that. Tango's score interval is about half an item narrower, but covers
-    .915 in place of .95 where flips are few.
+    `lost`, `gained`: scalars or arrays of one shape, fractional counts allowed. The exact (Clopper-Pearson) limits of the two
+    shares are combined by MOVER, with their multinomial correlation at those limits. Without a flip the upper bound is
+    1 - alpha ** (1 / n). The lower bound is above 0 exactly where `McNemar.p_worse` <= alpha, the upper one below 0 exactly where
+    head is significantly better. Chosen for its coverage, by enumeration: never below nominal for n of 8 to 5,000 while fewer
+    than nine items in ten flip; Tango's score interval is half an item narrower, but covers .915 for .95 where flips are few.
     Raises: ValueError for n <= 0, negative counts, more flips than n, alpha outside 0..0.5.
     Source: Zou & Donner 2008, Statistics in Medicine 27:1693 (MOVER); Clopper & Pearson 1934, Biometrika 26:404;
     compared with Tango 1998, Statistics in Medicine 17:891.
@@ -255,44 +239,31 @@ def paired_difference_interval(
 
 
 def paired_bootstrap(
-    base: Values,
-    head: Values,
-    confidence: float = 0.95,
-    clusters: Clusters | None = None,
-    seed: int = 0,
-    resamples: int = 2000,
+    base: Values, head: Values, confidence: float = 0.95, clusters: Clusters | None = None
 ) -> Interval | None:
-    """Return the bootstrap interval of the mean of head minus base, for outcomes that are not 0/1 (margins, precision).
+    """Return the `bootstrap_interval` of the mean of head minus base, (n,) outcomes that are not 0/1 (margins, precision).
 
-    `base`, `head`: (n,) float on the same items. An end of the interval at confidence 1 - 2 alpha is the one-sided
-    bound at alpha. None for one item; width 0 where every item moved alike. Method and `Source:` as
-    `bootstrap_interval`.
-    Raises: ValueError for rows of different length and as `bootstrap_interval`.
+    An end at confidence 1 - 2 alpha is the one-sided bound at alpha. Raises: also ValueError for rows of different length.
     """
-    return bootstrap_interval(_differences(base, head), confidence, clusters, seed, resamples)
+    return bootstrap_interval(_differences(base, head), confidence, clusters)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return the p-values adjusted for being several: a name is significant at level alpha where its adjusted value <= alpha.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values adjusted for being several, in their order: significant at level alpha are those that are <= alpha.
 
-    In the order of `p_values`; empty for none. Raises: ValueError for a value outside 0..1.
     Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
     """
-    if wrong := [name for name, p in p_values.items() if not 0 <= p <= 1]:
-        raise ValueError(f"{wrong[0]} has p = {p_values[wrong[0]]}, expected a probability")
-    adjusted, largest = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = largest
-    return {name: adjusted[name] for name in p_values}
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, k in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        adjusted[k] = largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[k]))
+    return adjusted
 
 
 def _flips(base: Values, head: Values, clusters: Clusters | None) -> tuple[float, float, float]:
     """Lost, gained and n, divided by the design effect of the differences where there are clusters."""
     differences = _differences(base, head)
-    for name, row in (("base", base), ("head", head)):
-        if not np.isin(np.asarray(row, dtype=np.float64), (0.0, 1.0)).all():
-            raise ValueError(f"{name} holds values other than 0 and 1; use paired_bootstrap for those")
+    _binary(base, "base")
+    _binary(head, "head")
     n = float(len(differences)) if clusters is None else effective_n(differences, clusters)
     return float(np.mean(differences < 0)) * n, float(np.mean(differences > 0)) * n, n
 
@@ -336,8 +307,7 @@ def _correlation(p: Float64s, q: Float64s) -> Float64s:
 class PowerRow:
     """For `n` independent outcomes of which the share `discordance` flips without any drop, half of them either way.
 
-    `clean_bound`: the drop excluded when nothing flips. `significant`: the drop that is significant nine times in ten.
-    `failed`: the drop failed nine times in ten at the tolerance. None where no drop is.
+    `clean_bound`: the drop excluded when nothing flips. `significant`, `failed`: the drop that is so nine times in ten, if any.
     """
 
     n: int
@@ -372,32 +342,24 @@ def gate_power(n: int, drop: float, discordance: float, tolerance: float, alpha:
     return float(np.sum(binom.pmf(flips, n, flip) * failed))
 
 
-def failed_drop(
-    n: int, discordance: float, tolerance: float, alpha: float = 0.05, power: float = POWER
-) -> float | None:
-    """Return the smallest drop that the gate fails with this power, to four digits; None where it fails none.
+def failed_drop(n: int, discordance: float, tolerance: float, alpha: float = 0.05) -> float | None:
+    """Return the smallest drop that the gate fails nine times in ten, to four digits; None where it fails none.
 
-    With `tolerance` 0 it is the smallest drop that is significant.
-    Raises: ValueError as `gate_power`, and for power outside 0..1.
+    With `tolerance` 0 it is the smallest drop that is significant. Raises: ValueError as `gate_power`.
     Source: `gate_power`, inverted by bisection; it grows with the drop.
     """
-    if not 0 < power < 1:
-        raise ValueError(f"power is {power}, expected a fraction between 0 and 1, such as 0.9")
     low, high = 0.0, 1 - discordance
-    if gate_power(n, high, discordance, tolerance, alpha) < power:
+    if gate_power(n, high, discordance, tolerance, alpha) < POWER:
         return None
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
-        enough = gate_power(n, middle, discordance, tolerance, alpha) >= power
+        enough = gate_power(n, middle, discordance, tolerance, alpha) >= POWER
         low, high = (low, middle) if enough else (middle, high)
     return high
 
 
-def power_table(
-    tolerance: float,
-    alpha: float = 0.05,
-) -> list[PowerRow]:
-    """Return one row per size and discordance. Raises: ValueError as `failed_drop`."""
+def power_table(tolerance: float, alpha: float = 0.05) -> list[PowerRow]:
+    """Return one row per size and discordance."""
     return [
         PowerRow(
             n,
@@ -414,12 +376,11 @@ def power_table(
 def accuracy_difference_interval(hits_a: int, n_a: int, hits_b: int, n_b: int, confidence: float = 0.95) -> Interval:
     """Return the interval of rate a minus rate b, two independent samples.
 
-    Up to 50 items per side it is exact and unconditional: two one-sided score tests are inverted, the p-value being the
-    largest over the unknown rate b (on a grid of 401), so coverage is at least `confidence`. 8 of 8 against 0 of 8
-    gives (.59, 1), against 3 of 8 (.17, .91), against 8 of 8 (-.37, .37). Where only one side has more than 50, the
-    exact (Clopper-Pearson) limits of both rates are combined (MOVER): coverage, by enumeration, is at least
-    `confidence`, where Newcombe's falls to .92 for 8 items against 60 or more. Beyond 50 per side it is Newcombe's hybrid
-    score interval, the same combination of Wilson limits, which covers `confidence` on average.
+    Up to 50 items per side it is exact and unconditional: two one-sided score tests are inverted, the p-value being the largest
+    over the unknown rate b (on a grid of 401), so that it covers at least `confidence`. 8 of 8 against 3 of 8 gives (.17, .91).
+    Where only one side has more, the exact (Clopper-Pearson) limits of both rates are combined (MOVER), which covers by
+    enumeration where Newcombe's falls to .92 (8 items against 60). Beyond it is Newcombe's hybrid score interval, the same
+    combination of Wilson limits, which covers `confidence` on average.
     Raises: ValueError for no item, hits outside 0..n, confidence outside 0..1.
     Source: Chan & Zhang 1999, Biometrics 55:1202; score with rates restricted to the difference: Farrington & Manning
     1990, Statistics in Medicine 9:1447. Beyond: Newcombe 1998, Statistics in Medicine 17:873, method 10.
@@ -548,23 +509,21 @@ def judged_ratio(
     ratios = tuple(r for r, _, _ in rounds)
     logs = [math.log(r) for r in ratios]
     centre, low, high = statistics.fmean(logs), None, None
+    direction: Direction = "cannot tell"
+    verdict: Outcome = "inconclusive"
     if len(logs) > 1:
         from scipy.special import stdtrit
 
         half = float(stdtrit(len(logs) - 1, 0.5 + RATIO_CONFIDENCE / 2)) * statistics.stdev(logs) / math.sqrt(len(logs))
         low, high = math.exp(centre - half), math.exp(centre + half)
-    return Ratio(
-        metric,
-        better,
-        statistics.median(b for _, b, _ in rounds),
-        statistics.median(h for _, _, h in rounds),
-        ratios,
-        math.exp(centre),
-        low,
-        high,
-        _direction(better, low, high),
-        _verdict(better, low, high, tolerance),
-    )
+        if not low <= 1 <= high:
+            direction = "worse" if (low > 1) == (better == "lower") else "better"
+        if better == "lower":
+            verdict = "fail" if low > 1 + tolerance else "pass" if high <= 1 + tolerance else "inconclusive"
+        else:
+            verdict = "fail" if high < 1 - tolerance else "pass" if low >= 1 - tolerance else "inconclusive"
+    base, head = (statistics.median(column) for column in list(zip(*rounds, strict=True))[1:])
+    return Ratio(metric, better, base, head, ratios, math.exp(centre), low, high, direction, verdict)
 
 
 def rounds_needed(ratio: Ratio, tolerance: float) -> int | None:
@@ -577,17 +536,3 @@ def rounds_needed(ratio: Ratio, tolerance: float) -> int | None:
     edge = math.log(1 + tolerance) if ratio.better == "lower" else math.log(1 - tolerance)
     distance, half = abs(math.log(ratio.ratio) - edge), math.log(ratio.high / ratio.low) / 2
     return None if distance < half / 10 else math.ceil(len(ratio.rounds) * (1.2 * half / distance) ** 2)
-
-
-def _direction(better: str, low: float | None, high: float | None) -> Direction:
-    if low is None or high is None or low <= 1 <= high:
-        return "cannot tell"
-    return "worse" if (low > 1) == (better == "lower") else "better"
-
-
-def _verdict(better: str, low: float | None, high: float | None, tolerance: float) -> Outcome:
-    if low is None or high is None:
-        return "inconclusive"
-    if better == "lower":
-        return "fail" if low > 1 + tolerance else "pass" if high <= 1 + tolerance else "inconclusive"
-    return "fail" if high < 1 - tolerance else "pass" if low >= 1 - tolerance else "inconclusive"

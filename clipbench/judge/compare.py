@@ -461,9 +461,9 @@ def _non_inferiority(pairs: Sequence[Pair], rules: Rules) -> Iterator[Verdict]:
                 families[pair.key.model, pair.key.experiment].append((pair, metric, outcomes, declared))
     for family in families.values():
         tests = [_Test(*asked, *_tested(asked[2], rules.alpha, len(family))) for asked in family]
-        adjusted = holm({str(k): test.p for k, test in enumerate(tests)})
-        for k, test in enumerate(tests):
-            yield test.pair.with_flips(_answer(test, adjusted[str(k)], rules.alpha))
+        adjusted = holm([test.p for test in tests])
+        for test, p in zip(tests, adjusted, strict=True):
+            yield test.pair.with_flips(_answer(test, p, rules.alpha))
 
 
 def _why_untestable(pair: Pair, metric: str, outcomes: PairedOutcomes | None) -> str:

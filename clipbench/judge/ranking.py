@@ -16,6 +16,9 @@ from clipbench.judge.references import published_tables, weights_of
 from clipbench.statistics import Float64s, Interval, holm, mcnemar, paired_bootstrap, paired_difference_interval
 from clipbench.types import ModelIdentity, Outcomes, Result, Run, Score, incomparable
 
+Compared = tuple[float, Interval, int | None, int | None]
+"""(p, interval of a minus b, items that a alone has right, items that b alone has right)"""
+
 ALPHA = 0.05
 ALL_SIGNS_UP_TO = 14
 SIGNS_DRAWN = 20_000
@@ -128,31 +131,23 @@ def _pairs(outcomes: Mapping[ModelIdentity, Outcomes], sign: int) -> Iterator[Pa
     clusters, couples = next(iter(outcomes.values())).clusters, list(combinations(rows, 2))
     compare = _flips if all(np.isin(row, (0.0, 1.0)).all() for row in rows.values()) else _means
     compared = [compare(rows[a], rows[b], clusters) for a, b in couples]
-    adjusted = holm({str(k): found.p for k, found in enumerate(compared)})
-    for k, ((a, b), found) in enumerate(zip(couples, compared, strict=True)):
-        difference, p = float(np.mean(rows[a] - rows[b])), adjusted[str(k)]
+    adjusted = holm([p for p, *_ in compared])
+    for (a, b), (_, interval, a_only, b_only), p in zip(couples, compared, adjusted, strict=True):
+        difference = float(np.mean(rows[a] - rows[b]))
         winner = None if p > ALPHA else a if sign * difference > 0 else b
-        yield Pair(a, b, difference, *found.interval, found.a_only, found.b_only, p, winner)
+        yield Pair(a, b, difference, *interval, a_only, b_only, p, winner)
 
 
-@dataclass(frozen=True)
-class _Compared:
-    p: float
-    interval: Interval
-    a_only: int | None = None
-    b_only: int | None = None
-
-
-def _flips(a: Float64s, b: Float64s, clusters: Sequence[str] | None) -> _Compared:
+def _flips(a: Float64s, b: Float64s, clusters: Sequence[str] | None) -> Compared:
     """Right or wrong: exact McNemar and its interval."""
     test = mcnemar(b, a, clusters)
-    return _Compared(test.p_differs, paired_difference_interval(b, a, clusters=clusters), test.gained, test.lost)
+    return test.p_differs, paired_difference_interval(b, a, clusters=clusters), test.gained, test.lost
 
 
-def _means(a: Float64s, b: Float64s, clusters: Sequence[str] | None) -> _Compared:
+def _means(a: Float64s, b: Float64s, clusters: Sequence[str] | None) -> Compared:
     """Any other score: paired bootstrap for the interval. The p-value is a randomisation test's, since the bootstrap's
     far tails, which many pairs need, call noise a difference on few items (2 % in place of .14 % at n = 12)."""
-    return _Compared(sign_flip_p(a - b), paired_bootstrap(b, a, 0.95, clusters) or (-1.0, 1.0))
+    return sign_flip_p(a - b), paired_bootstrap(b, a, 0.95, clusters) or (-1.0, 1.0), None, None
 
 
 def sign_flip_p(differences: Float64s) -> float:
