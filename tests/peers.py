@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,18 +37,15 @@ from clipbench.data.coco import coco_retrieval
 from clipbench.data.dataset import forget_hashes
 from clipbench.data.folders import class_set
 from clipbench.data.packaged import packaged_coco
-from clipbench.embed.images import embed_images
-from clipbench.embed.texts import embed_texts
-from clipbench.environment import describe_environment
+from clipbench.embed.embedder import Embedder
 from clipbench.errors import ClipbenchError
-from clipbench.experiments.classification import class_embeddings
-from clipbench.experiments.retrieval import retrieval_result
+from clipbench.experiments.retrieval import caption_retrieval
 from clipbench.models import load_encoder
-from clipbench.models.device import peak_memory_bytes, release, reset_peak_memory
+from clipbench.models.device import peak_memory_bytes, release, reset_peak_memory, resolve_resources
 from clipbench.models.zoo import resolve
 from clipbench.paths import benchmarks
 from clipbench.report.document import Paragraph, Table, to_markdown
-from clipbench.session import make_settings
+from clipbench.session import environment
 from clipbench.statistics import judged_ratio, round_ratio
 
 MODEL, PRETRAINED = "ViT-B/32", "random:0"
@@ -130,32 +127,35 @@ class Ours:
     clipbench checks or remembers is paid for each time, and never timed as nothing.
     """
 
-    def __init__(self, device="cpu", workers=None, encoder=None, **more):
-        self.settings = make_settings(device=device, offline=True, workers=workers, **more)
-        self.encoder = encoder or load_encoder(resolve([MODEL], PRETRAINED)[0], self.settings)
+    def __init__(self, device="cpu", workers=None, encoder=None, optimize=True):
+        self.resources, self.optimize = resolve_resources(device, "fp32", None, workers), optimize
+        self.encoder = encoder or load_encoder(resolve([MODEL], PRETRAINED)[0], self.resources, offline=True)
 
     def reference_path(self):
         """The same without an optimization, decoding in the thread that calls."""
-        return Ours(self.settings.device, 0, self.encoder, plain=True)
+        return Ours(self.resources.device, 0, self.encoder, optimize=False)
+
+    def embedder(self):
+        forget_hashes()
+        return Embedder(copy.copy(self.encoder), self.resources, optimize=self.optimize)
 
     def images(self, items):
-        forget_hashes()
-        return embed_images(copy.copy(self.encoder), items, self.settings).rows
+        return self.embedder().images(items).rows
 
     def texts(self, items):
-        return embed_texts(copy.copy(self.encoder), captions_of(items), self.settings).rows
+        return self.embedder().texts(captions_of(items)).rows
 
     def classes(self, classes, templates):
-        return class_embeddings(copy.copy(self.encoder), classes, templates, self.settings).rows
+        return self.embedder().classes(classes, templates).rows
 
     def retrieval(self, root):
         """Rows and recalls of the whole experiment, the reading of annotations included."""
-        forget_hashes()
-        kept, dataset = [], coco_retrieval(root)
-        settings = replace(self.settings, keep_rows=kept.append)
-        metrics = retrieval_result("coco_retrieval", copy.copy(self.encoder), dataset, settings).metrics
-        recalls = [metrics[f"{way}_retrieval_recall@{k}"].value for way, k in RECALLS if k < len(dataset)]
-        return {"images": kept[0].image_rows, "texts": kept[0].text_rows, "recalls": np.array(recalls)}
+        embedder = self.embedder()
+        dataset = coco_retrieval(root)
+        measured = caption_retrieval(embedder, dataset)
+        values = {score.spec.name: score.value for score in measured.scores}
+        recalls = [values[f"{way}_retrieval_recall@{k}"] for way, k in RECALLS if k < len(dataset)]
+        return {"images": measured.images.rows, "texts": measured.texts.rows, "recalls": np.array(recalls)}
 
 
 class Theirs:
@@ -322,7 +322,7 @@ def retrieval_work(bench):
 
 
 def images_work(bench):
-    ours, theirs, items, size = bench.ours, bench.theirs, bench.items(), bench.ours.settings.batch_size
+    ours, theirs, items, size = bench.ours, bench.theirs, bench.items(), bench.ours.resources.batch_size
     ready = [theirs.pixels(items[k : k + size]).to(bench.device) for k in range(0, len(items), size)]
     sides = (lambda: {"rows": ours.images(items)}), (lambda: {"rows": theirs.forward(ready)})
     what, against = f"encode {len(items)} images from files", "bare forward pass on ready tensors"
@@ -332,7 +332,7 @@ def images_work(bench):
 def harness_work(bench):
     ours, theirs, items = bench.ours.reference_path(), bench.theirs, bench.items()[: max(2, bench.images // 4)]
     what = f"the reference path, {len(items)} images from files and {len(captions_of(items))} captions"
-    sides = (lambda: encoded(ours, items)), (lambda: theirs.loop(items, ours.settings.batch_size))
+    sides = (lambda: encoded(ours, items)), (lambda: theirs.loop(items, ours.resources.batch_size))
     return Work(what, "a hand-written loop over open_clip", 0.97, *sides, rounds=15, turns=2)
 
 
@@ -434,9 +434,9 @@ def pytest_benchmarks(arguments, results):
     command = [sys.executable, "-m", "pytest", str(benchmarks()), "-q", "-p", "no:cacheprovider", "--offline"]
     command += ["--results", str(results), *arguments]
     results.mkdir(parents=True, exist_ok=True)
-    environment = {name: value for name, value in os.environ.items() if name != "CLIPBENCH_CACHE"}
+    variables = {name: value for name, value in os.environ.items() if name != "CLIPBENCH_CACHE"}
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=results, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=results, env=variables, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
@@ -520,12 +520,12 @@ def exit_code(lines):
 def document(lines, notes, bench, load):
     """Return the findings as Markdown. `load`: the load average before the first of them."""
     kilobytes = np.mean([path.stat().st_size for path in (bench.root() / SPLIT).iterdir()]) / 1e3
-    settings, environment = bench.ours.settings, describe_environment(bench.device)
-    machine, software = environment["machine"], environment["software"]
+    resources, found = bench.ours.resources, environment(bench.device)
+    machine, software = found["machine"], found["software"]
     versions = [f"{name} {software[name]}" for name in ("python", "torch", "open_clip_torch", "pillow", "clipbench")]
     asked = (
         f"{MODEL} with random weights ({PRETRAINED}), fp32, {bench.device}; a ratio above 1 is clipbench being faster. Batch: "
-        f"{settings.batch_size} here, {PEER_BATCH} in {PEER}, the defaults; threads or processes that decode: {settings.workers} here, "
+        f"{resources.batch_size} here, {PEER_BATCH} in {PEER}, the defaults; threads or processes that decode: {resources.workers} here, "
         f"{PEER_WORKERS} in {PEER}. COCO-like images: {kilobytes:.0f} kB on average."
     )
     where = (

@@ -83,7 +83,7 @@ def test_the_folder_is_in_the_official_layout_and_every_reader_reads_all_of_it(r
     crops, labels, retrieval = coco_crops(root), coco_multilabel(root), coco_retrieval(root)
     assert (len(crops), len(labels), len(retrieval)) == (2 * IMAGES, IMAGES, IMAGES)
     assert len(crops.classes) == 80
-    assert not any({**crops.notes, **labels.notes, **retrieval.notes}.values())
+    assert not any({**crops.exclusions, **labels.exclusions, **retrieval.exclusions}.values())
     assert all(len(item.captions) == 5 for item in retrieval.items)
 
 
