@@ -19,18 +19,20 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from torch import nn
 
+from clipbench.embed.trace import trace_of
 from clipbench.errors import ClipbenchError, UsageError, closest
 from clipbench.experiments import experiment
 from clipbench.judge.compare import compare_runs
 from clipbench.judge.rules import read_rules
-from clipbench.judge.trace import STAGES, TRACED, compare_traces, first_moved
+from clipbench.judge.trace import STAGES, compare_traces, first_moved
 from clipbench.models import load_encoder
 from clipbench.models.checkpoint import weights_sha256
 from clipbench.models.open_clip import OpenClipEncoder
 from clipbench.models.zoo import resolve
+from clipbench.options import Options
 from clipbench.report.document import Heading, Paragraph, Table, to_markdown
-from clipbench.result import dump_json, write_whole
-from clipbench.session import Session, make_settings
+from clipbench.session import Session, resources_of
+from clipbench.storage import dump_json, run_to_json, write_atomically
 
 DEFAULT_MODELS = (("lite", None), ("ViT-B/32", "random:0"))
 EXPERIMENTS = ("natural", "coco_retrieval")
@@ -172,24 +174,30 @@ def fault(name):
     return known[name]
 
 
-def degraded_run(spec, chosen, settings, experiments=EXPERIMENTS):
+def degraded_run(spec, chosen, experiments=EXPERIMENTS, seed=0):
     """Return (the run of a model with a fault, ""), or (None, why the fault does not apply to it). No fault: the base.
 
     Raises: UsageError for an encoder that is not ours: its inside cannot be reached.
     """
-    session = Session(replace(settings, precision=chosen.precision if chosen else "fp32"))
-    encoder = load_encoder(spec, session.settings)
+    options = Options(device="cpu", precision=chosen.precision if chosen else "fp32", offline=True)
+    session = Session(options, resources_of(options))
+    encoder = load_encoder(spec, session.resources, options.offline)
     if not isinstance(encoder, OpenClipEncoder):
         raise UsageError(f"{spec.label}: faults are done to models that open_clip makes, not to an encoder of your own")
-    why = chosen.degrade(encoder, settings.seed) if chosen else ""
+    why = chosen.degrade(encoder, seed) if chosen else ""
     if why:
         return None, why
-    session.adopt(spec, encoder)
-    if chosen and chosen.prompt:
-        natural = session.dataset(TRACED)
-        session.replace_dataset(TRACED, replace(natural, protocol={**natural.protocol, "prompts": chosen.prompt}))
-    for name in experiments:
-        session.measure(spec, name)
+    embedder = session.adopt(spec, encoder)
+    for one in map(experiment, experiments):
+        dataset = session.dataset(one, one.sources(options.data)[0].name)
+        if chosen and chosen.prompt and one.traced:
+            dataset = replace(dataset, prompts=(chosen.prompt,))
+        measured = one.measure(embedder, dataset)
+        session.record(spec, one, dataset, measured)
+        if one.traced:
+            session.traces[spec.name] = trace_of(encoder, dataset, measured.images, measured.texts)
+    for key in session.results:
+        session.verdicts(key)
     session.free()
     return session.run(), ""
 
@@ -199,25 +207,25 @@ def fault_row(chosen, base, head, why=""):
     if head is None:
         return chosen.name, chosen.what, "-", "-", "does not apply", "-", why
     rules = read_rules()
-    comparison, stages = compare_runs(base, head, rules), list(compare_traces(base.probes, head.probes, rules))
+    comparison, stages = compare_runs(base, head, rules), list(compare_traces(base.traces, head.traces, rules))
     first = next(iter(first_moved(stages).values()), None)
     moved = f"{STAGES[first.stage]} ({first.details})" if first else "none"
     cosine = min(f.numbers["cosine_min"] for f in stages if "cosine_min" in f.numbers)
-    verdict = {"pass": "pass", "fail": "fail", "inconclusive": "cannot tell"}[comparison.verdict]
-    deciding = [f for f in comparison.findings if f.verdict == comparison.verdict]
-    why = f"{deciding[0].experiment}: {deciding[0].reason}" if deciding else "nothing was judged"
+    verdict = {"pass": "pass", "fail": "fail", "inconclusive": "cannot tell"}[comparison.outcome]
+    deciding = comparison.of(comparison.outcome)
+    why = f"{deciding[0].key.experiment}: {deciding[0].reason}" if deciding else "nothing was judged"
     why = why if len(why) <= WHY_LETTERS else f"{why[:WHY_LETTERS].rsplit(' ', 1)[0]} ..."
     return chosen.name, chosen.what, moved, f"{cosine:.5f}", verdict, str(comparison.exit_code), why
 
 
-def fault_table(spec, faults, settings, experiments=EXPERIMENTS, results=None):
+def fault_table(spec, faults, experiments=EXPERIMENTS, results=None):
     """Return a model's heading and its table; with `results`, every run is kept there."""
 
     def run_of(chosen):
-        run, why = degraded_run(spec, chosen, settings, experiments)
+        run, why = degraded_run(spec, chosen, experiments)
         if run is not None and results is not None:
             file = f"{spec.name.replace('/', '-')}-{chosen.name if chosen else 'base'}.json"
-            write_whole(results / file, dump_json({"clipbench": run.to_json()}))
+            write_atomically(results / file, dump_json({"clipbench": run_to_json(run)}))
         return run, why
 
     base, _ = run_of(None)
@@ -233,14 +241,13 @@ def document(options):
         experiment(name)
     wanted = [(options.model, options.pretrained)] if options.model else DEFAULT_MODELS
     specs = [resolve([name], weights)[0] for name, weights in wanted]
-    settings = make_settings(device="cpu", offline=True)
     says = "Every row is a run measured with one fault and compared with the run without it, by the rules of clipbench compare."
     blocks = [Paragraph(says)]
     for spec in specs:
-        blocks += fault_table(spec, faults, settings, experiments, options.results)
+        blocks += fault_table(spec, faults, experiments, options.results)
     text = to_markdown(blocks)
     if options.results:
-        write_whole(options.results / "faults.md", text)
+        write_atomically(options.results / "faults.md", text)
     return text
 
 

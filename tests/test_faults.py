@@ -9,20 +9,21 @@ from fakes import ColourEncoder, colour_dataset, custom
 from faults import FAULTS, NOISE, degraded_run, fault, fault_row, fault_table, main
 from PIL import Image
 
-from clipbench.embed.probe import probe_of
+from clipbench.embed.embedder import Embedder
+from clipbench.embed.trace import trace_of
 from clipbench.errors import UsageError
+from clipbench.experiments.matching import matched
 from clipbench.judge.compare import compare_runs
 from clipbench.judge.rules import read_rules
 from clipbench.judge.trace import OUTCOMES, STAGES, compare_traces, first_moved
+from clipbench.models.device import Resources
 from clipbench.models.zoo import ModelSpec
-from clipbench.run_file import read_run
 from clipbench.session import Session
-from clipbench.settings import Settings
+from clipbench.storage import read_run
 
 QUICK = ModelSpec("tiny-vit", "random", "random:0", "tiny-vit", "quickgelu")
 GELU = ModelSpec("tiny-vit", "random", "random:0", "tiny-vit", "gelu")
 PLAIN = ModelSpec("tiny-vit", "random", "random:0", "tiny-vit", "")
-SETTINGS = Settings()
 CONSEQUENCES = {"texts": {"tokens"}}
 MOVES = {
     "bf16": {"image_rows", "text_rows"},
@@ -51,7 +52,7 @@ def noisy(tmp_path_factory, tiny_models):
 @pytest.fixture(scope="module")
 def on_noise(noisy):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "dataset", lambda self, name: self._datasets.get(name, noisy))
+        patch.setattr(Session, "dataset", lambda self, one, name: noisy)
         yield noisy
 
 
@@ -68,7 +69,7 @@ def load(spec, precision="fp32"):
 
 
 def run_of(spec, chosen):
-    run, why = degraded_run(spec, chosen, SETTINGS, ["natural"])
+    run, why = degraded_run(spec, chosen, ["natural"])
     assert why == ""
     return run
 
@@ -76,7 +77,7 @@ def run_of(spec, chosen):
 @pytest.mark.parametrize("name", [f.name for f in FAULTS])
 def test_a_fault_changes_the_stage_it_names_first_and_no_other_input(runs, name):
     chosen = fault(name)
-    findings = compare_traces(runs["base"].probes, runs[name].probes)
+    findings = compare_traces(runs["base"].traces, runs[name].traces)
     assert first_moved(findings)["tiny-vit"].stage == chosen.stage
     moved = {f.stage for f in findings if f.moved}
     assert moved - set(OUTCOMES) == {chosen.stage} | CONSEQUENCES.get(chosen.stage, set())
@@ -96,9 +97,9 @@ def test_the_gate_passes_the_same_model_and_its_row_says_that_no_stage_moved(run
 
 
 def test_a_degraded_run_is_the_same_every_time_and_depends_on_the_seed(runs, on_noise):
-    assert run_of(QUICK, fault("noise")).probes == runs["noise"].probes
-    other, _ = degraded_run(QUICK, fault("noise"), replace(SETTINGS, seed=1), ["natural"])
-    assert other.probes != runs["noise"].probes
+    assert run_of(QUICK, fault("noise")).traces == runs["noise"].traces
+    other, _ = degraded_run(QUICK, fault("noise"), ["natural"], seed=1)
+    assert other.traces != runs["noise"].traces
 
 
 def test_noise_is_one_percent_of_each_tensor_s_own_spread(tiny_models):
@@ -136,12 +137,12 @@ def test_int8_leaves_255_levels_a_row_in_the_mlps_and_every_other_weight_alone(t
 def test_the_activation_is_swapped_either_way_without_a_word_in_the_identity(noisy, spec, kinds):
     encoder = load(spec)
     assert fault("other_activation").degrade(encoder, 0) == ""
-    assert probe_of(encoder, noisy, SETTINGS)["activations"] == kinds
+    assert trace_of(encoder, noisy, *matched(Embedder(encoder, Resources()), noisy))["activations"] == kinds
     assert encoder.identity.activation == spec.activation
 
 
 def test_where_there_is_no_choice_the_fault_does_not_apply_and_the_table_says_so(on_noise):
-    _, table = fault_table(PLAIN, [fault("other_activation")], SETTINGS, ["natural"])
+    _, table = fault_table(PLAIN, [fault("other_activation")], ["natural"])
     assert table.rows[0][4:] == ("does not apply", "-", "the architecture has one activation")
 
 
@@ -151,20 +152,20 @@ def test_bilinear_needs_a_bicubic_resize(noisy):
     assert "already" in fault("bilinear").degrade(encoder, 0)
 
 
-def test_only_a_declared_fault_shows_in_the_protocol(runs):
-    told = {name: dict(run.results[0].protocol) for name, run in runs.items()}
-    assert {name for name, protocol in told.items() if protocol != told["base"]} == {"bilinear", "another_prompt"}
-    assert "bilinear" in told["bilinear"]["preprocessing"]
-    assert told["another_prompt"]["prompts"] == "a photo of {caption}"
+def test_only_a_declared_fault_is_stated_in_the_result(runs):
+    said = {name: (run.results[0].protocol, run.results[0].model.preprocessing) for name, run in runs.items()}
+    assert {name for name, stated in said.items() if stated != said["base"]} == {"bilinear", "another_prompt"}
+    assert "bilinear" in said["bilinear"][1]
+    assert said["another_prompt"][0].prompts == ("a photo of {caption}",)
 
 
 def test_the_runs_are_kept_and_can_be_read_again(on_noise, tmp_path):
-    fault_table(QUICK, [fault("bf16")], SETTINGS, ["natural"], tmp_path)
+    fault_table(QUICK, [fault("bf16")], ["natural"], tmp_path)
     base, head = read_run(tmp_path / "tiny-vit-base.json"), read_run(tmp_path / "tiny-vit-bf16.json")
-    assert first_moved(compare_traces(base.probes, head.probes))["tiny-vit"].stage == "precision"
+    assert first_moved(compare_traces(base.traces, head.traces))["tiny-vit"].stage == "precision"
 
 
-def test_every_fault_names_a_stage_of_the_probe():
+def test_every_fault_names_a_stage_of_the_trace():
     assert {f.stage for f in FAULTS} <= set(STAGES)
     assert len({f.name for f in FAULTS}) == len(FAULTS)
 
@@ -174,9 +175,9 @@ def test_an_unknown_fault_or_an_encoder_that_is_not_ours_is_refused_in_one_line(
     assert "closest: bf16" in capsys.readouterr().err
     assert main(["--pretrained", "openai"]) == 2
     assert "--pretrained needs --model" in capsys.readouterr().err
-    monkeypatch.setattr(faults, "load_encoder", lambda spec, settings: custom(ColourEncoder()))
+    monkeypatch.setattr(faults, "load_encoder", lambda spec, resources, offline: custom(ColourEncoder()))
     with pytest.raises(UsageError, match="your own"):
-        degraded_run(QUICK, None, SETTINGS)
+        degraded_run(QUICK, None)
 
 
 def test_the_command_prints_the_table_and_keeps_it(on_noise, monkeypatch, tmp_path, capsys):
