@@ -1,13 +1,12 @@
 """Pure numpy: scores -> one outcome per item. Means and intervals are taken one layer up (`experiments`, `judge`).
 
-Ties always count against the model: an item is right only where its own score is higher than every competitor's, so a
-model that gives everything the same row scores 0, not 1. Scores within `TIE` of each other, relative to the largest
-there is, are ties: the same two rows multiplied at another place of a matrix differ by about 1e-16 (blocked BLAS
-kernels), and a duplicated image must not win or lose by that. Unequal float32 scores are further apart than `TIE`.
+Ties always count against the model: an item is right only where its own score is higher than every competitor's, so a model that
+gives everything the same row scores 0, not 1. Scores within `TIE` of each other, relative to the largest there is, are ties: the
+same two rows multiplied at another place of a matrix differ by about 1e-16 (blocked BLAS kernels). Unequal float32 scores are
+further apart.
 
-Exact search (`nearest`) holds only a block of the (queries, rows) scores. float64 decides. A block is first scored in float32, which
-takes half the time, and only to rule out: pairs that float32's largest error (`_float32_error`) cannot rule out are scored again in
-float64. So the answer is that of the whole float64 matrix.
+Exact search (`nearest`) holds only a block of the (queries, rows) scores. A block is first scored in float32, which takes half the
+time, and only to rule out: what float32's largest error cannot rule out is scored again, and float64 decides.
 """
 
 from collections.abc import Sequence
@@ -84,8 +83,7 @@ def text_to_image_hits(similarity: Floats) -> Bools:
     """Return (n,) bool: is a text's own image its best?
 
     `similarity`: (texts, images) float, square, own pairs on the diagonal. A tie is a miss.
-    Raises: ValueError for a matrix that is not square, not finite, or smaller than 2 x 2: with one item there is
-    nothing to mistake it for, and a hit would say nothing.
+    Raises: ValueError for a matrix that is not square, not finite, or smaller than 2 x 2 (there a hit would say nothing).
     Source: openai/CLIP notebooks/Interacting_with_CLIP.ipynb, its 8 x 8 matrix read by rows.
     """
     return _leads(similarity)[0] > 0
@@ -100,10 +98,9 @@ def image_to_text_hits(similarity: Floats) -> Bools:
 
 
 def margins(similarity: Floats) -> Float64s:
-    """Return (n,) float64: own score minus the best wrong cell in its row or column.
+    """Return (n,) float64: own score minus the best wrong cell in its row or column; positive exactly where both hits are, 0 for a tie.
 
-    Positive exactly where both hits are; a tie with the best wrong cell is 0. `similarity` and `Raises:` as
-    `text_to_image_hits`.
+    `similarity` and `Raises:` as `text_to_image_hits`.
     Source: this project; the multi-class margin (own score minus best other), taken both ways.
     """
     return np.minimum(*_leads(similarity))
@@ -131,8 +128,7 @@ def grouped_text_to_image_hits(image_emb: Floats, text_emb: Floats, groups: Sequ
 def label_ranks(scores: Floats, labels: npt.ArrayLike) -> Ints:
     """Return (images,) int64: how many other classes score at least as high as an image's own (0 is best).
 
-    `scores`: (images, classes) float; `labels`: (images,) int in 0..classes-1. Accuracy at k is the mean of
-    `hits_at(ranks, k)`.
+    `scores`: (images, classes) float; `labels`: (images,) int in 0..classes-1. Accuracy at k is the mean of `hits_at(ranks, k)`.
     Raises: ValueError for NaN or infinity in scores, no image, labels of another length or outside the classes.
     Source: openai/CLIP notebooks/Prompt_Engineering_for_ImageNet.ipynb and LAION-AI/CLIP_benchmark, `accuracy`.
     """
@@ -149,8 +145,7 @@ def answers(scores: Floats, own: npt.ArrayLike) -> TakenFor:
     Raises: ValueError as `label_ranks`.
     """
     ranks, table = label_ranks(scores, own), np.array(scores, dtype=np.float64)
-    right = np.asarray(own, dtype=np.int64)
-    every = np.arange(len(table))
+    right, every = np.asarray(own, dtype=np.int64), np.arange(len(table))
     own_scores = table[every, right]
     table[every, right] = -np.inf
     return _taken_for(_best(table, 0), ranks, right, own_scores)
@@ -217,10 +212,10 @@ def retrieval(image_emb: Floats, text_emb: Floats, text_image: npt.ArrayLike, bl
     best candidates of each: the wrong ones in their order, the best right one at its rank.
 
     `image_emb`: (images, dim) float; `text_emb`: (texts, dim) float; `text_image`: (texts,) int, the image of each text.
-    `hits_at(ranks, k)` is "at least one correct item in the top k", as CLIP papers count recall. Products are taken in
-    float64, `block` x `block` at a time: the whole matrix is never held, nor a copy of the rows.
-    Raises: ValueError for NaN or infinity, no item, dims that differ, text_image of another length or outside the images,
-    an image without a text (it has no right answer: leave it out), and block < 1.
+    `hits_at(ranks, k)` is "at least one correct item in the top k", as CLIP papers count recall. Products are float64's, `block` x
+    `block` at a time: neither the whole matrix is held nor a copy of the rows.
+    Raises: ValueError for NaN or infinity, no item, dims that differ, text_image of another length or outside the images, an image
+    without a text (it has no right answer: leave it out), and block < 1.
     Source: LAION-AI/CLIP_benchmark, zeroshot_retrieval (image_retrieval_recall, text_retrieval_recall).
     """
     if image_emb.ndim != 2 or image_emb.shape[1:] != text_emb.shape[1:] or block < 1:
@@ -265,11 +260,9 @@ def retrieval(image_emb: Floats, text_emb: Floats, text_image: npt.ArrayLike, bl
 def nearest(queries: Floats, rows: Floats, k: int, own: Ints | None = None) -> Nearest:
     """Return the k nearest rows of each query, all rows where there are fewer than k.
 
-    `queries`: (queries, dim), `rows`: (rows, dim), float16, float32 or float64, in memory or mapped from a file; finite, near
-    unit length (scaled to it); `own`: (queries,) int64, the right row of each query. Cosines are float64's. Floats within
-    `TIE` of each other are tied: in `top` the one of lower number comes first, in `ranks` they count against the
-    query's own, as in `retrieval`.
-
+    `queries`: (queries, dim), `rows`: (rows, dim), float16, float32 or float64, in memory or mapped from a file; finite, near unit
+    length (scaled to it); `own`: (queries,) int64, the right row of each query. Of tied rows the one of lower number comes first in
+    `top`; in `ranks` they count against the query's own.
     Raises: ValueError for dims that differ, no query, no row, or k < 1.
     """
     if queries.ndim != 2 or queries.shape[1:] != rows.shape[1:] or 0 in (len(queries), len(rows)) or k < 1:
@@ -438,13 +431,16 @@ def _score_block(
     A row tied with `floor` does not beat it: rows come in order, and of tied ones the first is kept.
     """
     screen, error = queries32 @ rows.astype(np.float32).T, _float32_error(rows.shape[1])
-    maybe = _reach(screen, floor - error)
+    maybe = screen >= (floor - error).astype(np.float32)[:, None]
     sure = unsure = np.zeros((len(queries), 0), dtype=np.bool_)
     if least is not None:
-        sure = _reach(screen, least + error)
-        unsure = sure ^ _reach(screen, least - error)
+        sure = screen >= (least + error).astype(np.float32)[:, None]
+        unsure = sure ^ (screen >= (least - error).astype(np.float32)[:, None])
     if np.count_nonzero(maybe) + np.count_nonzero(unsure) > screen.size // _CROWDED:
-        return _score_whole(queries, rows, floor, least)
+        scores = queries @ rows.T  # all of them in float64
+        query, row = _places(scores > (floor + TIE)[:, None])
+        limit = np.full(len(queries), np.inf) if least is None else least
+        return _Pairs(query, row, scores[query, row]), np.count_nonzero(scores >= limit[:, None], axis=1)
     query, row = _places(maybe)
     scores = _score_pairs(queries, rows, query, row)
     beats = scores > floor[query] + TIE
@@ -454,14 +450,6 @@ def _score_block(
         reaches = _score_pairs(queries, rows, asked, place) >= least[asked]
         reached += np.bincount(asked[reaches], minlength=len(queries))
     return _Pairs(query[beats], row[beats], scores[beats]), reached
-
-
-def _score_whole(queries: Float64s, rows: Float64s, floor: Float64s, least: Float64s | None) -> tuple[_Pairs, Ints]:
-    """What `_score_block` returns, of all pairs in float64."""
-    scores = queries @ rows.T
-    limit = np.full(len(queries), np.inf) if least is None else least
-    query, row = _places(scores > (floor + TIE)[:, None])
-    return _Pairs(query, row, scores[query, row]), np.count_nonzero(scores >= limit[:, None], axis=1)
 
 
 def _score_pairs(queries: Float64s, rows: Float64s, query: Ints, row: Ints) -> Float64s:
@@ -475,17 +463,13 @@ def _score_pairs(queries: Float64s, rows: Float64s, query: Ints, row: Ints) -> F
 def _float32_error(dim: int) -> float:
     """The most that a float32 product of unit rows can differ from the exact one, in whatever order it is summed.
 
-    Of n roundings in a row each changes a number by 2**-24 of it at most, all of them by g = n u / (1 - n u) with u = 2**-24.
-    A term of the sum is rounded in either row, in its product and in dim - 1 additions; the limit it is compared with is
-    rounded, and one is to spare. The terms' sizes sum to 1 at most (Cauchy), so the sum differs by g at most.
+    n roundings change a number by a share of g = n u / (1 - n u) at most, u = 2**-24. A term of the sum is rounded in either row,
+    in its product and in dim - 1 additions; the limit it is compared with is rounded, and one is to spare. The terms' sizes sum
+    to 1 at most (Cauchy).
     Source: Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1 and section 3.5.
     """
     changed = (dim + 4) * 2.0**-24
     return changed / (1 - changed)
-
-
-def _reach(screen: Float32s, limit: Float64s) -> Bools:
-    return np.asarray(screen >= limit.astype(np.float32)[:, None])
 
 
 def _places(chosen: Bools) -> tuple[Ints, Ints]:
