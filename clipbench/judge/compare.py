@@ -58,7 +58,7 @@ from clipbench.types import (
 
 Bools = npt.NDArray[np.bool_]
 
-LISTED, TOP = 5, 5
+LISTED = 5
 CHURN_EACH_WAY, CHURN_SHARE = 5, 0.01
 ROUNDING = 1e-9
 SOFTMAX_GAIN = 0.5
@@ -85,11 +85,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class ItemChange:
-    """One item whose outcome changed. `top_before` and `top_after` are its five best candidates with their cosines.
-
-    Margins are the item's own cosine minus the best wrong one in the metric's direction. Margins and tops are empty where
-    no matrix is stored.
-    """
+    """One item whose outcome changed, with its margins and its five best candidates where the results say what it was taken for."""
 
     key: Key
     metric: str
@@ -136,8 +132,7 @@ class Comparison:
     @property
     def outcome(self) -> Outcome:
         """The worst of the verdicts; inconclusive where nothing was judged at all."""
-        worst = overall(self.verdicts)
-        return "inconclusive" if worst == "note" else worst
+        return "inconclusive" if (worst := overall(self.verdicts)) == "note" else worst
 
     @property
     def exit_code(self) -> int:
@@ -155,10 +150,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class PairedOutcomes:
-    """One metric's outcomes on the items that both runs scored, (n,) float64, in base's order.
-
-    `clusters` names the image of each text where the ids say so. `missing` and `new`: ids of base or head alone.
-    """
+    """One metric's outcomes on the items that both runs scored, (n,) float64, in base's order; `missing`, `new`: ids of one alone."""
 
     ids: tuple[str, ...]
     base: Float64s
@@ -332,14 +324,10 @@ def _vanished_parts(pair: Pair, base: Run, head: Run, rules: Rules) -> Iterator[
             yield pair.verdict("completeness", "inconclusive", reason, metric)
     if new := [metric for metric in pair.head.scores if metric not in pair.base.scores]:
         yield pair.verdict("new", "note", f"new in head: {', '.join(new)}")
-    parts: tuple[tuple[Kind, Outcome, str], ...] = (
-        ("completeness", "inconclusive", "vanished"),
-        ("new", "note", "new"),
-    )
-    for kind, outcome, how in parts:
-        lists = dict.fromkeys(o.new if kind == "new" else o.missing for o in pair.outcomes.values())
-        for ids in filter(None, lists):
-            yield pair.verdict(kind, outcome, f"{len(ids):,} item(s) {how} in head: {_listed(ids)}")
+    for ids in filter(None, dict.fromkeys(o.missing for o in pair.outcomes.values())):
+        yield pair.verdict("completeness", "inconclusive", f"{len(ids):,} item(s) vanished in head: {_listed(ids)}")
+    for ids in filter(None, dict.fromkeys(o.new for o in pair.outcomes.values())):
+        yield pair.verdict("new", "note", f"{len(ids):,} item(s) new in head: {_listed(ids)}")
 
 
 def _vanished_tests(base: Run, head: Run, before: Sequence[Timing], after: Sequence[Timing]) -> Iterator[Verdict]:

@@ -124,7 +124,7 @@ class Rules:
 def fewest(tolerance: float, alpha: float) -> int:
     """Return how many outcomes, none of which flips, exclude a drop of `tolerance`: 1 - alpha ** (1 / n) <= tolerance.
 
-    Without a tolerance no number does; 1 is returned, and the verdict says that it cannot tell.
+    1 without a tolerance, where no number does.
     """
     return max(1, math.ceil(math.log(alpha) / math.log1p(-tolerance))) if 0 < tolerance < 1 else 1
 
@@ -193,9 +193,8 @@ def check_alpha(alpha: float, where: str) -> None:
 
 
 def _rows(path: Path, tables: Mapping[str, Any], table: str, kind: type[T]) -> tuple[T, ...]:
-    return tuple(
-        strict_row(f"{path}: [[{table}]] number {k}", row, kind) for k, row in enumerate(tables.get(table, ()), 1)
-    )
+    where = f"{path}: [[{table}]] number"
+    return tuple(strict_row(f"{where} {k}", row, kind) for k, row in enumerate(tables.get(table, ()), 1))
 
 
 def _fractions(rules: Rules) -> list[tuple[str, float]]:
