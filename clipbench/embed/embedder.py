@@ -9,7 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import groupby
@@ -159,10 +159,6 @@ class Embedder:
         contents = np.array([hash_text("\n".join(own)) for own in prompts], dtype=np.uint64)
         evidence = evidence_of(ids or names, means, unit, contents, np.array([], dtype=np.uint64))
         return Embedded(unit, evidence, encoding, optimizations, tuple(range(len(names))), exclusions=self._cut(texts))
-
-    def other_activation(self) -> AbstractContextManager[str] | None:
-        """Return a context in which the reference path runs with the other activation (its name), None where there is none."""
-        return self.encoder.other_activation()
 
     def _raw_texts(self, texts: Sequence[str], reference: bool) -> tuple[Rows, Encoding, frozenset[str]]:
         if not texts:

@@ -97,7 +97,7 @@ def natural(embedder: "Embedder", dataset: Dataset) -> Measured:
     error (open_clip issues 771 and 1109). Judging compares the two matrices.
     """
     measured = matching(embedder, dataset)
-    swapped = embedder.other_activation()
+    swapped = embedder.encoder.other_activation()
     if swapped is None:
         return measured
     with swapped as other:

@@ -31,89 +31,69 @@ class Optimized(Protocol):
 
     def names(self, tower: Tower) -> tuple[str, ...]:
         """Return what is done otherwise than on the reference path; empty where nothing is."""
-        ...
 
     def prepare(self, image: Image.Image) -> Any:
         """Return what the model is given for an image. Safe in several threads."""
-        ...
 
     def start_images(self, prepared: Sequence[Any]) -> Callable[[], Rows]:
         """Start the model on what `prepare` gave, in one batch; return a call that gives (images, dim) float32 raw rows."""
-        ...
 
     def encode_texts(self, texts: Sequence[str], batch_size: int, positions: int, progress: Any) -> Rows:
         """Return (texts, dim) float32 raw rows, in the order given; `positions`: tokens per batch, 0 for whole texts' worth."""
-        ...
 
 
 class Encoder(Protocol):
-    """A model with its preprocessing and tokenizer. `encode_*` is the reference path: the call that production makes."""
+    """A model with its preprocessing and tokenizer. `encode_*` is the reference path: the call that production makes.
 
-    @property
-    def identity(self) -> ModelIdentity:
-        """Which model this is."""
-        ...
+    `preprocessing` is one line that changes whenever a pixel that the model is given would; `card`: counts and sizes, read off
+    the live model.
+    """
 
-    @property
-    def preprocessing(self) -> str:
-        """One line that changes whenever a pixel that the model is given would."""
-        ...
-
-    @property
-    def card(self) -> Mapping[str, int]:
-        """Counts and sizes, read off the live model."""
-        ...
+    identity: ModelIdentity
+    preprocessing: str
+    card: Mapping[str, int]
 
     def encode_images(self, images: Sequence[Image.Image]) -> Rows:
-        """Return (images, dim) float32 rows of RGB images, as the model gives them: not normalised."""
-        ...
+        """Return (images, dim) float32 rows of RGB images, in one batch, as the model gives them: not normalised."""
 
     def encode_texts(self, texts: Sequence[str]) -> Rows:
-        """Return (texts, dim) float32 rows, as the model gives them: not normalised."""
-        ...
+        """Return (texts, dim) float32 rows, in one batch, as the model gives them: not normalised."""
 
-    def optimized(self) -> Optimized | None:
-        """Return the same rows with less work, or None for an encoder that is not ours: it is called as it is."""
-        ...
+    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
+        """Return a call that runs the model alone on one batch, prepared beforehand where we can, waits for the device, and
+        returns its raw rows."""
 
-    def asked(self) -> JsonObject:
-        """Return what whoever made this encoder chose, beside what the session knows."""
-        ...
+    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
+        """Return `ready_images` of texts."""
 
     def observed(self) -> JsonObject:
         """Return what is found of the live model: weights, tensors, activation, preprocessing, tokenizer, dim, logit scale."""
-        ...
-
-    def depends_on(self) -> JsonObject | None:
-        """Return everything of the encoder that its rows depend on, or None where that is not known: nothing is kept then."""
-        ...
-
-    def count_truncated(self, texts: Sequence[str]) -> int | None:
-        """Return how many of the texts the tokenizer cuts at the context length, or None where that is not known."""
-        ...
-
-    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
-        """Return a call that runs the model alone on one batch, prepared beforehand, waits for the device, and returns its
-        raw rows."""
-        ...
-
-    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
-        """Return a call that runs the model alone on one batch, prepared beforehand, waits for the device, and returns its
-        raw rows."""
-        ...
-
-    def other_activation(self) -> AbstractContextManager[str] | None:
-        """Return a context in which the model runs with the other activation (its name), or None where there is none."""
-        ...
 
     def close(self) -> None:
         """Free the model's memory."""
-        ...
 
+    def asked(self) -> JsonObject:
+        """Return what whoever made this encoder chose, beside what the session knows."""
+        return {}
 
-def may_be_truncated(text: str, context_length: int) -> bool:
-    """Return False for a text that no tokenizer cuts: a token is at least one byte, and two are start and end."""
-    return len(text.encode(errors="replace")) + 2 > context_length
+    def optimized(self) -> Optimized | None:
+        """Return the same rows with less work, or None for an encoder that is not ours: it is called as it is."""
+        return None
+
+    def depends_on(self) -> JsonObject | None:
+        """Return everything of the encoder that its rows depend on, or None where that is not known: nothing is kept then."""
+        return None
+
+    def count_truncated(self, texts: Sequence[str]) -> int | None:
+        """Return how many of the texts the tokenizer cuts at the context length, or None where that is not known."""
+        return None
+
+    def other_activation(self) -> AbstractContextManager[str] | None:
+        """Return a context in which the model runs with the other activation (its name).
+
+        None where nobody can have mistaken one for the other: weights that come from no path, one activation only.
+        """
+        return None
 
 
 def checked_rows(raw: Any, n: int, what: str) -> Rows:
@@ -194,7 +174,7 @@ def encoder_of_factory(name: str) -> Any:
         ) from error
 
 
-class CustomEncoder:
+class CustomEncoder(Encoder):
     """Wraps an object with `encode_images(images) -> (images, dim)` and `encode_texts(texts) -> (texts, dim)`.
 
     Images arrive as RGB PIL images. Rows may be numpy arrays or torch tensors and need not be unit rows. Optional
@@ -209,9 +189,7 @@ class CustomEncoder:
                     f"{name}: {type(wrapped).__name__} has no method {method}; an encoder needs both"
                 )
         self._wrapped = wrapped
-        stated = {"pretrained": "factory", "device": device, "precision": precision} | dict(
-            getattr(wrapped, "identity", {})
-        )
+        stated = {"pretrained": "factory", "device": device, "precision": precision, **getattr(wrapped, "identity", {})}
         unknown = stated.keys() - {f.name for f in fields(ModelIdentity)} | {"name"} & stated.keys()
         if unknown or stated.get("activation", "") not in ("", "gelu", "quickgelu"):
             known = ", ".join(f.name for f in fields(ModelIdentity) if f.name != "name")
@@ -224,24 +202,27 @@ class CustomEncoder:
         self.identity = ModelIdentity(name=name, **stated)
         self.preprocessing = str(getattr(wrapped, "preprocessing", "the encoder's own"))
         self.card: Mapping[str, int] = MappingProxyType(dict(getattr(wrapped, "card", {})))
-        self._config = _json_values(name, getattr(wrapped, "config", {}))
+        config = getattr(wrapped, "config", {})
+        try:
+            self._config: JsonObject = json.loads(json.dumps(dict(config), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise UnknownModelError(f"{name}: config = {config!r} is no mapping of JSON values: {error}") from error
 
     def encode_images(self, images: Sequence[Image.Image]) -> Rows:
-        """Return (images, dim) float32 rows, as the object gives them."""
-        return checked_rows(
-            self._wrapped.encode_images(list(images)), len(images), f"{self.identity.name}: encode_images"
-        )
+        rows = self._wrapped.encode_images(list(images))
+        return checked_rows(rows, len(images), f"{self.identity.name}: encode_images")
 
     def encode_texts(self, texts: Sequence[str]) -> Rows:
-        """Return (texts, dim) float32 rows, as the object gives them."""
-        return checked_rows(self._wrapped.encode_texts(list(texts)), len(texts), f"{self.identity.name}: encode_texts")
+        rows = self._wrapped.encode_texts(list(texts))
+        return checked_rows(rows, len(texts), f"{self.identity.name}: encode_texts")
 
-    def optimized(self) -> None:
-        """Return None: an encoder that is not ours is called as it is."""
-        return
+    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
+        return lambda: synchronized(self._wrapped.encode_images(list(images)), self.identity.device)
+
+    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
+        return lambda: synchronized(self._wrapped.encode_texts(list(texts)), self.identity.device)
 
     def asked(self) -> JsonObject:
-        """Return the object's `config`."""
         return {"config": self._config} if self._config else {}
 
     def observed(self) -> JsonObject:
@@ -252,36 +233,10 @@ class CustomEncoder:
         numbers = {name: getattr(self._wrapped, name, None) for name in ("logit_scale", "logit_bias")}
         return found | {name: float(value) for name, value in numbers.items() if value is not None}
 
-    def depends_on(self) -> None:
-        """Return None: nobody but the object knows what its rows depend on."""
-        return
-
     def count_truncated(self, texts: Sequence[str]) -> int | None:
         """Return what the object's own `count_truncated` says, or None where it has none."""
         count = getattr(self._wrapped, "count_truncated", None)
         return int(count(list(texts))) if callable(count) else None
 
-    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
-        """Return the whole call, preparation included: an encoder that is not ours has no other seam."""
-        return lambda: synchronized(self._wrapped.encode_images(list(images)), self.identity.device)
-
-    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
-        """Return the whole call, tokenizing included."""
-        return lambda: synchronized(self._wrapped.encode_texts(list(texts)), self.identity.device)
-
-    def other_activation(self) -> AbstractContextManager[str] | None:
-        """Return None: its activation is its own business."""
-        return None
-
     def close(self) -> None:
-        """Let go of the object."""
         self._wrapped = None
-
-
-def _json_values(name: str, config: Any) -> JsonObject:
-    """Raises: UnknownModelError for a `config` that no run file can hold."""
-    try:
-        written: JsonObject = json.loads(json.dumps(dict(config), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise UnknownModelError(f"{name}: config = {config!r} is no mapping of JSON values: {error}") from error
-    return written

@@ -36,7 +36,7 @@ from clipbench.models.checkpoint import (
     without_derived,
 )
 from clipbench.models.device import synchronized, to_device
-from clipbench.models.encoder import Rows, checked_rows, may_be_truncated
+from clipbench.models.encoder import Encoder, Rows, checked_rows
 from clipbench.models.weights import fetch_tag
 from clipbench.models.zoo import ModelSpec, checkpoint_config
 from clipbench.types import JsonObject, ModelIdentity, Tower
@@ -49,7 +49,7 @@ _FINGERPRINT_TEXTS = (
 )
 
 
-class OpenClipEncoder:
+class OpenClipEncoder(Encoder):
     """A model made by open_clip with its own preprocessing and tokenizer, in eval mode, without gradients."""
 
     def __init__(
@@ -91,22 +91,23 @@ class OpenClipEncoder:
             return self.model.encode_text(tokens.to(self.identity.device))  # type: ignore[no-any-return, operator]  # open_clip is untyped
 
     def encode_images(self, images: Sequence[Image.Image]) -> Rows:
-        """Return (images, dim) float32 rows of RGB images, in one batch."""
-        return checked_rows(
-            self.forward_images(self.pixels(images)), len(images), f"{self.identity.name}: encode_image"
-        )
+        raw = self.forward_images(self.pixels(images))
+        return checked_rows(raw, len(images), f"{self.identity.name}: encode_image")
 
     def encode_texts(self, texts: Sequence[str]) -> Rows:
-        """Return (texts, dim) float32 rows, in one batch."""
         return checked_rows(self.forward_texts(self.tokens(texts)), len(texts), f"{self.identity.name}: encode_text")
+
+    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
+        pixels = self.pixels(images).to(device=self.identity.device, dtype=_DTYPES[self.identity.precision])
+        return lambda: synchronized(self.forward_images(pixels), self.identity.device)
+
+    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
+        tokens = self.tokens(texts).to(self.identity.device)
+        return lambda: synchronized(self.forward_texts(tokens), self.identity.device)
 
     def optimized(self) -> "OptimizedOpenClip | None":
         """Return the same rows with less work; None for a class derived from this one, whose calls are its own business."""
         return OptimizedOpenClip(self) if type(self) is OpenClipEncoder else None
-
-    def asked(self) -> JsonObject:
-        """Return nothing: what was chosen of this model stands in the session's options."""
-        return {}
 
     def observed(self) -> JsonObject:
         """Return what is found of the live model; `tensors` are the first 64 bits of each tensor's hash, by name."""
@@ -124,7 +125,6 @@ class OpenClipEncoder:
         return found | ({} if bias is None else {"logit_bias": float(bias)})
 
     def depends_on(self) -> JsonObject:
-        """Return everything of the encoder that its rows depend on."""
         optimized = self.optimized()
         return {
             "weights": self.identity.weights_sha256,
@@ -141,12 +141,10 @@ class OpenClipEncoder:
         return hashlib.sha256(self.tokens(_FINGERPRINT_TEXTS).cpu().numpy().tobytes()).hexdigest()
 
     def count_truncated(self, texts: Sequence[str]) -> int | None:
-        """Return how many of the texts the tokenizer cuts at the context length, or None for a tokenizer of another kind.
-
-        Texts too short for that are not tokenized for this.
-        """
+        """Return how many of the texts the tokenizer cuts at the context length, or None for a tokenizer of another kind."""
         length = self.card["context_length"]
-        long = [text for text in texts if may_be_truncated(text, length)]
+        # A token is at least one byte, and two are start and end: shorter texts need no tokenizing.
+        long = [text for text in texts if len(text.encode(errors="replace")) + 2 > length]
         if hasattr(self.tokenizer, "encode"):
             return sum(len(self.tokenizer.encode(text)) + 2 > length for text in long)
         if not hasattr(self.tokenizer, "tokenizer"):
@@ -156,29 +154,15 @@ class OpenClipEncoder:
         rows = self.tokenizer.tokenizer(long, truncation=False, padding=False, verbose=False)["input_ids"]
         return sum(len(row) > length for row in rows)
 
-    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
-        """Return a call of the model alone on these images, preprocessed and on the device beforehand."""
-        pixels = self.pixels(images).to(device=self.identity.device, dtype=_DTYPES[self.identity.precision])
-        return lambda: synchronized(self.forward_images(pixels), self.identity.device)
-
-    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
-        """Return a call of the model alone on these texts, tokenized and on the device beforehand."""
-        tokens = self.tokens(texts).to(self.identity.device)
-        return lambda: synchronized(self.forward_texts(tokens), self.identity.device)
-
     def other_activation(self) -> AbstractContextManager[str] | None:
-        """Return a context that swaps GELU and QuickGELU in every block.
-
-        None where nobody can have mistaken one for the other: weights that do not come from a path, or an architecture
-        without the choice.
-        """
+        """Return a context that swaps GELU and QuickGELU in every block; None as `Encoder` says."""
         if not (self._activation_in_doubt and self.identity.activation):
             return None
         other = "gelu" if self.identity.activation == "quickgelu" else "quickgelu"
-        found = QuickGELU if other == "gelu" else nn.GELU
-        if not any(type(child) is found for child in self.model.modules()):
-            return None
-        return _swapped_activation(self.model, other)
+        found, wanted = (nn.GELU, QuickGELU) if other == "quickgelu" else (QuickGELU, nn.GELU)
+        parents = ((parent, *child) for parent in self.model.modules() for child in parent.named_children())
+        places = [(parent, name, child) for parent, name, child in parents if type(child) is found]
+        return _swapped_activation(places, wanted, other) if places else None
 
     def close(self) -> None:
         """Let go of the model; the session gives its memory back."""
@@ -186,9 +170,9 @@ class OpenClipEncoder:
 
 
 @contextmanager
-def _swapped_activation(model: nn.Module, other: str) -> Iterator[str]:
-    found, wanted = (nn.GELU, QuickGELU) if other == "quickgelu" else (QuickGELU, nn.GELU)
-    places = [(m, name, child) for m in model.modules() for name, child in m.named_children() if type(child) is found]
+def _swapped_activation(
+    places: Sequence[tuple[nn.Module, str, nn.Module]], wanted: type[nn.Module], other: str
+) -> Iterator[str]:
     try:
         for parent, name, _ in places:
             setattr(parent, name, wanted())
