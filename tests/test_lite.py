@@ -1,7 +1,6 @@
 """How the built `lite` is kept: found again, mended when damaged, moved or half written, shared by processes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -108,40 +107,6 @@ def test_the_folder_changes_with_the_recipe(tmp_path: Path, builds: list[str], m
     monkeypatch.setattr("clipbench.models.lite.RIDGE", 2.0)
     assert lite_directory(tmp_path) != before
     assert len(builds) == 2
-
-
-def test_what_killed_builds_left_behind_is_removed_and_a_running_build_s_file_is_not(
-    tmp_path: Path, builds: list[str]
-) -> None:
-    folder = lite_directory(tmp_path)
-    old, young = folder / f".{WEIGHTS_FILE}.old", folder / f".{WEIGHTS_FILE}.young"
-    for half in (old, young):
-        half.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    (folder / "lite.json").unlink()
-    lite_directory(tmp_path)
-    assert not old.exists()
-    assert young.exists()
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_a_build_that_loses_its_half_to_a_faster_one_uses_that_and_else_says_so(
-    finished: bool, tmp_path: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-
-        def lose(path: Path, content: str | bytes) -> None:
-            patch.undo()
-            if finished:
-                lite_directory(tmp_path)
-            raise FileNotFoundError(path)
-
-        patch.setattr(lite, "write_atomically", lose)
-        if finished:
-            assert contents(lite_directory(tmp_path)) == FAKE
-        else:
-            with pytest.raises(WeightsUnavailableError, match="cannot be kept"):
-                lite_directory(tmp_path)
 
 
 RACE = """

@@ -29,7 +29,6 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -271,8 +270,6 @@ PIXEL_STD = 128 / 255
 
 _CONFIG_FILE = "open_clip_config.json"
 _MANIFEST_FILE = "lite.json"
-_ABANDONED_SECONDS = 2.0
-"""A build takes longer than this before its first write, so what it finds that old was left by one that was killed."""
 
 
 def lite_cache_directory() -> Path:
@@ -298,10 +295,13 @@ def lite_directory(cache: Path | None = None) -> Path:
     files = None if _is_intact(folder) else build_files()
     try:
         if files is not None:
-            _store(folder, files)
-        config = _config(folder)
-        if _text_of(folder / _CONFIG_FILE) != config:
-            write_atomically(folder / _CONFIG_FILE, config)
+            for name, content in files.items():
+                write_atomically(folder / name, content)
+            manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+            write_atomically(folder / _MANIFEST_FILE, dump_json(manifest))
+        file, config = folder / _CONFIG_FILE, _config(folder)
+        if not file.is_file() or file.read_bytes() != config.encode():
+            write_atomically(file, config)
     except OSError as error:
         raise WeightsUnavailableError(
             f"the embedded model lite cannot be kept in {folder}: {error}; make room there, or set XDG_CACHE_HOME to a "
@@ -310,27 +310,10 @@ def lite_directory(cache: Path | None = None) -> Path:
     return folder
 
 
-def _store(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files, the manifest last, and remove what killed builds left behind, told by the files' own ages."""
-    manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    try:
-        for name, content in files.items():
-            write_atomically(folder / name, content)
-        write_atomically(folder / _MANIFEST_FILE, dump_json(manifest))
-    except FileNotFoundError:  # on a disk that stalls, a process that finished first took our half for an abandoned one
-        if not _is_intact(folder):
-            raise
-    finished = (folder / _MANIFEST_FILE).stat().st_mtime
-    for half in folder.glob(".*"):
-        with suppress(FileNotFoundError):  # its writer has just renamed it
-            if finished - half.stat().st_mtime > _ABANDONED_SECONDS:
-                half.unlink()
-
-
 def _is_intact(folder: Path) -> bool:
     """True when a manifest is there, names the weights, and every file it names has the SHA-256 it says."""
     try:
-        manifest = json.loads(_text_of(folder / _MANIFEST_FILE))
+        manifest = json.loads((folder / _MANIFEST_FILE).read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or WEIGHTS_FILE not in manifest:
             return False
         for name, expected in manifest.items():
@@ -340,14 +323,6 @@ def _is_intact(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _text_of(path: Path) -> str:
-    """The file's text, "" when it is absent or no text."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
-        return ""
 
 
 def _config(folder: Path) -> str:
