@@ -279,7 +279,7 @@ def machine(monkeypatch, cuda, mps):
 def test_the_device_is_waited_for_where_work_is_queued(monkeypatch, name, calls):
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    device.synchronize(name)
+    device.synchronized(None, name)
     assert device.synchronized("output", name) == "output"
     assert waited == calls * 2
 

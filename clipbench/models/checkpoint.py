@@ -13,7 +13,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,10 +39,9 @@ _MAX_EXPANDED = 1 << 24  # elements of a tensor that repeats its storage: a smal
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file's weights on the CPU, before any cast.
+    """A checkpoint file's weights on the CPU, before any cast; they may be mapped from the file: valid as long as nobody writes into it.
 
-    `container` is safetensors, torch (`torch.save`) or torchscript (OpenAI's archives). `tensors` may be
-    mapped from the file: they are valid as long as nobody writes into it.
+    `container` is safetensors, torch (`torch.save`) or torchscript (OpenAI's archives).
     """
 
     tensors: dict[str, torch.Tensor]
@@ -65,17 +64,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.exists():
         raise UsageError(f"checkpoint not found: {path}; give the path of a file")
-    if not path.is_file():
+    if not path.is_file():  # a pipe would be waited for
         kind = "a directory" if path.is_dir() else "no regular file"
         raise CheckpointError(f"{path} is {kind}, expected a checkpoint file; give the file inside it")
     try:
         with path.open("rb") as file:
             file_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        found, container = _contents(path, file_sha256, openai_archives())
+        found, container = _contents(path, file_sha256)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions and the disk") from error
-    tensors = strip_prefixes(_state_dict(found, path))
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in OPENAI_EXTRAS}
+    tensors = {n: tensor for n, tensor in strip_prefixes(_state_dict(found, path)).items() if n not in OPENAI_EXTRAS}
     return Checkpoint(_dense(tensors, path), file_sha256, container)
 
 
@@ -101,13 +99,8 @@ def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
     A prefix that one name lacks, or that is all of a name, stays. Empty in, empty out.
     """
     stripped = dict(tensors)
-    while stripped:
-        for prefix in WRAPPER_PREFIXES:
-            if all(name.startswith(prefix) and name != prefix for name in stripped):
-                stripped = {name[len(prefix) :]: value for name, value in stripped.items()}
-                break
-        else:
-            break
+    while carried := [p for p in WRAPPER_PREFIXES if all(n.startswith(p) and n != p for n in stripped) and stripped]:
+        stripped = {name.removeprefix(carried[0]): value for name, value in stripped.items()}
     return stripped
 
 
@@ -131,7 +124,6 @@ def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 
     Hashed, for each name in code point order: one ASCII line `["NAME","DTYPE",[SIZES]]` and a newline (JSON without
     spaces; the dtype as torch calls it, without `torch.`), then the elements' bytes in row-major order, little-endian.
-    So any other name, dtype, shape or bit is another hash. An empty dict hashes no bytes.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -151,31 +143,21 @@ def tensor_hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 def load_into(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     """Copy a checkpoint's tensors, cast to the model's dtypes, into an open_clip model, every one of them.
 
-    open_clip's own conversions apply (`open_clip.factory.load_checkpoint`), except one: positional embeddings of
-    another size are refused, not interpolated. `path` only names the file in messages. After an error the model is of
-    no use.
+    open_clip's own conversions apply (`open_clip.factory.load_checkpoint`), except one: positional embeddings of another size are
+    refused, not interpolated. `path` only names the file in messages. After an error the model is of no use.
 
-    Raises: CheckpointError when a value is NaN or infinite, or when names, shapes or kinds of number are not the
-    model's.
+    Raises: CheckpointError when a value is NaN or infinite, or when names, shapes or kinds of number are not the model's.
     """
     state = without_derived(model, checkpoint.tensors)
-    for name, tensor in state.items():
-        if not _is_finite(tensor):
-            raise CheckpointError(
-                f"{path}: {name} holds NaN or infinite values; use a checkpoint from before they arose"
-            )
+    if broken := next((name for name, tensor in state.items() if not _is_finite(tensor)), None):
+        raise CheckpointError(f"{path}: {broken} holds NaN or infinite values; use a checkpoint from before they arose")
     try:
         state = _converted(model, state)
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         reason = f"open_clip's conversion fails ({type(error).__name__}: {error})"
         raise CheckpointError(f"{path} does not fit this model: {reason}; {_HINT}") from error
-    expected = model.state_dict()
-    if any(_kind(state[name]) != _kind(expected[name]) for name in state.keys() & expected.keys()):
-        raise _misfit(path, state, expected)
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise _misfit(path, state, expected) from error
+    _check_fit(path, state, model.state_dict())
+    model.load_state_dict(state, strict=True)
 
 
 def without_derived(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -222,24 +204,21 @@ def _kind(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:
     return tuple(tensor.shape), tensor.is_floating_point()
 
 
-def _misfit(path: Path, state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> CheckpointError:
+def _check_fit(path: Path, state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raises: CheckpointError unless there is one tensor for each of the model's, of its shape and kind of number, and no other."""
     differing = [name for name in expected if name in state and _kind(state[name]) != _kind(expected[name])]
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
-    shapes = (f"{n} is {_shape(state[n])} in the file, {_shape(expected[n])} in the model" for n in differing)
-    found = [
-        f"{len(names)} {what}: {_listed(listed, separator)}"
-        for names, what, listed, separator in (
-            (differing, "differ", shapes, "; "),
-            (missing, "missing", missing, ", "),
-            (unexpected, "unexpected", unexpected, ", "),
-        )
-        if names
-    ]
+    if not (differing or missing or unexpected):
+        return
+    shapes = [f"{n} is {_shape(state[n])} in the file, {_shape(expected[n])} in the model" for n in differing]
+    found = [f"{len(shapes)} differ: {_listed(shapes, '; ')}"] if shapes else []
+    found += [f"{len(missing)} missing: {_listed(missing)}"] if missing else []
+    found += [f"{len(unexpected)} unexpected: {_listed(unexpected)}"] if unexpected else []
     hint = _HINT
-    if differing and not missing and not unexpected and all(name.endswith(_POSITIONS) for name in differing):
+    if not missing and not unexpected and all(name.endswith(_POSITIONS) for name in differing):
         hint = f"positional embeddings are not interpolated, for that is another model: {_HINT}"
-    return CheckpointError(
+    raise CheckpointError(
         f"{path} does not fit this model of {len(expected)} tensors. {'. '.join(found)}. Next: {hint}"
     )
 
@@ -278,18 +257,14 @@ class _Module:
         self.state = state
 
 
-def _rebuilt(
-    storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
-) -> torch.Tensor:
-    return storage.as_strided(size, stride, offset)
-
-
 def _first_argument(value: object, *_: object) -> object:
     return value
 
 
 _CALLABLE: dict[str, Callable[..., object]] = {
-    "torch._utils._rebuild_tensor_v2": _rebuilt,
+    "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: storage.as_strided(
+        size, stride, offset
+    ),
     "collections.OrderedDict": dict,  # a tensor's backward hooks: never looked at
     # The typed lists and dicts among a module's attributes: (plain value, name of its type).
     **{f"torch.jit._pickle.build_{kind}list": _first_argument for kind in ("bool", "double", "int", "tensor")},
@@ -327,9 +302,9 @@ class _ArchiveUnpickler(pickle.Unpickler):
 def read_torchscript(path: Path) -> dict[str, torch.Tensor]:
     """Return the parameters and buffers of one of OpenAI's archives, on the CPU, named as in its module's `state_dict()`.
 
-    An archive `NAME/` holds `data.pkl` (the tree of modules), `data/KEY` (one storage each) and `code/__torch__/...` (source text).
-    torch's own loader executes that source; here it is only searched, as text, for the names that the modules declare as parameters
-    and buffers. Only for files whose SHA-256 is known: sizes and places in another file are not looked at.
+    An archive `NAME/` holds `data.pkl` (the tree of modules), `data/KEY` (one storage each) and `code/__torch__/...`: source that torch's
+    own loader executes; here it is searched, as text, for the names that modules declare as parameters and buffers. Only for files
+    whose SHA-256 is known: sizes and places are not looked at.
 
     Source: the layout is that of torch's `torch/csrc/jit/serialization` (export_module.cpp, pickler.cpp).
     """
@@ -367,7 +342,6 @@ def _torch_root(archive: zipfile.ZipFile) -> str:
     return next(found, "").removesuffix("data.pkl")
 
 
-_HEAD_BYTES = 512
 _SAFE = ".safetensors"
 _ZIP = b"PK\x03\x04"
 # What torch, zipfile, pickle and safetensors raise on malformed files. MemoryError: sizes claimed by a hostile file.
@@ -390,14 +364,11 @@ _MALFORMED = (
 )
 
 
-def _contents(path: Path, file_sha256: str, archives: Collection[str]) -> tuple[object, str]:
-    """What a file holds, on the CPU, and its container: safetensors, torch (`torch.save`) or torchscript.
-
-    What `torch.save` wrote may be anything that torch's restricted loader makes; the others hold names with tensors.
-    """
+def _contents(path: Path, file_sha256: str) -> tuple[object, str]:
+    """What a file holds, on the CPU (of `torch.save` anything that torch's restricted loader makes), and its container."""
     with path.open("rb") as file:
-        container = _container(path, file.read(_HEAD_BYTES))
-    if container == "torchscript" and file_sha256 not in archives:
+        container = _container(path, file.read(512))
+    if container == "torchscript" and file_sha256 not in openai_archives():
         raise CheckpointError(
             f"{path} is a TorchScript archive, and none of OpenAI's nine: its SHA-256 is {file_sha256}. clipbench never runs code from "
             f"a checkpoint. Download it again if it should be one of them; else load it where you trust it, save its state_dict() and "
@@ -462,10 +433,6 @@ def _unreadable(path: Path, container: str, error: BaseException) -> CheckpointE
     )
 
 
-def _read_safetensors(path: Path) -> object:
-    return safetensors.torch.load_file(path, device="cpu")
-
-
 def _read_torch(path: Path) -> object:
     with path.open("rb") as file:
         is_zip = file.read(len(_ZIP)) == _ZIP  # else the format of torch before 1.6
@@ -489,7 +456,7 @@ def _check_records(path: Path) -> None:
 
 
 _READERS: Mapping[str, Callable[[Path], object]] = {
-    "safetensors": _read_safetensors,
+    "safetensors": safetensors.torch.load_file,
     "torch": _read_torch,
     "torchscript": read_torchscript,
 }

@@ -48,12 +48,16 @@ def resolve_resources(device: str, precision: Precision, batch_size: int | None,
     Raises: UsageError for a device that does not exist here.
     """
     found = resolve_device(device)
+    on_cpu = found == "cpu"
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return Resources(
         found,
         precision,
-        batch_size or default_batch_size(found),
-        default_workers() if workers is None else workers,
-        0 if batch_size else default_text_positions(found),
+        batch_size or (4 if on_cpu else 64),  # on a CPU a large batch gains nothing
+        min(8, len(cores)) if workers is None else workers,
+        # Measured on 2 cores with ViT-B/32 (1,280 texts of 9 tokens): 512 to 4,096 positions are within 5 % of each other, 8,192 take a
+        # quarter longer (the activations no longer fit the processor's cache).
+        2048 if on_cpu and not batch_size else 0,
     )
 
 
@@ -87,10 +91,7 @@ def resolve_device(option: str) -> str:
 
 
 def _may_have_accelerator() -> bool:
-    """False where torch could only say no: without the driver's library, which its CUDA cannot do without, and without AMD's device.
-
-    Then nobody waits seconds for torch to be imported and say so.
-    """
+    """False without the driver's library and without AMD's device: nobody waits seconds for torch to be imported and say no."""
     if sys.platform != "linux" or _AMD.exists():
         return True
     try:
@@ -98,27 +99,6 @@ def _may_have_accelerator() -> bool:
     except OSError:
         return False
     return True
-
-
-def default_batch_size(device: str) -> int:
-    """Return the batch size in items when none was asked for: small on a CPU, where a large batch gains nothing."""
-    return 4 if device == "cpu" else 64
-
-
-def default_workers() -> int:
-    """Return how many threads decode and preprocess images when nobody said: one per core that this process may use, 8 at most."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return min(8, len(cores))
-
-
-def default_text_positions(device: str) -> int:
-    """Return how many token positions a batch of cut texts has when no batch size was asked for: on a CPU 2,048, else 0, those
-    of the reference path's batch.
-
-    Measured on 2 cores with ViT-B/32 (1,280 texts of 9 tokens): 512 to 4,096 positions are within 5 % of each other, 8,192 take
-    a quarter longer (the activations no longer fit the processor's cache).
-    """
-    return 2048 if device == "cpu" else 0
 
 
 def images_at_once(device: str, batch_size: int, workers: int) -> int:
@@ -223,8 +203,8 @@ def to_device(tensor: "torch.Tensor", device: str) -> "torch.Tensor":
     return tensor.to(device)
 
 
-def synchronize(device: str) -> None:
-    """Wait until all queued work on the device is done, so that a clock read afterwards counts it. A CPU has no queue."""
+def synchronized(output: T, device: str) -> T:
+    """Return `output` once all queued work on the device is done, so that a clock read afterwards counts it. A CPU has no queue."""
     if device.startswith("cuda"):
         import torch
 
@@ -233,21 +213,16 @@ def synchronize(device: str) -> None:
         import torch
 
         torch.mps.synchronize()
-
-
-def synchronized(output: T, device: str) -> T:
-    """Return `output` once the device has finished: what a timed call ends with."""
-    synchronize(device)
     return output
 
 
 def release(device: str) -> None:
     """Give the allocator's unused memory back, after a model was freed, so that the next one's peak is its own."""
-    if device == "cpu":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if device == "cpu" and sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
         if trim is not None:
             trim(0)
-    if device.startswith("cuda"):
+    elif device.startswith("cuda"):
         import torch
 
         torch.cuda.empty_cache()
@@ -304,27 +279,25 @@ def describe_machine(device: str) -> dict[str, Any]:
     """Return what decides speed on this machine: processor, threads, accelerator, driver."""
     import psutil
 
-    torch = sys.modules.get(
-        "torch"
-    )  # a session whose rows all came from a cache ran no model: nothing to say of threads
+    torch = sys.modules.get("torch")  # absent where no model was loaded: nothing to say of threads
     described: dict[str, Any] = {
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=True) or 0,
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
-        "accelerator": "",
+        "accelerator": f"Apple GPU of {_processor()}" if device == "mps" else "",
         "driver": "",
     }
     if torch:
         described["threads"] = torch.get_num_threads()
     if device.startswith("cuda") and torch:
+        version = Path("/proc/driver/nvidia/version")
+        driver = re.search(r"Kernel Module.*?(\d+\.\d+[.\d]*)", version.read_text()) if version.exists() else None
         described["accelerator"] = torch.cuda.get_device_name(device)
-        described["driver"] = _nvidia_driver()
+        described["driver"] = driver.group(1) if driver else ""
         described["cuda"] = str(torch.version.cuda or "")
         described["tf32"] = _tf32()
-    elif device == "mps":
-        described["accelerator"] = f"Apple GPU of {_processor()}"
     return described
 
 
@@ -335,9 +308,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _nvidia_driver() -> str:
-    version = Path("/proc/driver/nvidia/version")
-    found = re.search(r"Kernel Module.*?(\d+\.\d+[.\d]*)", version.read_text()) if version.exists() else None
-    return found.group(1) if found else ""

@@ -12,15 +12,14 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from clipbench.errors import UnknownModelError, UsageError, closest
+from clipbench.paths import installed_file
 
 LITE = "lite"
 LITE_IMAGE_SIZE, LITE_DIM = 224, 384
-CARD_METRICS = ("params", "params_image", "params_text", "image_size", "context_length", "vocab_size", "embed_dim")
 QUICKGELU_SUFFIX = "-quickgelu"
 
 
@@ -45,7 +44,8 @@ class ZooModel:
     @property
     def card(self) -> dict[str, int]:
         """The published model card: metric name -> value."""
-        return {name: getattr(self, name) for name in CARD_METRICS}
+        names = ("params", "params_image", "params_text", "image_size", "context_length", "vocab_size", "embed_dim")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,8 @@ def _tables() -> dict[str, Any]:
 @cache
 def open_clip_configs() -> dict[str, Path]:
     """Return open_clip's architecture files by name, read from its package without importing it (that takes seconds)."""
-    spec = find_spec("open_clip")
-    if spec is None or not spec.submodule_search_locations:
-        return {}
-    return {p.stem: p for p in sorted(Path(spec.submodule_search_locations[0], "model_configs").glob("*.json"))}
+    folder = installed_file("open_clip", "model_configs")
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
 def has_quickgelu_variant(architecture: str) -> bool:
@@ -111,10 +109,7 @@ _RANDOM = re.compile(r"random(:\d{1,9})?")
 
 
 def expand(words: Sequence[str]) -> list[str]:
-    """Return the model names that the values of `--model` mean: comma lists, `study` and `all` written out.
-
-    Raises: UsageError for an empty name.
-    """
+    """Return the model names that the values of `--model` mean: comma lists, `study` and `all` written out. Raises: UsageError."""
     names: list[str] = []
     for word in (w.strip() for value in words for w in value.split(",")):
         if not word:
@@ -151,9 +146,8 @@ def _resolve_one(name: str, pretrained: str | None, activation: str | None) -> M
         source: Literal["lite", "factory"] = "lite" if name == LITE else "factory"
         return ModelSpec(name=name, source=source, pretrained=source)
     architecture = _architecture(name)
-    by_architecture = {m.open_clip: m for m in zoo().values()}
     bare = architecture.removesuffix(QUICKGELU_SUFFIX)
-    zoo_row = by_architecture.get(bare)
+    zoo_row = next((model for model in zoo().values() if model.open_clip == bare), None)
     spec = ModelSpec(
         name=zoo_row.name if zoo_row else architecture,
         source="tag",
@@ -167,8 +161,8 @@ def _resolve_one(name: str, pretrained: str | None, activation: str | None) -> M
     if _RANDOM.fullmatch(pretrained):
         spec = replace(spec, source="random", pretrained=pretrained if ":" in pretrained else "random:0")
         return _with_activation(spec, activation, *_activation_by_name(spec.architecture, bool(zoo_row)))
-    if _looks_like_path(pretrained):
-        return _with_path(spec, name, _path(pretrained), activation)
+    if any(character in pretrained for character in "/\\."):  # a tag is one bare word; a file beside us is ./NAME
+        return _with_path(spec, name, pretrained, activation)
     return _not_against_its_name(_with_tag(spec, activation), name)
 
 
@@ -185,22 +179,13 @@ def _architecture(name: str) -> str:
     )
 
 
-def _looks_like_path(pretrained: str) -> bool:
-    """A tag is one bare word; a file in the current folder is given as ./NAME."""
-    return "/" in pretrained or "\\" in pretrained or "." in pretrained
-
-
-def _path(pretrained: str) -> Path:
+def _with_path(spec: ModelSpec, given: str, pretrained: str, activation: str | None) -> ModelSpec:
     try:
         path = Path(pretrained).expanduser()
-        path.exists()
+        is_file = path.is_file()
     except (RuntimeError, OSError) as error:
         raise UsageError(f"--pretrained {pretrained[:80]} cannot be a path: {error}") from error
-    return path
-
-
-def _with_path(spec: ModelSpec, given: str, path: Path, activation: str | None) -> ModelSpec:
-    if not path.is_file():
+    if not is_file:
         kind = "a folder, not a file" if path.is_dir() else "not there"
         raise UsageError(f"--pretrained {path} is {kind}; give a checkpoint file, a tag, or random[:SEED]")
     spec = replace(spec, source="path", pretrained=str(path))
@@ -310,10 +295,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def checkpoint_config(path: Path) -> dict[str, Any] | None:
-    """Return the open_clip_config.json beside a checkpoint, or None where there is none.
-
-    Raises: UsageError when it is no JSON object with `model_cfg`.
-    """
+    """Return the open_clip_config.json beside a checkpoint, None where there is none. Raises: UsageError for one that is malformed."""
     file = path.parent / "open_clip_config.json"
     if not file.is_file():
         return None
@@ -324,9 +306,9 @@ def checkpoint_config(path: Path) -> dict[str, Any] | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("model_cfg"), dict):
         raise UsageError(f"{file} has no object `model_cfg`; mend it (open_clip writes it) or remove it")
     preprocess = entry.get("preprocess_cfg", {})
-    allowed = {"interpolation": ("bicubic", "bilinear", "nearest"), "resize_mode": ("shortest", "longest", "squash")}
     if not isinstance(preprocess, dict):
         raise UsageError(f"{file}: preprocess_cfg is no object; mend it (open_clip writes it) or remove it")
+    allowed = {"interpolation": ("bicubic", "bilinear", "nearest"), "resize_mode": ("shortest", "longest", "squash")}
     for key, values in allowed.items():
         if preprocess.get(key, values[0]) not in values:
             raise UsageError(f"{file}: preprocess_cfg.{key} = {preprocess[key]!r}; expected one of {', '.join(values)}")
