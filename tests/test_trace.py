@@ -153,6 +153,8 @@ DAMAGE = {
     "no base64": lambda stages, s: stages[s][0].update(values="@@@"),
     "cut short": lambda stages, s: stages[s][0].update(values=stages[s][0]["values"][:8]),
     "no values": lambda stages, s: stages[s][0].update(values=""),
+    "one item fewer": lambda stages, s: stages[s].pop(),
+    "no items": lambda stages, s: stages[s].clear(),
     "no stage": lambda stages, s: stages.pop(s),
 }
 

@@ -137,9 +137,9 @@ def _samples_moved(
         return "cannot tell", "the traces are of other items", {}
     try:
         before, after = ([read_sample(entry) for entry in trace["stages"][stage]] for trace in (base, head))
-    except ValueError as error:
+        return moved(before, after)
+    except (ValueError, IndexError) as error:  # samples that do not fit each other: another number, another shape
         return "cannot tell", f"a trace is damaged: {error}", {}
-    return moved(before, after)
 
 
 def _statement_moved(base: JsonObject, head: JsonObject, stage: str) -> Answer:
@@ -219,7 +219,7 @@ def rows_moved(before: Sequence[Sample], after: Sequence[Sample], budget: Budget
         "distance_max": float(distances.max()),
     }
     words = f"cosine to base min {_short(cosines.min())}, mean {_short(cosines.mean())}"
-    return ("moved" if distances.max() > budget.cosine / 2 else "same"), words, numbers
+    return ("same" if distances.max() <= budget.cosine / 2 else "moved"), words, numbers  # NaN is not the same
 
 
 def similarities_moved(before: Sequence[Sample], after: Sequence[Sample], budget: Budget) -> Answer:
@@ -230,7 +230,7 @@ def similarities_moved(before: Sequence[Sample], after: Sequence[Sample], budget
     widest = float(np.abs(head - base).max())
     numbers = {"max_abs": widest, "rank_flips": flips, "pairs": pairs, "other_winners": winners}
     words = f"by up to {widest:.2g}, rank flips {flips} of {pairs}, other winners {winners} of {sum(base.shape)}"
-    return ("moved" if widest > budget.cosine else "same"), words, numbers
+    return ("same" if widest <= budget.cosine else "moved"), words, numbers
 
 
 def rank_flips(base: Floats, head: Floats, tie: float) -> tuple[int, int]:
