@@ -34,7 +34,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from clipbench.data.coco import coco_retrieval
-from clipbench.data.dataset import forget_hashes
+from clipbench.data.dataset import _file_sha256
 from clipbench.data.folders import class_set
 from clipbench.data.packaged import packaged_coco
 from clipbench.embed.embedder import Embedder
@@ -136,7 +136,7 @@ class Ours:
         return Ours(self.resources.device, 0, self.encoder, optimize=False)
 
     def embedder(self):
-        forget_hashes()
+        _file_sha256.cache_clear()
         return Embedder(copy.copy(self.encoder), self.resources, optimize=self.optimize)
 
     def images(self, items):

@@ -1,14 +1,11 @@
 """COCO in its published folder layout: boxes to classify, images with several labels, images with captions.
 
-All three readers take the root of the official layout and decide the split alone: val2017 where its annotation file is,
-else val2014; captions follow a Karpathy split file where there is one, as the published retrieval values do. Nothing is
-opened or decoded here. What is left out, or kept on purpose, is counted in `Dataset.exclusions`, zeros included.
+All three readers take the root of the official layout and decide the split alone: val2017 where its annotation file is, else val2014;
+captions follow a Karpathy split file where there is one, as the published retrieval values do. No image is opened here. What is left
+out, or kept on purpose, is counted in `Dataset.exclusions`, zeros included. pycocotools trusts its input: files are checked row by row
+first, and whatever is wrong is named by file, annotation and key.
 
-Annotation files are indexed by pycocotools, which trusts its input: they are checked row by row first, and whatever is
-wrong is named by file, annotation and key.
-
-Source: Lin et al., Microsoft COCO, ECCV 2014 (https://cocodataset.org, format: #format-data); Karpathy and Fei-Fei, CVPR
-2015 (test split).
+Source: Lin et al., Microsoft COCO, ECCV 2014 (https://cocodataset.org, #format-data); Karpathy and Fei-Fei, CVPR 2015 (test split).
 """
 
 import contextlib
@@ -55,13 +52,12 @@ Images = Mapping[str, ImageRef]
 def coco_crops(root: Path, crop: str = "square", images: Images | None = None) -> Dataset:
     """Return one item for each annotated box, its label an index into the classes (in the order of category ids).
 
-    Ids are annotation ids; boxes of one image are neighbours. "square" is the published protocol (see
-    `square_crop`): every annotation, crowd boxes included. "tight" is the box itself, and leaves crowd boxes
-    out, for they hold many objects. Boxes without area or wholly outside their image are left out of both.
-    `images` says where each `file_name` is when not in the split's folder (the packaged miniature).
+    Ids are annotation ids; boxes of one image are neighbours. "square" is the published protocol (see `square_crop`): every
+    annotation, crowd boxes included. "tight" is the box itself, without crowd boxes, which hold many objects. Boxes without area or
+    wholly outside their image are left out of both. `images` says where each `file_name` is when not in the split's folder.
 
-    Raises: UsageError for another crop; DataUnavailableError for a missing folder or file of the layout, or when none
-    of the images is there; DataError for malformed annotations.
+    Raises: UsageError for another crop; DataUnavailableError for a missing folder or file of the layout, or when no image is there;
+    DataError for malformed annotations.
     """
     if crop not in CROPS:
         raise UsageError(f"unknown crop {crop!r}; expected one of {', '.join(CROPS)}")
@@ -94,11 +90,8 @@ def coco_crops(root: Path, crop: str = "square", images: Images | None = None) -
 def coco_multilabel(root: Path, images: Images | None = None) -> Dataset:
     """Return one item for each image, its labels the classes that it shows, ascending (indices into the classes).
 
-    A crowd box is evidence that its class is there, so it counts. An image without any box stays, with no labels: it is
-    a wrong answer to every class, as in the published protocol (all 40,504 images of val2014). `images`: see
-    `coco_crops`.
-
-    Raises: as `coco_crops`.
+    A crowd box is evidence that its class is there, so it counts. An image without any box stays, with no labels: it is a wrong answer
+    to every class, as in the published protocol (all 40,504 images of val2014). `images`, Raises: as `coco_crops`.
     """
     opened = _open_instances(root, images)
     items, only_crowd = [], 0
@@ -118,11 +111,9 @@ def coco_multilabel(root: Path, images: Images | None = None) -> Dataset:
 def coco_retrieval(root: Path, images: Images | None = None) -> Dataset:
     """Return one item for each image with its captions, in the order of image ids.
 
-    With `dataset_coco.json` (Karpathy's split, in the root or in annotations/) these are its 5,000 test images, all of
-    val2014; without it, val2017. At most the first five captions of an image are kept, as published. Blank captions are
-    dropped, images without any caption too; captions that repeat another one stay. `images`: see `coco_crops`.
-
-    Raises: as `coco_crops`.
+    With `dataset_coco.json` (Karpathy's split, in the root or in annotations/) these are its 5,000 test images, all of val2014; without
+    it, val2017. At most the first five captions of an image are kept, as published. Blank captions are dropped, images without any
+    caption too; captions that repeat another one stay. `images`, Raises: as `coco_crops`.
     """
     split_file = _split_file(root)
     if split_file is not None and images is None:
@@ -177,10 +168,10 @@ def crop_sources(options: DataOptions) -> tuple[Source, ...]:
 def square_crop(box: Sequence[float], width: int, height: int) -> Crop:
     """Return the published crop: a square of 1.5 times the longer side, centred on the box, white outside the image.
 
-    `box` is [left, top, width, height], `width` and `height` the image's, all in pixels; the result is (left, top,
-    right, bottom), right and bottom exclusive. Left, top and sides are first cut to whole pixels (sides to at least 1),
-    corners afterwards, so the crop is square to within one pixel. The image counts as padded by 600 px; what would
-    reach further is cut off there, one pixel earlier at the right and the bottom.
+    `box` is [left, top, width, height], `width` and `height` the image's, all in pixels; the result is (left, top, right, bottom), right
+    and bottom exclusive. Left, top and sides are first cut to whole pixels (sides to at least 1), corners afterwards, so the crop is
+    square to within one pixel. The image counts as padded by 600 px; what would reach further is cut off there, one pixel earlier at
+    the right and the bottom.
 
     Source: SunzeY/AlphaCLIP train/dataset/mask_image_test.py, COCO_Masked_Test (functions masked_crop and crop).
     """
@@ -202,8 +193,7 @@ def _square_span(start: int, length: int, side: int, size: int) -> tuple[int, in
 def tight_crop(box: Sequence[float], width: int, height: int) -> Crop:
     """Return the box itself: (left, top, right, bottom), right and bottom exclusive, clipped to the image.
 
-    Edges are rounded outwards (floor of left and top, ceiling of right and bottom), so that no pixel the box touches is
-    lost and a box of positive area is at least 1 px wide and high.
+    Edges are rounded outwards, so that no pixel the box touches is lost and a box of positive area is at least 1 px wide and high.
     """
     left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
     return left, top, min(width, math.ceil(box[0] + box[2])), min(height, math.ceil(box[1] + box[3]))
@@ -235,9 +225,7 @@ class _Instances(NamedTuple):
     def dataset(self, items: list[Item], exclusions: Mapping[str, int], options: Mapping[str, str]) -> Dataset:
         classes = tuple(self.index.cats[category]["name"] for category in self.labels)
         name = _name(self.root, self.split, self.images)
-        return Dataset(
-            name, _some(items, self.root), _source(self.index), classes, options=options, exclusions=dict(exclusions)
-        )
+        return Dataset(name, _some(items, self.root), _source(self.index), classes, (), options, dict(exclusions))
 
 
 def _boxes_split(root: Path) -> str:
@@ -391,10 +379,7 @@ def _shortened(value: Any) -> str:
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Return the file's parsed JSON.
-
-    Raises: DataUnavailableError when the file cannot be read; DataError with line and column when it is not JSON.
-    """
+    """Return the file's parsed JSON. Raises: as `read_text`; DataError with line and column when it is not JSON."""
     text = read_text(path)
     was_enabled = gc.isenabled()
     gc.disable()  # parsing makes millions of objects and no garbage: looking for some took 2.0 of 2.4 s on Karpathy's file

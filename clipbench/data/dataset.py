@@ -18,15 +18,13 @@ from clipbench.errors import DataError, DataUnavailableError
 
 Key = TypeVar("Key", bound=Hashable)
 
-WHITE = (255, 255, 255)
-
 
 @dataclass(frozen=True)
 class ImageRef:
     """Where an item's image is, and which part of it: resolved only when opened.
 
-    `crop` is (left, top, right, bottom) in pixels of the whole image, right and bottom exclusive; it may leave the image,
-    what lies outside is white. `sha256` pins the file's content ("" = not pinned).
+    `crop` is (left, top, right, bottom) in pixels of the whole image, right and bottom exclusive; what lies outside the image is white.
+    `sha256` pins the file's content ("" = not pinned).
     """
 
     path: Path
@@ -34,11 +32,7 @@ class ImageRef:
     crop: tuple[int, int, int, int] | None = None
 
     def open(self) -> Image.Image:
-        """Return the image as RGB, cropped, fully decoded.
-
-        Raises: DataUnavailableError when the file is missing or its content is not the pinned one; DataError when it
-        cannot be decoded (the message names the file).
-        """
+        """Return the image as RGB, cropped, fully decoded. Raises: as `check`; DataError when it cannot be decoded."""
         self.check()
         return self.cut(read_image(self.path))
 
@@ -47,7 +41,7 @@ class ImageRef:
         if self.crop is None:
             return image
         left, top, right, bottom = self.crop
-        part = Image.new("RGB", (right - left, bottom - top), WHITE)
+        part = Image.new("RGB", (right - left, bottom - top), "white")
         part.paste(image, (-left, -top))
         return part
 
@@ -77,9 +71,8 @@ class Item:
 class Dataset:
     """An immutable list of items.
 
-    `classes` are the class names that labels index; `prompts` the texts around a caption or a class name; `options` what
-    a result on these items depends on beside the files (split, crop). `exclusions` counts what was left out or changed on
-    purpose (boxes dropped, captions cut).
+    `classes` are the class names that labels index; `prompts` the texts around a caption or a class name; `options` what a result on
+    these items depends on beside the files (split, crop). `exclusions` counts what was left out or changed on purpose.
     """
 
     name: str
@@ -166,17 +159,9 @@ class Source:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes; a file is read again only when its size or time of change moved.
-
-    Raises: FileNotFoundError.
-    """
+    """Return the SHA-256 (hex) of a file's bytes; it is read again only when its size or time of change moved. Raises: OSError."""
     status = path.stat()
     return _file_sha256(path, status.st_size, status.st_mtime_ns)
-
-
-def forget_hashes() -> None:
-    """Read every file again for its next hash."""
-    _file_sha256.cache_clear()
 
 
 @lru_cache(maxsize=65536)
@@ -188,9 +173,9 @@ def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 def read_image(path: Path) -> Image.Image:
     """Return the file's picture as RGB, fully decoded: a copy that the caller may change.
 
-    Like the study (and OpenAI's notebook) this is `Image.open(path).convert("RGB")`: transparency is dropped, greyscale
-    and palettes are expanded, CMYK is converted, EXIF orientation is not applied. DICOM files are rendered as a
-    radiologist would see them. Inside `kept_pictures` a file (known by path, size and time of change) is decoded once.
+    Like the study (and OpenAI's notebook) this is `Image.open(path).convert("RGB")`: transparency is dropped, greyscale and palettes are
+    expanded, CMYK is converted, EXIF orientation is not applied. DICOM files are rendered as a radiologist would see them. Inside
+    `kept_pictures` a file (known by path, size and time of change) is decoded once.
 
     Raises: DataUnavailableError when the file is missing; DataError when it is no image or truncated.
     """
@@ -299,8 +284,8 @@ def required(root: Path, relative: str, layout: str) -> Path:
 def find_images(root: Path, folder: str, names: Mapping[Key, str], named_by: Path) -> dict[Key, ImageRef]:
     """Return where each image is, under the keys of `names`; absent images are left out. No image is opened.
 
-    `names` are file names relative to `root / folder`; `named_by` is the file that gives them. A link inside the folder
-    is followed only to a place inside `root` or inside the folder's own target (so `val2017` itself may be a link).
+    `names` are file names relative to `root / folder`; `named_by` is the file that gives them. A link inside the folder is followed only
+    to a place inside `root` or inside the folder's own target (so `val2017` itself may be a link).
 
     Raises: DataError for a name that leaves the root: absolute, through "..", or through a link.
     """

@@ -23,20 +23,9 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom hands all of them over as RGB
 _SPACING = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _MALFORMED = (
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    Image.DecompressionBombError,
-    struct.error,
-    zlib.error,
-)
+    AttributeError, EOFError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError,
+    Image.DecompressionBombError, struct.error, zlib.error,
+)  # fmt: skip
 
 Pixels = npt.NDArray[Any]
 
@@ -44,14 +33,14 @@ Pixels = npt.NDArray[Any]
 def read_dicom(path: Path) -> Image.Image:
     """Return one frame of a DICOM file as RGB: what a viewer shows when the file is opened.
 
-    In the standard's order: modality LUT or rescale; VOI LUT, else the file's first window, else smallest to largest
-    value without padding; inversion of MONOCHROME1; for colour YBR to RGB and PALETTE COLOR through its table; last
-    non-square pixels (PixelAspectRatio, else a pixel spacing) are made square by enlarging the picture along their
-    longer side. Of several frames the middle one (number n // 2, from 0) is shown. A supplemental palette colours the
-    values it covers. Overlays and ICC profiles are not applied.
+    In the standard's order: modality LUT or rescale; VOI LUT, else the file's first window, else smallest to largest value without
+    padding; inversion of MONOCHROME1; for colour YBR to RGB and PALETTE COLOR through its table; last non-square pixels
+    (PixelAspectRatio, else a pixel spacing) are made square by enlarging the picture along their longer side. Of several frames the
+    middle one (number n // 2, from 0) is shown. A supplemental palette colours the values it covers. Overlays and ICC profiles are not
+    applied.
 
-    Raises: DataUnavailableError when the file or pydicom is missing; DataError when the file is no DICOM image, is
-    truncated, or is compressed in a way that no installed decoder reads (the message names the file).
+    Raises: DataUnavailableError when the file or pydicom is missing; DataError when the file is no DICOM image, is truncated, or is
+    compressed in a way that no installed decoder reads.
 
     Source: DICOM PS3.4 N.2 (the order), PS3.3 C.11.1 and C.11.2 (LUTs and windows), C.7.6.3.1 (colour and aspect).
     """

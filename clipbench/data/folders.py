@@ -46,14 +46,13 @@ def labelled_folder(name: str, root: Path) -> Dataset:
     """Return one item for each image of `root/CLASS/`, its label an index into the classes of `class_set(name, root)`, its prompts
     that set's templates.
 
-    Ids are "CLASS/FILE"; items are in the order of classes, then of file names. A class without a folder or without an
-    image stays among the classes (it is a wrong answer all the same) and is counted. Files that are no images by their
-    suffix, files beside the class folders, and folders inside them are left alone and counted; names that start with a
-    dot are not looked at. A folder's spelling may differ from the class's in case, and in underscores, hyphens or
-    spaces.
+    Ids are "CLASS/FILE"; items are in the order of classes, then of file names. A class without a folder or an image stays among the
+    classes (it is a wrong answer all the same) and is counted. Files that are no images by their suffix, files beside the class folders,
+    and folders inside them are left alone and counted; names that start with a dot are not looked at. A folder's spelling may differ
+    from the class's in case, underscores, hyphens and spaces.
 
-    Raises: DataUnavailableError when there is no class folder or no image; DataError for a folder that is no class, two
-    folders that are the same class, or malformed class names.
+    Raises: DataUnavailableError when there is no class folder or no image; DataError for a folder that is no class, two folders that
+    are the same class, or malformed class names.
     """
     folders = class_folders(root)
     names = class_set(name, root)
@@ -84,11 +83,11 @@ def shipped_class_sets() -> tuple[str, ...]:
 def class_set(name: str, root: Path | None = None) -> ClassSet:
     """Return the class set that ships under `name`, or the one of the class folders in `root`.
 
-    For a name that does not ship: `root/classes.toml` where it is, else the folders' own names, underscores read as
-    spaces, with the template "a photo of a {}.". ImageNet's texts come from open_clip, whose import takes seconds.
+    For a name that does not ship: `root/classes.toml` where it is, else the folders' own names, underscores read as spaces, with the
+    template "a photo of a {}.".
 
-    Raises: UsageError for an unknown name without a root; DataUnavailableError when `root` holds no class folder;
-    DataError for a malformed file, or a `classes.toml` that a shipped name would silently overrule.
+    Raises: UsageError for an unknown name without a root; DataUnavailableError when `root` holds no class folder; DataError for a
+    malformed file, or a `classes.toml` that a shipped name would silently overrule.
     """
     if name in shipped_class_sets():
         if root is not None and (root / CLASS_FILE).is_file():
@@ -106,10 +105,7 @@ def class_set(name: str, root: Path | None = None) -> ClassSet:
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    """Return the names of the folders in `root`, sorted, less those that start with a dot.
-
-    Raises: DataUnavailableError when there is none.
-    """
+    """Return the names of the folders in `root`, sorted, less those that start with a dot. Raises: DataUnavailableError for none."""
     if not root.is_dir():
         raise DataUnavailableError(f"there is no folder {root}; expected a folder of class folders")
     folders = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")))

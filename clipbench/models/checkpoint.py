@@ -346,22 +346,9 @@ _SAFE = ".safetensors"
 _ZIP = b"PK\x03\x04"
 # What torch, zipfile, pickle and safetensors raise on malformed files. MemoryError: sizes claimed by a hostile file.
 _MALFORMED = (
-    safetensors.SafetensorError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    pickle.UnpicklingError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+    safetensors.SafetensorError, zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, LookupError, ArithmeticError,
+    AssertionError, AttributeError, EOFError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def _contents(path: Path, file_sha256: str) -> tuple[object, str]:

@@ -27,14 +27,7 @@ from torch import nn
 from torch.func import functional_call
 
 from clipbench.errors import CheckpointError, WeightsUnavailableError
-from clipbench.models.checkpoint import (
-    Checkpoint,
-    load_into,
-    read_checkpoint,
-    tensor_hashes,
-    weights_sha256,
-    without_derived,
-)
+from clipbench.models.checkpoint import load_into, read_checkpoint, tensor_hashes, weights_sha256, without_derived
 from clipbench.models.device import synchronized, to_device
 from clipbench.models.encoder import Encoder, Rows, checked_rows
 from clipbench.models.weights import fetch_tag
@@ -195,12 +188,9 @@ def _architecture(model: nn.Module) -> str:
     """A hash over every module's kind and settings: some of them (the number of heads) are in no tensor."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        settings = {
-            k: v
-            for k, v in vars(module).items()
-            if isinstance(v, int | float | str) and k[0] != "_" and k != "training"
-        }
-        digest.update(f"{name} {type(module).__qualname__} {sorted(settings.items())}\n".encode())
+        plain = ((k, v) for k, v in vars(module).items() if isinstance(v, int | float | str))
+        settings = sorted((k, v) for k, v in plain if k[0] != "_" and k != "training")
+        digest.update(f"{name} {type(module).__qualname__} {settings}\n".encode())
     return digest.hexdigest()
 
 
@@ -229,33 +219,26 @@ _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 def load_open_clip(spec: ModelSpec, device: str, precision: str, offline: bool) -> OpenClipEncoder:
     """Return the encoder that a spec names: tag, path or random weights.
 
-    Raises: WeightsUnavailableError when the weights (or a tokenizer from a hub) cannot be had; CheckpointError when a
-    checkpoint is corrupt or foreign.
+    Raises: WeightsUnavailableError when weights or a hub's tokenizer cannot be had; CheckpointError for a corrupt or foreign checkpoint.
     """
-    forced: dict[str, Any] = {}
-    checkpoint: Checkpoint | None = None
-    path = Path()
+    path, forced, file_sha256 = Path(spec.pretrained), {}, ""
     if spec.source == "tag":
-        tag = open_clip.get_pretrained_cfg(spec.architecture, spec.pretrained)
-        forced = {key: tag[key] for key in _PREPROCESS_KEYS if key in tag}
-        path = fetch_tag(spec.name, spec.pretrained, tag, offline)
-        checkpoint = read_checkpoint(path)
+        forced = open_clip.get_pretrained_cfg(spec.architecture, spec.pretrained)
+        path = fetch_tag(spec.name, spec.pretrained, forced, offline)
     elif spec.source == "path":
-        beside = checkpoint_config(Path(spec.pretrained))
-        forced = dict(beside.get("preprocess_cfg", {})) if beside else {}
-        path = Path(spec.pretrained)
+        forced = (checkpoint_config(path) or {}).get("preprocess_cfg", {})
+    if spec.source == "random":
+        model, tensors = _random(spec, precision, device, offline)
+    else:
         checkpoint = read_checkpoint(path)
-    if checkpoint is not None:
         model = _create(spec, precision, device, forced, offline)
         load_into(model, checkpoint, path)
-        tensors = without_derived(model, checkpoint.tensors)
-    else:
-        model, tensors = _random(spec, precision, device, offline)
+        tensors, file_sha256 = without_derived(model, checkpoint.tensors), checkpoint.file_sha256
     identity = ModelIdentity(
         name=spec.name,
         pretrained=spec.pretrained,
         weights_sha256=weights_sha256(tensors),
-        file_sha256=checkpoint.file_sha256 if checkpoint else "",
+        file_sha256=file_sha256,
         activation=spec.activation,
         precision=precision,
         device=device,
@@ -271,8 +254,7 @@ def load_directory(folder: Path, name: str, device: str, precision: str) -> Open
     Raises: CheckpointError when the folder does not hold what open_clip expects.
     """
     location = f"local-dir:{folder}"
-    file = folder / "open_clip_model.safetensors"
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_checkpoint(folder / "open_clip_model.safetensors")
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             model = open_clip.create_model(location, precision=precision, device=device)
@@ -357,7 +339,8 @@ class OptimizedOpenClip:
         self._encoder = encoder
         self._cut: TextCut | None = text_cut(encoder.model)
         on_cpu = encoder.identity.device == "cpu"
-        self._is_channels_last = on_cpu and _is_convolutional(encoder.model.visual)  # type: ignore[arg-type]  # open_clip's tower
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in encoder.model.visual.modules())  # type: ignore[union-attr]  # open_clip's tower
+        self._is_channels_last = on_cpu and convolutions > 1
 
     def names(self, tower: Tower) -> tuple[str, ...]:
         """Return what is done otherwise than on the reference path; empty where nothing is."""
@@ -417,10 +400,6 @@ def _batches(lengths: Sequence[int], budget: int) -> list[tuple[int, int]]:
     return slices
 
 
-def _is_convolutional(tower: nn.Module) -> bool:
-    return sum(isinstance(module, nn.Conv2d) for module in tower.modules()) > 1
-
-
 @dataclass(frozen=True)
 class TextCut:
     """How a tower is called on tokens cut short.
@@ -464,7 +443,9 @@ class _Called(nn.Module):
 def _causal(tower: Any, call: Callable[[torch.Tensor], torch.Tensor], pool: str, eos: int) -> TextCut | None:
     """open_clip adds whole positions and a whole mask to what it is given: both are cut to the tokens' length for the call."""
     mask = tower.attn_mask
-    if pool not in ("argmax", "eos") or mask is None or not torch.equal(mask, _causal_mask(mask)):
+    if pool not in ("argmax", "eos") or mask is None:
+        return None
+    if not torch.equal(mask, torch.full_like(mask, float("-inf")).triu(1)):
         return None
     called = _Called(tower, call)
 
@@ -480,10 +461,6 @@ def _causal(tower: Any, call: Callable[[torch.Tensor], torch.Tensor], pool: str,
         return functional_call(called, cut, (tokens,))  # type: ignore[no-any-return]  # typed as Any
 
     return TextCut(lengths, forward)
-
-
-def _causal_mask(like: torch.Tensor) -> torch.Tensor:
-    return torch.full_like(like, float("-inf")).triu(1)
 
 
 def _last(present: torch.Tensor) -> torch.Tensor:
