@@ -123,14 +123,13 @@ class Embedder:
         modes = [stored_mode(path) for path in dict.fromkeys(items[k].image.path for k in kept)]
         raw = np.stack([rows[k].raw for k in kept])
         unit = unit_rows(raw)
-        contents = np.array([first_bits(file_sha256(items[k].image.path)) for k in kept], dtype=np.uint64)
-        pixels = np.array([rows[k].pixels for k in kept], dtype=np.uint64)
+        contents = [first_bits(file_sha256(items[k].image.path)) for k in kept]
         exclusions = {
             "broken_images": len(lost),
             "greyscale_images": sum(mode in GREYSCALE for mode in modes),
             "cmyk_images": sum(mode == "CMYK" for mode in modes),
         }
-        evidence = evidence_of([items[k].id for k in kept], raw, unit, contents, pixels)
+        evidence = evidence_of([items[k].id for k in kept], raw, unit, contents, [rows[k].pixels for k in kept])
         names = tuple(path.name for path in lost[:BROKEN_NAMED])
         return Embedded(unit, evidence, encoding, optimizations, kept, broken, names, exclusions)
 
@@ -141,8 +140,7 @@ class Embedder:
         """
         raw, encoding, optimizations = self._raw_texts(texts, reference)
         unit = unit_rows(raw)
-        contents = np.array([hash_text(text) for text in texts], dtype=np.uint64)
-        evidence = evidence_of(ids or texts, raw, unit, contents, np.array([], dtype=np.uint64))
+        evidence = evidence_of(ids or texts, raw, unit, [hash_text(text) for text in texts])
         return Embedded(unit, evidence, encoding, optimizations, tuple(range(len(texts))), exclusions=self._cut(texts))
 
     def classes(self, names: Sequence[str], templates: Sequence[str], ids: Sequence[str] = ()) -> Embedded:
@@ -156,8 +154,7 @@ class Embedder:
         raw, encoding, optimizations = self._raw_texts(texts, reference=False)
         means = unit_rows(raw).reshape(len(names), len(templates), -1).mean(axis=1, dtype=np.float64)
         unit = unit_rows(means, f"{self.encoder.identity.name}: mean over {len(templates)} templates")
-        contents = np.array([hash_text("\n".join(own)) for own in prompts], dtype=np.uint64)
-        evidence = evidence_of(ids or names, means, unit, contents, np.array([], dtype=np.uint64))
+        evidence = evidence_of(ids or names, means, unit, [hash_text("\n".join(own)) for own in prompts])
         return Embedded(unit, evidence, encoding, optimizations, tuple(range(len(names))), exclusions=self._cut(texts))
 
     def _raw_texts(self, texts: Sequence[str], reference: bool) -> tuple[Rows, Encoding, frozenset[str]]:
@@ -312,9 +309,7 @@ class _Images:
         self.broken: dict[int, str] = {}
         self.first = range(len(items))
         self._pixels: dict[int, int] = {}
-        self._held: dict[
-            int, Image.Image
-        ] = {}  # pictures of the sample, kept from their decoding until they are checked
+        self._held: dict[int, Image.Image] = {}  # the sample's, from their decoding until they are checked
 
     @cached_property
     def names(self) -> list[str]:

@@ -15,7 +15,6 @@ from clipbench.types import Evidence, FloatArray
 
 PROJECTIONS, STEP, VERSION = 16, 2.0**-14, 1
 
-Hashes = npt.NDArray[np.uint64]
 Int16s = npt.NDArray[np.int16]
 
 
@@ -37,10 +36,13 @@ def sketch(rows: FloatArray) -> Int16s:
     return np.clip(np.round(projected / STEP), -32768, 32767).astype(np.int16)
 
 
-def evidence_of(ids: Sequence[str], raw: FloatArray, unit: FloatArray, contents: Hashes, pixels: Hashes) -> Evidence:
+def evidence_of(
+    ids: Sequence[str], raw: FloatArray, unit: FloatArray, contents: Sequence[int], pixels: Sequence[int] = ()
+) -> Evidence:
     """Return the evidence of (n, dim) `raw` rows, whose directions are `unit`; `pixels` is empty for texts."""
     lengths = np.linalg.norm(np.asarray(raw, dtype=np.float64), axis=1).astype(np.float32)
-    return Evidence(tuple(ids), contents, pixels, lengths, sketch(unit), raw.shape[1])
+    hashes = np.array(contents, dtype=np.uint64), np.array(pixels, dtype=np.uint64)
+    return Evidence(tuple(ids), *hashes, lengths, sketch(unit), raw.shape[1])
 
 
 def hash_text(text: str) -> int:

@@ -58,10 +58,7 @@ class RowStore:
     """
 
     def __init__(self, folder: Path, limit_bytes: int = CACHE_BYTES) -> None:
-        """Make the folder and the file where they are missing; `limit_bytes` bounds the file.
-
-        Raises: UsageError for a folder that cannot be one or be written to, or too small a limit.
-        """
+        """Make folder and file where they are missing. Raises: UsageError for a folder that cannot be written to, or too small a limit."""
         if limit_bytes < MINIMUM_LIMIT_BYTES:
             raise UsageError(f"cache {folder}: a limit of {limit_bytes:,} bytes; give {MINIMUM_LIMIT_BYTES:,} or more")
         self._folder, self._path, self._pages = folder, folder.absolute() / FILE, limit_bytes // _PAGE_BYTES
@@ -82,11 +79,11 @@ class RowStore:
     @property
     def problems(self) -> list[str]:
         """What went wrong so far, in words, each once; empty when nothing did."""
-        n = self._corrupt
+        n, said = self._corrupt, [*self._said]
         what = (
-            f"{n:,} entries of the cache were corrupt and are" if n > 1 else "1 entry of the cache was corrupt and is"
+            "1 entry of the cache was corrupt and is" if n == 1 else f"{n:,} entries of the cache were corrupt and are"
         )
-        return [*self._said, f"{what} computed again"] if n else [*self._said]
+        return [*said, f"{what} computed again"] if n else said
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the values that are there and intact, by key, and mark them as used; a corrupt one is deleted."""
@@ -263,10 +260,9 @@ def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 @dataclass(frozen=True)
 class Description:
-    """What a folder holds. `bytes`: the size of the file `path`.
+    """What a folder holds. `bytes`: the size of the file `path`; uses in UTC, "YYYY-MM-DD HH:MM:SS", None where there is no entry.
 
-    `oldest_use`, `newest_use`: UTC, "YYYY-MM-DD HH:MM:SS", None where there is no entry. `is_current`: False for a file of
-    another version of clipbench: nothing in it is counted, and the next run begins it anew.
+    `is_current`: False for a file of another version of clipbench: nothing in it is counted, and the next run begins it anew.
     """
 
     path: Path
@@ -279,10 +275,7 @@ class Description:
 
 
 def describe(folder: Path) -> Description:
-    """Return what `folder` holds; creates nothing.
-
-    Raises: UsageError for a folder that is a file, and for a store that is damaged or locked.
-    """
+    """Return what `folder` holds; creates nothing. Raises: UsageError for a folder that is a file, and a store damaged or locked."""
     path = _file_in(folder)
     if not path.exists():
         return Description(path, exists=False)
@@ -297,10 +290,7 @@ def describe(folder: Path) -> Description:
 
 
 def clear(folder: Path) -> int:
-    """Remove the store's file and SQLite's side files, nothing else; return the bytes freed.
-
-    Raises: UsageError as `describe`, and for a store in use: then nothing is removed.
-    """
+    """Remove the store's file and SQLite's side files, nothing else; return the bytes freed. Raises: as `describe`, also when in use."""
     path = _file_in(folder)
     if not path.exists():
         return 0
@@ -318,18 +308,15 @@ def _file_in(folder: Path) -> Path:
 @contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection to a file that is there, with UsageError for whatever is wrong with it."""
-    # Not read-only: what a killed process left unfinished is rolled back before anything can be read.
-    address = f"{path.as_uri()}?mode=rw"
+    address = f"{path.as_uri()}?mode=rw"  # to read, too: what a killed process left unfinished is rolled back first
     try:
         with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
             yield connection
     except FAILURES as error:
+        what, hint = "cannot be used now", "try again when no run is using it"
         if is_damage(error):
-            hint = "the next run with this cache begins it anew"
-            raise UsageError(f"{path} is damaged ({error}); it is left as it is, {hint}") from error
-        raise UsageError(
-            f"{path} cannot be used now ({error}); it is left as it is, try again when no run is using it"
-        ) from error
+            what, hint = "is damaged", "the next run with this cache begins it anew"
+        raise UsageError(f"{path} {what} ({error}); it is left as it is, {hint}") from error
 
 
 def number(connection: sqlite3.Connection, query: str) -> int:
