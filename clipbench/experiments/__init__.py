@@ -176,6 +176,14 @@ def result_of(one: Experiment, encoder: "Encoder", dataset: Dataset, measured: M
     )
 
 
+def all_images(embedder: "Embedder", dataset: Dataset, reference: bool = False) -> "Embedded":
+    """Return the embedded images of all items. Raises: DataError when one cannot be decoded: a matrix with a hole is no matrix."""
+    images = embedder.images(dataset.items, reference=reference)
+    if images.broken:
+        raise DataError(f"{dataset.name}: {len(images.broken)} of {len(dataset)} images are broken: {images.broken[0]}")
+    return images
+
+
 def check_dims(encoder: "Encoder", images: "Embedded", texts: "Embedded") -> None:
     """Raises: DataError when the towers give rows of different dim: no cosine is defined."""
     if images.rows.shape[1] != texts.rows.shape[1]:

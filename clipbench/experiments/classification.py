@@ -18,7 +18,7 @@ from clipbench.data.dataset import DataOptions, Dataset, Item, Source
 from clipbench.data.folders import ZERO_SHOT_ROOT, class_set, labelled_folder
 from clipbench.data.packaged import packaged_dataset
 from clipbench.errors import DataError
-from clipbench.experiments import Experiment, Measured, check_dims, cosines_of, score
+from clipbench.experiments import Experiment, Measured, all_images, check_dims, cosines_of, score
 from clipbench.metrics import answers, average_precision, hits_at, label_ranks, multilabel_answers, per_class_recall
 from clipbench.types import Answers, FloatArray, IntArray, Matrix, MetricSpec, Outcomes
 
@@ -89,8 +89,7 @@ def answers_of(
 ) -> tuple[npt.NDArray[np.int64], Answers]:
     """Return (images,) int64, how many classes an image's own is behind, and what each image was taken for.
 
-    `images` (images, dim) and `classes` (classes, dim) unit rows, products taken in float64, a bounded number of images at a time:
-    50,000 x 1,000 scores are never held at once.
+    `images` (images, dim) and `classes` (classes, dim) are unit rows; 50,000 x 1,000 products are never held at once.
     """
     columns = classes.astype(np.float64).T
     ranks: list[npt.NDArray[np.int64]] = []
@@ -123,7 +122,9 @@ def multilabel(embedder: "Embedder", dataset: Dataset) -> Measured:
     names = class_ids(dataset.classes)
     classes = embedder.classes(dataset.classes, templates, names)
     check_dims(embedder.encoder, images, classes)
-    relevant = labels_matrix([dataset.items[k] for k in images.kept], len(names))
+    relevant = np.zeros((len(images.kept), len(names)), dtype=bool)
+    for row, k in enumerate(images.kept):
+        relevant[row, list(dataset.items[k].labels)] = True
     if not relevant.any():
         raise DataError(f"{dataset.name}: no image shows any of the {len(names)} classes; nothing can be ranked")
     cosines = cosines_of(images, classes)
@@ -148,23 +149,13 @@ def templates_for(images: int) -> tuple[str, ...]:
     return tuple(fill("{}") for fill in OPENAI_IMAGENET_TEMPLATES)
 
 
-def labels_matrix(items: Sequence[Item], n_classes: int) -> npt.NDArray[np.bool_]:
-    """Return (images, classes) bool: does the image show the class?"""
-    relevant = np.zeros((len(items), n_classes), dtype=bool)
-    for row, item in enumerate(items):
-        relevant[row, list(item.labels)] = True
-    return relevant
-
-
 def natural_labels(embedder: "Embedder", dataset: Dataset) -> Measured:
     """Return top1_probability (the mean of the winning label's; a description, not a score: nobody labelled these pictures), and
     the (images, classes) matrix `probabilities`.
 
     Raises: DataError when an image is broken or the towers' dims differ.
     """
-    images = embedder.images(dataset.items)
-    if images.broken:
-        raise DataError(f"{dataset.name}: {len(images.broken)} of {len(dataset)} images are broken: {images.broken[0]}")
+    images = all_images(embedder, dataset)
     classes = embedder.classes(dataset.classes, (LABEL_TEMPLATE,))
     check_dims(embedder.encoder, images, classes)
     probabilities = softmax(LABEL_SCALE * cosines_of(images, classes))
@@ -191,10 +182,8 @@ def _label_sources(options: DataOptions) -> tuple[Source, ...]:
     """The eight natural pictures with CIFAR-100's class names, as torchvision spells them, with underscores ("sweet_pepper")."""
 
     def load() -> Dataset:
-        natural = packaged_dataset("natural")
-        return replace(
-            natural, name="natural_cifar100", classes=class_set("cifar100").folders, prompts=(LABEL_TEMPLATE,)
-        )
+        classes = class_set("cifar100").folders
+        return replace(packaged_dataset("natural"), name="natural_cifar100", classes=classes, prompts=(LABEL_TEMPLATE,))
 
     return (Source("natural_cifar100", load),)
 

@@ -17,8 +17,7 @@ import numpy as np
 from clipbench.data.dataset import DataOptions, Dataset, Source
 from clipbench.data.packaged import packaged_dataset
 from clipbench.data.roco import ROCO_ROOT, roco_study
-from clipbench.errors import DataError
-from clipbench.experiments import Experiment, Measured, check_dims, cosines_of, score
+from clipbench.experiments import Experiment, Measured, all_images, check_dims, cosines_of, score
 from clipbench.metrics import answers, image_to_text_hits, margins, text_to_image_hits
 from clipbench.types import Answers, FloatArray, Matrix, MetricSpec, Outcomes, Score
 
@@ -42,11 +41,9 @@ def matched(embedder: "Embedder", dataset: Dataset) -> tuple["Embedded", "Embedd
 
     Always by the reference path: these are the rows of the trace, and few enough that an optimization would save nothing.
 
-    Raises: DataError when an image of the set cannot be decoded: a matrix with a hole is no diagonal.
+    Raises: DataError as `all_images` and `check_dims`.
     """
-    images = embedder.images(dataset.items, reference=True)
-    if images.broken:
-        raise DataError(f"{dataset.name}: {len(images.broken)} of {len(dataset)} images are broken: {images.broken[0]}")
+    images = all_images(embedder, dataset, reference=True)
     captions = [dataset.prompts[0].format(caption=item.captions[0]) for item in dataset.items]
     texts = embedder.texts(captions, images.ids, reference=True)
     check_dims(embedder.encoder, images, texts)
@@ -110,16 +107,14 @@ def _packaged(name: str) -> Source:
     return Source(name, partial(packaged_dataset, name))
 
 
-def medical_sources(options: DataOptions) -> tuple[Source, ...]:
-    """Return the study's own eight images where ROCO was given, else the packaged eight."""
+def _medical_sources(options: DataOptions) -> tuple[Source, ...]:
+    """The study's own eight images where ROCO was given, else the packaged eight."""
     root = options.folder(ROCO_ROOT)
-    return (_packaged("medical"),) if root is None else (Source("roco_study", lambda: _prompted(roco_study(root))),)
-
-
-def _prompted(dataset: Dataset) -> Dataset:
-    return replace(dataset, prompts=(PROMPT,))
+    if root is None:
+        return (_packaged("medical"),)
+    return (Source("roco_study", lambda: replace(roco_study(root), prompts=(PROMPT,))),)
 
 
 NATURAL = Experiment("natural", METRICS, lambda options: (_packaged("natural"),), natural, order=20, traced=True)
-MEDICAL = Experiment("medical", METRICS, medical_sources, matching, root=ROCO_ROOT, order=30)
+MEDICAL = Experiment("medical", METRICS, _medical_sources, matching, root=ROCO_ROOT, order=30)
 MEDICAL_OTHER = Experiment("medical_other", METRICS, lambda options: (_packaged("medical_other"),), matching, order=31)

@@ -15,11 +15,6 @@ METRICS = tuple(
 )
 
 
-def no_items(options: DataOptions) -> tuple[Source, ...]:
-    """Return the empty data set: a card needs no items."""
-    return (Source("none", lambda: Dataset(name="none", items=(), source="a model card needs no items")),)
-
-
 def model_card(embedder: "Embedder", dataset: Dataset) -> Measured:
     """Return params, params_image, params_text (counts), image_size (pixels), context_length (tokens), vocab_size, embed_dim.
 
@@ -29,4 +24,8 @@ def model_card(embedder: "Embedder", dataset: Dataset) -> Measured:
     return Measured([Score(spec, int(card[spec.name]), 1) for spec in METRICS if spec.name in card])
 
 
-MODEL_CARD = Experiment("model_card", METRICS, no_items, model_card, order=10)
+def _no_items(options: DataOptions) -> tuple[Source, ...]:
+    return (Source("none", lambda: Dataset(name="none", items=(), source="a model card needs no items")),)
+
+
+MODEL_CARD = Experiment("model_card", METRICS, _no_items, model_card, order=10)

@@ -28,13 +28,10 @@ if TYPE_CHECKING:
 KS = (1, 5, 10)
 GROUP_SIZE, GROUP_SEED = 8, 0
 PROMPT = "{caption}"
-IMAGE_RETRIEVAL = {
-    k: MetricSpec(f"image_retrieval_recall@{k}", "rate", "higher", True, k == 1, k < 10, "text_to_image") for k in KS
-}
-TEXT_RETRIEVAL = {
-    k: MetricSpec(f"text_retrieval_recall@{k}", "rate", "higher", False, k == 1, k < 10, "image_to_text") for k in KS
-}
-METRICS = (*IMAGE_RETRIEVAL.values(), *TEXT_RETRIEVAL.values())
+METRICS = (
+    *(MetricSpec(f"image_retrieval_recall@{k}", "rate", "higher", True, k == 1, k < 10, "text_to_image") for k in KS),
+    *(MetricSpec(f"text_retrieval_recall@{k}", "rate", "higher", False, k == 1, k < 10, "image_to_text") for k in KS),
+)
 MEDICAL_METRICS = (
     *(replace(spec, cluster=False, headline=spec.ranked) for spec in METRICS),
     MetricSpec(TEXT_TO_IMAGE.name, "rate", ranked=True, headline=True),
@@ -64,11 +61,9 @@ def captioned(
 def caption_retrieval(embedder: "Embedder", dataset: Dataset) -> Measured:
     """Return retrieval both ways over items with one caption or more, the captions as they stand.
 
-    Metrics, each at k = 1, 5, 10: image_retrieval_recall@k (text query: is its image among the first k; captions of one image are
-    one cluster) and text_retrieval_recall@k (image query: is one of its captions among the first k). Ties count against the
-    model. Where k is not below the number of images every query would hit: such a metric is absent.
-
-    Raises: DataError as `captioned`.
+    Metrics, each at k = 1, 5, 10: image_retrieval_recall@k (text query: is its image among the first k; captions of one image are one
+    cluster) and text_retrieval_recall@k (image query: is one of its captions among the first k). Ties count against the model. Where k
+    is not below the number of images every query would hit: such a metric is absent. Raises: DataError as `captioned`.
     """
     images, texts, text_image = captioned(embedder, dataset, PROMPT)
     clusters = tuple(images.ids[row] for row in text_image)
@@ -82,16 +77,14 @@ def _recalls(
     """Recall both ways, and what each query was taken for."""
     found = retrieval(images.rows, texts.rows, text_image)
     by_text, by_image = found.text_to_image, found.image_to_text
-    specs = (METRICS if clusters is not None else MEDICAL_METRICS)[: 2 * len(KS)]
-    of = {spec.name: spec for spec in specs}
-    scores = [
-        score(of[f"image_retrieval_recall@{k}"], Outcomes(texts.ids, _hits(by_text.ranks, k), clusters, "text_ids"))
-        for k in ks
-    ]
-    scores += [
-        score(of[f"text_retrieval_recall@{k}"], Outcomes(images.ids, _hits(by_image.ranks, k), axis="image_ids"))
-        for k in ks
-    ]
+    spec = {spec.name: spec for spec in (METRICS if clusters is not None else MEDICAL_METRICS)}
+    scores = []
+    for k in ks:
+        hits = hits_at(by_text.ranks, k).astype(np.float64)
+        scores.append(score(spec[f"image_retrieval_recall@{k}"], Outcomes(texts.ids, hits, clusters, "text_ids")))
+    for k in ks:
+        hits = hits_at(by_image.ranks, k).astype(np.float64)
+        scores.append(score(spec[f"text_retrieval_recall@{k}"], Outcomes(images.ids, hits, axis="image_ids")))
     answers = {
         "text_to_image": Answers(texts.ids, images.ids, *by_text.taken_for, text_image.astype(np.int32)),
         "image_to_text": Answers(images.ids, texts.ids, *by_image.taken_for),
@@ -99,19 +92,12 @@ def _recalls(
     return scores, answers
 
 
-def _hits(ranks: Ints, k: int) -> np.ndarray:
-    return hits_at(ranks, k).astype(np.float64)
-
-
 def medical_retrieval(embedder: "Embedder", dataset: Dataset) -> Measured:
     """Return retrieval among all images by their first captions, and text_to_image_top1 within random groups of eight.
 
-    Metrics: image_retrieval_recall@1/5/10 (one outcome per text), text_retrieval_recall@1/5/10 (one per image; k beyond the
-    candidates always hits), and text_to_image_top1 (one outcome per text that is in a group; chance 1/8, as in the 8 x 8
-    matrices; the exclusions count the texts in no group), absent where there is no whole group. All captions stand in the
-    study's prompt. A broken image is left out with its caption, named and counted.
-
-    Raises: DataError as `captioned`.
+    Metrics: image_retrieval_recall@1/5/10 (one outcome per text), text_retrieval_recall@1/5/10 (one per image; k beyond the candidates
+    always hits), and text_to_image_top1 (one outcome per text in a group; chance 1/8, as in the 8 x 8 matrices), absent where there is
+    no whole group. All captions stand in the study's prompt. Raises: DataError as `captioned`.
     """
     images, texts, text_image = captioned(embedder, dataset, STUDY_PROMPT, captions=1)
     scores, answers = _recalls(images, texts, text_image, KS, None)
@@ -144,8 +130,8 @@ def whole_groups(ids: Sequence[str], kept: Sequence[str], seed: int) -> Ints:
     return np.asarray(rows[(rows >= 0).all(axis=1)], dtype=np.int64)
 
 
-def roco_sources(options: DataOptions) -> tuple[Source, ...]:
-    """Return every captioned image of ROCO's split where its folder was given; nothing without."""
+def _roco_sources(options: DataOptions) -> tuple[Source, ...]:
+    """Every captioned image of ROCO's split where its folder was given; nothing without."""
     root = options.folder(ROCO_ROOT)
     return () if root is None else (Source("roco_radiology", partial(roco_split, root)),)
 
@@ -159,5 +145,5 @@ COCO_RETRIEVAL = Experiment(
     order=54,
 )
 MEDICAL_RETRIEVAL = Experiment(
-    "medical_retrieval", MEDICAL_METRICS, roco_sources, medical_retrieval, root=ROCO_ROOT, order=32
+    "medical_retrieval", MEDICAL_METRICS, _roco_sources, medical_retrieval, root=ROCO_ROOT, order=32
 )

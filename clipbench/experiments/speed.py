@@ -1,7 +1,7 @@
 """Speed: images and texts a second, latency at batch 1, peak memory. Every clock read waits for the device first.
 
-Throughput times the model alone on a batch prepared beforehand; latency times the plain call that production makes, from
-a decoded image to its unit row. Never through a shortcut. Rounds are not part of the protocol, the batch is.
+Throughput times the model alone on a batch prepared beforehand; latency the call that production makes, from a decoded image to its
+raw row, never an optimized one. Rounds are not part of the protocol, the batch is.
 """
 
 import gc
@@ -85,8 +85,7 @@ def throughput(spec: MetricSpec, call: Callable[[], object], batch: int, timer: 
 def check_timed(output: Any, batch: int, last_row: "Rows", what: str) -> None:
     """Check that the timed call does the work: one row per input, and the last is the reference path's (cosine .999 or more).
 
-    `last_row`: (1, dim), by the reference path. Raises: EncoderError when it is something else, so that no clock is ever read
-    over another computation.
+    `last_row`: (1, dim). Raises: EncoderError for something else, so that no clock is ever read over another computation.
     """
     from clipbench.models.encoder import checked_rows, unit_rows
 
@@ -128,9 +127,7 @@ def latency(encoder: "Encoder", work: Workload) -> list[Score]:
 def peak_memory(encoder: "Encoder", work: Workload) -> list[Score]:
     """Return peak_memory_bytes of one batch of images and one of texts by the reference path: resident on a CPU, allocated on CUDA.
 
-    Pictures that the session keeps for other experiments are not counted.
-
-    Absent where the machine cannot start the count anew: then a peak of something else would be reported.
+    Pictures that the session keeps for other experiments are not counted. Absent where the machine cannot start the count anew.
     """
     from clipbench.models.device import peak_memory_bytes, release, reset_peak_memory
 
@@ -186,9 +183,8 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def sources(options: DataOptions) -> tuple[Source, ...]:
-    """Return the eight natural pictures."""
+def _sources(options: DataOptions) -> tuple[Source, ...]:
     return (Source("natural", partial(packaged_dataset, "natural")),)
 
 
-SPEED = Experiment("speed", METRICS, sources, speed, order=90)
+SPEED = Experiment("speed", METRICS, _sources, speed, order=90)
