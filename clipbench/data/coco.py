@@ -150,12 +150,7 @@ def sources(options: DataOptions, read: Callable[..., Dataset], is_captions: boo
     """Return the data set that `read` makes of the folder that was given, else of the packaged miniature."""
     root = options.folder(COCO_ROOT)
     if root is None:
-
-        def packaged() -> Dataset:
-            mini = packaged_coco()
-            return read(mini.root, images=mini.images)
-
-        return (Source("coco_mini", packaged),)
+        return (Source("coco_mini", lambda: read(**packaged_coco()._asdict())),)
     split = _boxes_split(root) if not is_captions else "val2017" if _split_file(root) is None else KARPATHY_SPLIT
     return (Source(_name(root, split, None), partial(read, root)),)
 

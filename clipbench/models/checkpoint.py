@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 
 from clipbench.errors import CheckpointError, UsageError
-from clipbench.models.zoo import zoo
+from clipbench.models.zoo import is_torchscript, zoo
 
 T = TypeVar("T")
 
@@ -140,31 +140,31 @@ def tensor_hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {name: weights_sha256({"": tensor})[:16] for name, tensor in tensors.items()}
 
 
-def load_into(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
-    """Copy a checkpoint's tensors, cast to the model's dtypes, into an open_clip model, every one of them.
+def load_into(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> dict[str, torch.Tensor]:
+    """Copy a checkpoint's tensors, cast to the model's dtypes, into an open_clip model, every one of them; return them as they were.
+
+    Buffers that the model computes itself and does not save, but a scripted archive does, are none of them where they are equal.
 
     open_clip's own conversions apply (`open_clip.factory.load_checkpoint`), except one: positional embeddings of another size are
     refused, not interpolated. `path` only names the file in messages. After an error the model is of no use.
 
     Raises: CheckpointError when a value is NaN or infinite, or when names, shapes or kinds of number are not the model's.
     """
-    state = without_derived(model, checkpoint.tensors)
-    if broken := next((name for name, tensor in state.items() if not _is_finite(tensor)), None):
+    tensors = _without_derived(model, checkpoint.tensors)
+    if broken := next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None):
         raise CheckpointError(f"{path}: {broken} holds NaN or infinite values; use a checkpoint from before they arose")
     try:
-        state = _converted(model, state)
+        state = _converted(model, dict(tensors))
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         reason = f"open_clip's conversion fails ({type(error).__name__}: {error})"
         raise CheckpointError(f"{path} does not fit this model: {reason}; {_HINT}") from error
     _check_fit(path, state, model.state_dict())
     model.load_state_dict(state, strict=True)
+    return tensors
 
 
-def without_derived(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without buffers that the model computes itself and does not save, but a scripted archive does (the causal mask).
-
-    Only where they are equal. The mask holds -inf, so this comes before the look for broken values.
-    """
+def _without_derived(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the causal mask, say, which holds -inf: so this comes before the look for broken values."""
     kept = dict(tensors)
     saved = model.state_dict().keys()
     for name, buffer in model.named_buffers():
@@ -394,15 +394,15 @@ def _container(path: Path, head: bytes) -> str:
 def _zip_container(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            root, names = _torch_root(archive), archive.namelist()
+            is_torchs = bool(_torch_root(archive))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise _unreadable(path, "zip", error) from error
-    if not root:
+    if not is_torchs:
         raise CheckpointError(
             f"{path} is a zip without data.pkl, so neither torch.save nor TorchScript wrote it; "
             f"if it is a folder of weights, unpack it and give the file inside"
         )
-    return "torchscript" if f"{root}constants.pkl" in names else "torch"
+    return "torchscript" if is_torchscript(path) else "torch"
 
 
 def _unreadable(path: Path, container: str, error: BaseException) -> CheckpointError:

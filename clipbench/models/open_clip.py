@@ -27,7 +27,7 @@ from torch import nn
 from torch.func import functional_call
 
 from clipbench.errors import CheckpointError, WeightsUnavailableError
-from clipbench.models.checkpoint import load_into, read_checkpoint, tensor_hashes, weights_sha256, without_derived
+from clipbench.models.checkpoint import load_into, read_checkpoint, tensor_hashes, weights_sha256
 from clipbench.models.device import synchronized, to_device
 from clipbench.models.encoder import Encoder, Rows, checked_rows
 from clipbench.models.weights import fetch_tag
@@ -232,8 +232,7 @@ def load_open_clip(spec: ModelSpec, device: str, precision: str, offline: bool) 
     else:
         checkpoint = read_checkpoint(path)
         model = _create(spec, precision, device, forced, offline)
-        load_into(model, checkpoint, path)
-        tensors, file_sha256 = without_derived(model, checkpoint.tensors), checkpoint.file_sha256
+        tensors, file_sha256 = load_into(model, checkpoint, path), checkpoint.file_sha256
     identity = ModelIdentity(
         name=spec.name,
         pretrained=spec.pretrained,

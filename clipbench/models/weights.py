@@ -28,8 +28,8 @@ def fetch_tag(model: str, tag: str, configuration: Mapping[str, Any], offline: b
     Raises: WeightsUnavailableError naming the tag, where it was looked for, and the ways out.
     """
     looked: list[str] = []
-    for found in _cached(configuration, looked):
-        return found
+    if cached := next(_cached(configuration, looked), None):
+        return cached
     reason = "offline"
     if not offline:
         import open_clip.pretrained
