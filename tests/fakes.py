@@ -108,5 +108,5 @@ def card(model: str, pretrained: str = "random:0", **values: int) -> Result:
         model=ModelIdentity(model, pretrained, preprocessing="test"),
         dataset=DatasetIdentity("none", "", 0),
         protocol=Protocol(),
-        scores={name: Score(MODEL_CARD.spec(name), value, 1) for name, value in values.items()},
+        scores={spec.name: Score(spec, values[spec.name], 1) for spec in MODEL_CARD.metrics if spec.name in values},
     )

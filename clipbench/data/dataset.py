@@ -221,10 +221,7 @@ def stored_mode(path: Path) -> str:
 
 
 class _Kept:
-    """Decoded pictures by path, size and time of change: several experiments and models look at the same files.
-
-    Nothing is thrown out for something newer: a pass over more pictures than fit would find none of them.
-    """
+    """Decoded pictures by path, size and time of change. None makes room: a pass over more than fit would find none of them."""
 
     def __init__(self) -> None:
         self.budget = self.held = 0
@@ -269,10 +266,7 @@ def picture_budget_bytes() -> int:
 
 
 def required(root: Path, relative: str, layout: str) -> Path:
-    """Return `root / relative`, which must be a folder when `relative` ends in "/" and a file otherwise.
-
-    Raises: DataUnavailableError that says what is missing and what `layout` (words for people) expects.
-    """
+    """Return `root / relative`: a folder when it ends in "/", else a file. Raises: DataUnavailableError with the `layout` expected."""
     if not root.is_dir():
         raise DataUnavailableError(f"there is no folder {root}; expected {layout}")
     path = root / relative

@@ -75,10 +75,6 @@ class Experiment:
     order: int = 70
     traced: bool = False
 
-    def spec(self, name: str) -> MetricSpec:
-        """Return the metric of that name. Raises: KeyError for one that was not declared."""
-        return next(spec for spec in self.metrics if spec.name == name)
-
 
 _registered: dict[str, Experiment] = {}
 

