@@ -24,6 +24,7 @@ from clipbench.data.dataset import Choice, DataOptions, Dataset, ImageRef, Item,
 from clipbench.data.packaged import packaged_coco
 from clipbench.errors import DataError, DataUnavailableError, UsageError
 from clipbench.paths import read_text
+from clipbench.types import short
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -359,18 +360,13 @@ def _checked_ids(path: Path, table: str, rows: list[Any], keys: _Keys) -> set[in
 
 def _checked(row: Any, keys: _Keys, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DataError(f"{where} is {_shortened(row)}; expected an object with {', '.join(keys)}")
+        raise DataError(f"{where} is {short(repr(row), 80)}; expected an object with {', '.join(keys)}")
     for key, (fits, words) in keys.items():
         if key not in row:
             raise DataError(f"{where} lacks the key {key!r}; expected {words}")
         if not fits(row[key]):
-            raise DataError(f"{where} has {key} = {_shortened(row[key])}; expected {words}")
+            raise DataError(f"{where} has {key} = {short(repr(row[key]), 80)}; expected {words}")
     return row
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:

@@ -17,14 +17,10 @@ SOURCE = "ROCO (Pelka et al. 2018), train/radiology, https://github.com/razorx89
 
 
 def roco_study(root: Path) -> Dataset:
-    """Return the study's own eight images with their captions, in the study's order.
+    """Return the study's own eight images with their captions, in the study's order (fixtures/roco_study.toml).
 
-    `root` holds `train/radiology/`, or is that folder. No image is opened.
-
-    Raises: DataUnavailableError when the layout is not there, or an image or caption of the eight is missing (all that
-    are missing are named); DataError for a malformed captions.txt.
-
-    Source: fixtures/roco_study.toml.
+    `root` holds `train/radiology/`, or is that folder. No image is opened. Raises: DataUnavailableError when the layout is not there, or
+    naming all that is missing of the eight; DataError for a malformed captions.txt.
     """
     study = read_toml(fixtures() / "roco_study.toml")
     folder = _split_folder(root)
@@ -42,11 +38,10 @@ def roco_study(root: Path) -> Dataset:
 def roco_split(root: Path) -> Dataset:
     """Return every captioned image of the split, in the order of ids.
 
-    `root` holds `train/radiology/`, or is that folder. What captions.txt names but images/ lacks, and what has a blank
-    caption, is dropped and counted. No image is opened.
+    What captions.txt names but images/ lacks, and what has a blank caption, is dropped and counted; else as `roco_study`.
 
-    Raises: DataUnavailableError when the layout is not there or none of the images is; DataError for a malformed
-    captions.txt (with the line) or an id that leaves the folder.
+    Raises: DataUnavailableError when the layout is not there or none of the images is; DataError for a malformed captions.txt (with the
+    line) or an id that leaves the folder.
     """
     folder = _split_folder(root)
     captions = _captions(folder / "captions.txt")

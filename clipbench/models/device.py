@@ -43,10 +43,7 @@ class Resources:
 
 
 def resolve_resources(device: str, precision: Precision, batch_size: int | None, workers: int | None) -> Resources:
-    """Return what a session encodes with: the device looked up, the rest as it was chosen or as that device likes it best.
-
-    Raises: UsageError for a device that does not exist here.
-    """
+    """Return the device looked up, the rest as it was chosen or as that device likes it best. Raises: as `resolve_device`."""
     found = resolve_device(device)
     on_cpu = found == "cpu"
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -104,8 +101,8 @@ def _may_have_accelerator() -> bool:
 def images_at_once(device: str, batch_size: int, workers: int) -> int:
     """Return how many images are prepared before the model is called: a batch at least, and on a CPU 16 for each thread.
 
-    There the threads wait for the model's to fall asleep each time: measured with ViT-B/32 on 2 cores, 4 at once reach .92 of the bare
-    model's rate, 16 .93 and 32 .95.
+    There the threads wait for the model's to fall asleep each time: with ViT-B/32 on 2 cores, 4 at once reach .92 of the bare model's
+    rate, 16 .93 and 32 .95.
     """
     return max(batch_size, (16 if device == "cpu" else 2) * workers)
 

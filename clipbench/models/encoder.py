@@ -138,10 +138,7 @@ _SHA256 = re.compile(r"([0-9a-f]{64})?")
 
 
 def find_factory(name: str) -> Callable[[], Any]:
-    """Return the callable that `package.module:factory` names. The current folder is looked in last.
-
-    Raises: UnknownModelError when the module cannot be imported or has no such callable.
-    """
+    """Return the callable that `package.module:factory` names; the current folder is looked in last. Raises: UnknownModelError."""
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -161,10 +158,7 @@ def find_factory(name: str) -> Callable[[], Any]:
 
 
 def encoder_of_factory(name: str) -> Any:
-    """Return what the factory returns.
-
-    Raises: UnknownModelError when it has no such factory; CheckpointError when the factory raises, with its last line.
-    """
+    """Return what the factory returns. Raises: UnknownModelError for no such factory; CheckpointError when the factory raises."""
     factory = find_factory(name)
     try:
         return factory()

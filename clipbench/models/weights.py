@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clipbench.data.dataset import file_sha256
 from clipbench.errors import CheckpointError, WeightsUnavailableError
-
-_SAFE = "open_clip_model.safetensors"
-_PICKLED = "open_clip_pytorch_model.bin"
 
 
 def go_offline() -> None:
@@ -57,7 +55,9 @@ def _cached(configuration: Mapping[str, Any], looked: list[str]) -> Iterator[Pat
     if location:
         repository, _, filename = location.rpartition("/")
         looked.append(f"{HF_HUB_CACHE} for {repository}")
-        for name in _file_names(filename):
+        stem, _, suffix = filename.rpartition(".")
+        names = [f"{stem}.safetensors", filename] if suffix in ("bin", "pth") else [filename]
+        for name in names if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]:
             found = huggingface_hub.try_to_load_from_cache(repository, name)
             if isinstance(found, str):
                 yield Path(found)
@@ -65,19 +65,6 @@ def _cached(configuration: Mapping[str, Any], looked: list[str]) -> Iterator[Pat
     if address:
         file = Path("~/.cache/clip").expanduser() / address.rsplit("/", 1)[-1]
         looked.append(str(file))
-        if file.is_file() and _is_whole(file, address):
+        # OpenAI's addresses carry the file's SHA-256: a file cut short by a broken download is no cached copy.
+        if file.is_file() and ("openaipublic" not in address or file_sha256(file) == address.split("/")[-2]):
             yield file
-
-
-def _file_names(filename: str) -> list[str]:
-    if not filename:
-        return [_SAFE, _PICKLED]
-    stem, dot, suffix = filename.rpartition(".")
-    return [f"{stem}.safetensors", filename] if dot and suffix in ("bin", "pth") else [filename]
-
-
-def _is_whole(file: Path, address: str) -> bool:
-    """OpenAI's addresses carry the file's SHA-256: a file cut short by a broken download is no cached copy."""
-    from clipbench.data.dataset import file_sha256
-
-    return "openaipublic" not in address or file_sha256(file) == address.split("/")[-2]
