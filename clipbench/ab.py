@@ -21,11 +21,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NoReturn, TextIO
 
 from clipbench.data.dataset import DataOptions
@@ -36,7 +35,7 @@ from clipbench.report.comparison import VERDICTS, WORDS
 from clipbench.report.document import Table, aligned, sanitize, value_text
 from clipbench.statistics import Ratio, judged_ratio, round_ratio, rounds_needed
 from clipbench.storage import dump_json
-from clipbench.types import EXIT, JsonObject, Outcome, Score
+from clipbench.types import EXIT, JsonObject, Outcome, Score, overall
 
 PROTOCOL = 1
 ROUNDS = 7
@@ -71,8 +70,7 @@ class AbReport:
     @property
     def verdict(self) -> Outcome:
         """fail if a loss beyond the tolerance is significant in any metric, pass if it is excluded of all, else inconclusive."""
-        words = {ratio.verdict for ratio in self.metrics}
-        return "fail" if "fail" in words else "pass" if words == {"pass"} else "inconclusive"
+        return overall(ratio.verdict for ratio in self.metrics)
 
     @property
     def exit_code(self) -> int:
@@ -83,9 +81,7 @@ class AbReport:
         """Return what is known to differ between the sides: (base's, head's) by name; "absent" where one has none."""
         found = {}
         for part in ("software", "machine", "model"):
-            base, head = (
-                ({"model": h["model"]} | h["environment"])[part] for h in (self.hello["base"], self.hello["head"])
-            )
+            base, head = (({"model": h["model"]} | h["environment"])[part] for h in self.hello.values())
             for name in sorted(base.keys() | head.keys()):
                 pair = str(base.get(name, "absent")), str(head.get(name, "absent"))
                 if pair[0] != pair[1]:
@@ -94,7 +90,7 @@ class AbReport:
 
 
 class Worker:
-    """One process under test. Closing it ends it."""
+    """One process under test."""
 
     def __init__(self, label: Label, python: str, options: Sequence[str], command: Sequence[str] = WORKER) -> None:
         self.label, self.python = label, python
@@ -102,14 +98,6 @@ class Worker:
         self._process = subprocess.Popen(  # noqa: S603  # the interpreters are what the user asked to run
             [python, *command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def hello(self) -> JsonObject:
         """Return what this side is, once it has loaded. Raises: AbError when it cannot load, or is of another clipbench."""
@@ -120,9 +108,10 @@ class Worker:
 
     def seconds(self, metric: str, calls: int) -> float:
         """Return the median seconds of a call, over one slice of calls. Raises: AbError when the process ended."""
+        source: Any = self._process.stdin
         try:
-            self._input.write(json.dumps({"do": metric, "calls": calls}) + "\n")
-            self._input.flush()
+            source.write(json.dumps({"do": metric, "calls": calls}) + "\n")
+            source.flush()
         except OSError as error:
             raise self._ended() from error
         return float(statistics.median(self._read()["seconds"]))
@@ -136,10 +125,6 @@ class Worker:
     @property
     def _name(self) -> str:
         return f"{self.label} ({self.python})"
-
-    @property
-    def _input(self) -> Any:
-        return self._process.stdin
 
     def _read(self) -> JsonObject:
         output: Any = self._process.stdout
@@ -209,7 +194,7 @@ def compare_speed(
     hello: dict[Label, JsonObject] = {}
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
-        with start["base"]() as base, start["head"]() as head:
+        with closing(start["base"]()) as base, closing(start["head"]()) as head:
             hello = {"base": base.hello(), "head": head.hello()}
             _check_same_work(hello)
             for metric, row in _round(base, head, hello, turns, number).items():
@@ -223,19 +208,10 @@ def compare_speed(
 
 def ab_json(report: AbReport) -> str:
     """Return the report as JSON with sorted keys: verdict, exit_code, rounds, turns, tolerance, metrics, differences, base, head."""
-    return dump_json(
-        {
-            "verdict": report.verdict,
-            "exit_code": report.exit_code,
-            "rounds": report.rounds,
-            "turns": report.turns,
-            "tolerance": report.tolerance,
-            "metrics": [dataclasses.asdict(ratio) for ratio in report.metrics],
-            "differences": {name: list(pair) for name, pair in report.differences().items()},
-            "base": report.hello["base"],
-            "head": report.hello["head"],
-        }
-    )
+    entry = dataclasses.asdict(report)
+    sides = entry.pop("hello")
+    outcome = {"verdict": report.verdict, "exit_code": report.exit_code, "differences": report.differences()}
+    return dump_json(entry | sides | outcome)
 
 
 def ab_text(report: AbReport) -> str:
@@ -248,13 +224,8 @@ def ab_text(report: AbReport) -> str:
     ]
     lines += aligned(Table(HEADER, [_row(ratio) for ratio in report.metrics]))
     lines += ["", *_undecided(report)]
-    lines.append(
-        "what differs: "
-        + (
-            "; ".join(f"{name} {base} -> {head}" for name, (base, head) in report.differences().items())
-            or "nothing known"
-        )
-    )
+    differing = [f"{name} {base} -> {head}" for name, (base, head) in report.differences().items()]
+    lines.append(f"what differs: {'; '.join(differing) or 'nothing known'}")
     model, machine = report.hello["base"]["model"], report.hello["base"]["environment"]["machine"]
     where = machine.get("accelerator") or f"{machine.get('processor')}, {machine.get('threads')} threads"
     lines.append(
@@ -297,35 +268,27 @@ def _check_same_work(hello: Mapping[Label, JsonObject]) -> None:
     for what in ("device", "precision", "batch"):
         base, head = ((hello[label] | hello[label]["model"])[what] for label in ("base", "head"))
         if base != head:
-            raise AbError(
-                f"base runs with {what} {base}, head with {head}; give it after -- so that both do the same work"
-            )
+            same = "give it after -- so that both do the same work"
+            raise AbError(f"base runs with {what} {base}, head with {head}; {same}")
 
 
 def _row(ratio: Ratio) -> tuple[str, ...]:
-    values = [value_text(Score(SPECS[ratio.metric], v, len(ratio.rounds))) for v in (ratio.base, ratio.head)]
+    spec = SPECS[ratio.metric]
+    values = [value_text(Score(spec, v, len(ratio.rounds))) for v in (ratio.base, ratio.head)]
     interval = "-" if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
-    return (ratio.metric, *values, f"{ratio.ratio:.3f}", interval, _change_text(ratio), WORDS[ratio.verdict])
-
-
-def _change_text(ratio: Ratio) -> str:
-    if ratio.direction == "cannot tell":
-        return "no difference shown"
-    slower = ratio.ratio - 1 if ratio.better == "lower" else 1 - ratio.ratio
-    if SPECS[ratio.metric].kind == "bytes":
-        return f"{abs(slower):.1%} {'less' if ratio.direction == 'better' else 'more'}"
-    return f"{abs(slower):.1%} {'faster' if ratio.direction == 'better' else 'slower'}"
+    better, worse = ("less", "more") if spec.kind == "bytes" else ("faster", "slower")
+    change = f"{abs(ratio.ratio - 1):.1%} {better if ratio.direction == 'better' else worse}"
+    shown = "no difference shown" if ratio.direction == "cannot tell" else change
+    return (ratio.metric, *values, f"{ratio.ratio:.3f}", interval, shown, WORDS[ratio.verdict])
 
 
 def _undecided(report: AbReport) -> Iterator[str]:
     for ratio in report.metrics:
         if ratio.verdict == "inconclusive":
             needed = rounds_needed(ratio, report.tolerance)
-            way = (
-                f"about {needed} rounds would tell (--rounds {needed})"
-                if needed
-                else "it lies close to the tolerance: more --rounds, or another --tolerance"
-            )
+            way = "it lies close to the tolerance: more --rounds, or another --tolerance"
+            if needed:
+                way = f"about {needed} rounds would tell (--rounds {needed})"
             yield f"cannot tell {ratio.metric}: {way}"
 
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,84 +67,76 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    compare = commands.add_parser(
+    add = commands.add_parser(
         "compare",
         help="compare two runs: pass, fail, or cannot tell",
         description="Exit codes: 0 pass, 1 fail, 2 usage or unreadable input, 3 undecided (a declared metric is inconclusive, not "
         "comparable, or something the base had is missing).",
-    )
-    compare.add_argument("base", type=Path, metavar="BASE.json", help="the run to hold the other one to")
-    compare.add_argument("head", type=Path, metavar="HEAD.json", help="the run that is judged")
-    compare.add_argument("--tolerance", action="append", default=[], metavar="[METRIC=]VALUE",
-        help="allowed drop, a fraction: of every declared metric, or of one; repeatable")  # fmt: skip
-    compare.add_argument("--alpha", type=float, metavar="A", help="one-sided error rate (default: 0.05)")
-    compare.add_argument("--only", default="", metavar="EXPERIMENT[,...]", help="compare these experiments alone")
-    compare.add_argument("--format", choices=FORMATS, default="text", help="text (default), json, markdown or github")
-    compare.add_argument("--rules", type=Path, metavar="FILE.toml",
-        help="declared metrics, budgets and items that must pass, in place of fixtures/tolerances.toml")  # fmt: skip
-    compare.add_argument("--index", type=Path, nargs="*", metavar="ROWS.npy",
+    ).add_argument
+    # fmt: off
+    add("base", type=Path, metavar="BASE.json", help="the run to hold the other one to")
+    add("head", type=Path, metavar="HEAD.json", help="the run that is judged")
+    add("--tolerance", action="append", default=[], metavar="[METRIC=]VALUE",
+        help="allowed drop, a fraction: of every declared metric, or of one; repeatable")
+    add("--alpha", type=float, metavar="A", help="one-sided error rate (default: 0.05)")
+    add("--only", default="", metavar="EXPERIMENT[,...]", help="compare these experiments alone")
+    add("--format", choices=FORMATS, default="text", help="text (default), json, markdown or github")
+    add("--rules", type=Path, metavar="FILE.toml",
+        help="declared metrics, budgets and items that must pass, in place of fixtures/tolerances.toml")
+    add("--index", type=Path, nargs="*", metavar="ROWS.npy",
         help="must I re-index? OLD.npy [NEW.npy] with --queries: rows of your index by the base model, and the same items by the "
-        "head model; no file: the rows that both runs saved with --save-embeddings")  # fmt: skip
-    compare.add_argument("--queries", type=Path, nargs="+", default=[], metavar="TEXTS.txt",
-        help="texts, one per line, encoded here by --model (imports torch); or OLD.npy NEW.npy, their rows")  # fmt: skip
-    compare.add_argument("--model", action="append", default=[], metavar="NAME",
+        "head model; no file: the rows that both runs saved with --save-embeddings")
+    add("--queries", type=Path, nargs="+", default=[], metavar="TEXTS.txt",
+        help="texts, one per line, encoded here by --model (imports torch); or OLD.npy NEW.npy, their rows")
+    add("--model", action="append", default=[], metavar="NAME",
         help="what encodes TEXTS.txt, as `pytest benchmarks --model`; twice where base and head differ, base's first. A run file "
-        "only says which model it was, it never loads one")  # fmt: skip
-    compare.add_argument("--pretrained", action="append", default=[], metavar="TAG|PATH|random[:SEED]",
-        help="its weights; twice where base and head differ, base's first")  # fmt: skip
-    compare.add_argument(
-        "--activation", choices=("quickgelu", "gelu"), help="its activation, where a checkpoint does not say it"
-    )
-    compare.add_argument(
-        "--offline", action="store_true", help="take its weights from the caches only (HF_HUB_OFFLINE=1 too)"
-    )
+        "only says which model it was, it never loads one")
+    add("--pretrained", action="append", default=[], metavar="TAG|PATH|random[:SEED]",
+        help="its weights; twice where base and head differ, base's first")
+    add("--activation", choices=("quickgelu", "gelu"), help="its activation, where a checkpoint does not say it")
+    add("--offline", action="store_true", help="take its weights from the caches only (HF_HUB_OFFLINE=1 too)")
+    # fmt: on
 
 
 def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    ab = commands.add_parser(
+    add = commands.add_parser(
         "ab",
         usage="clipbench ab --base PYTHON --head PYTHON [--rounds N] [--tolerance VALUE] [--format text|json] [-- OPTIONS]",
         help="compare the speed of two environments on this machine, their processes taking turns",
         description="Options after -- are those of `pytest benchmarks` that decide what is timed: --model, --pretrained, "
         "--activation, --device, --precision, --batch-size, --offline. Exit codes: 0 a loss beyond the tolerance is excluded, 1 it "
         "is shown, 2 usage or a process that failed, 3 undecided.",
-    )
-    ab.add_argument(
-        "--base", required=True, metavar="PYTHON", help="the environment to hold the other one to: its Python"
-    )
-    ab.add_argument("--head", required=True, metavar="PYTHON", help="the environment that is judged: its Python")
-    ab.add_argument("--rounds", type=int, default=7, metavar="N", help="pairs of fresh processes (default: 7)")
-    ab.add_argument("--tolerance", type=float, default=0.05, metavar="VALUE",
-        help="allowed loss of speed or growth of memory, a fraction (default: 0.05)")  # fmt: skip
-    ab.add_argument("--format", choices=("text", "json"), default="text", help="text (default) or json")
+    ).add_argument
+    # fmt: off
+    add("--base", required=True, metavar="PYTHON", help="the environment to hold the other one to: its Python")
+    add("--head", required=True, metavar="PYTHON", help="the environment that is judged: its Python")
+    add("--rounds", type=int, default=7, metavar="N", help="pairs of fresh processes (default: 7)")
+    add("--tolerance", type=float, default=0.05, metavar="VALUE",
+        help="allowed loss of speed or growth of memory, a fraction (default: 0.05)")
+    add("--format", choices=("text", "json"), default="text", help="text (default) or json")
+    # fmt: on
 
 
 def _add_cache(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    cache = commands.add_parser(
+    add = commands.add_parser(
         "cache",
         help="show or clear the folder in which `pytest benchmarks --cache DIR` keeps rows",
         description="Exit codes: 0 shown or cleared, also where there is nothing; 2 no folder given, or a cache that is damaged or "
         "in use: then nothing is removed.",
-    )
-    cache.add_argument("folder", type=Path, nargs="?", metavar="DIR", help=f"the cache's folder (default: ${CACHE_VARIABLE})")  # fmt: skip
-    cache.add_argument(
-        "--clear", action="store_true", help="remove the cache's own files, and nothing else in the folder"
-    )
+    ).add_argument
+    add("folder", type=Path, nargs="?", metavar="DIR", help=f"the cache's folder (default: ${CACHE_VARIABLE})")
+    add("--clear", action="store_true", help="remove the cache's own files, and nothing else in the folder")
 
 
 def _models(options: argparse.Namespace) -> int:
     from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE, open_clip_configs, zoo
 
-    print(f"{'name':16} {'open_clip':14} {'params':>12} {'input':>5} {'dim':>5} {'download':>9}  in the study")
-    print(
-        f"{'lite':16} {'-':14} {'':>12} {LITE_IMAGE_SIZE:>5} {LITE_DIM:>5} {'none':>9}  no (embedded smoke model, the default)"
-    )
+    line = "{:16} {:14} {:>12} {:>5} {:>5} {:>9}  {}".format
+    print(line("name", "open_clip", "params", "input", "dim", "download", "in the study"))
+    print(line("lite", "-", "", LITE_IMAGE_SIZE, LITE_DIM, "none", "no (embedded smoke model, the default)"))
     for row in zoo().values():
-        size = f"{row.download_bytes / 1e6:,.0f} MB"
-        study = "yes" if row.study else "no"
-        print(
-            f"{row.name:16} {row.open_clip:14} {row.params:>12,} {row.image_size:>5} {row.embed_dim:>5} {size:>9}  {study}"
-        )
+        size, study = f"{row.download_bytes / 1e6:,.0f} MB", "yes" if row.study else "no"
+        print(line(row.name, row.open_clip, f"{row.params:,}", row.image_size, row.embed_dim, size, study))
     rest = sorted(set(open_clip_configs()) - {row.open_clip for row in zoo().values()})
     if options.all:
         print("\n".join(rest))
@@ -165,10 +158,8 @@ def _report(options: argparse.Namespace) -> int:
     for name, one in all_experiments().items():
         for source in one.sources(DataOptions()):
             if (name, source.name) in pictured:
-                try:
+                with suppress(DataUnavailableError):  # the figures show ids in place of pictures
                     datasets[source.name] = source.load()
-                except DataUnavailableError:
-                    continue  # the figures show ids in place of pictures
     undrawn, unwritten = write_report(run, rankings_by_experiment(run), options.output, datasets)
     for line in undrawn:
         print(f"clipbench: no figure: {line}", file=sys.stderr)
@@ -222,6 +213,7 @@ def _compare_command(options: argparse.Namespace) -> str:
 def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Run", head: "Run") -> "Comparison":
     """The comparison with the answer to --index, which fails, passes or is undecided like any verdict."""
     from clipbench.judge.reindex import QueryModels, reindex_answers
+    from clipbench.options import is_offline
     from clipbench.report.comparison import index_verdicts
     from clipbench.types import by_severity
 
@@ -231,7 +223,7 @@ def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Ru
                 "--queries goes with --index OLD.npy [NEW.npy]; without an index there is nothing to search"
             )
         return comparison
-    offline = options.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = options.offline or is_offline()
     by = QueryModels(options.model, options.pretrained, options.activation, offline)
     index = reindex_answers((options.base, base), (options.head, head), options.index, options.queries, by)
     return replace(comparison, verdicts=by_severity([*comparison.verdicts, *index_verdicts(index)]), index=index)
