@@ -85,8 +85,7 @@ def matrix_figure(
     _thumbnails(axes, ids, pictures)
     axes.set_xlim(-0.5, n - 0.5)
     axes.set_ylim(n - 0.5, -1.6)
-    for side in ("left", "top", "right", "bottom"):
-        axes.spines[side].set_visible(False)
+    axes.spines[:].set_visible(False)
     figure.suptitle(literal(title), fontsize=14)
     figure.supxlabel("framed: each caption's best image (green: its own, red: another's)", fontsize=10)
     # The layout makes room for labels as if the square matrix filled its axes: "tight" takes what it drew, whole.

@@ -173,5 +173,4 @@ def _cells(axes: Any, ranking: Ranking) -> None:
     axes.set_xlim(-0.5, len(models) - 0.5)
     axes.set_ylim(len(models) - 0.5, -0.6)
     axes.set_title("shown better, or a tie", fontsize=10)
-    for side in ("left", "top", "right", "bottom"):
-        axes.spines[side].set_visible(False)
+    axes.spines[:].set_visible(False)
