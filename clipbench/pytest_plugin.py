@@ -9,12 +9,11 @@ import argparse
 import datetime
 import getpass
 import json
-import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,11 +68,12 @@ def _benchmark_folders(paths: Iterable[Path]) -> set[Path]:
     """The `benchmarks` folders, of whatever clipbench, that these paths are or lie in: beside its package or inside it."""
     real = [Path(os.path.realpath(path)) for path in paths]
     folders = {folder for path in real for folder in (path, *path.parents) if folder.name == "benchmarks"}
-    return {folder for folder in folders if any(map(_is_clipbench, (folder.parent / "clipbench", folder.parent)))}
 
+    def has_package(parent: Path) -> bool:
+        packages = [parent / "clipbench", *([parent] if parent.name == "clipbench" else [])]
+        return any(os.path.isfile(package / "pytest_plugin.py") for package in packages)
 
-def _is_clipbench(package: Path) -> bool:
-    return package.name == "clipbench" and os.path.isfile(package / "pytest_plugin.py")
+    return {folder for folder in folders if has_package(folder.parent)}
 
 
 def _named_paths(directory: Path, arguments: Iterable[str]) -> list[Path]:
@@ -116,20 +116,16 @@ def pytest_configure(config: pytest.Config) -> None:
     ours = _OFFERED in config.stash and _benchmark_folders(_named_paths(config.invocation_params.dir, config.args))
     if config.option.help or not ours:
         return
-    if (
-        hasattr(config, "workerinput")
-        or getattr(config.option, "numprocesses", None)
-        or getattr(config.option, "dist", "no") != "no"
-    ):
+    workers, dist = getattr(config.option, "numprocesses", None), getattr(config.option, "dist", "no")
+    if workers or dist != "no" or hasattr(config, "workerinput"):
         raise pytest.UsageError(
             "clipbench's benchmarks cannot run under xdist (-n, --dist): processes that share the cores or the GPU spoil every "
             "timing, each would load every model, and pytest-benchmark switches itself off; run them without -n"
         )
-    config.addinivalue_line(
-        "markers", "experiment(*names): what a benchmark measures; it exists where the first one has data"
-    )
     from clipbench.options import Options
 
+    marker = "experiment(*names): what a benchmark measures; it exists where the first one has data"
+    config.addinivalue_line("markers", marker)
     try:
         config.pluginmanager.register(BenchmarkSession(config, Options.from_pytest(config)), _PLUGIN)
     except UsageError as error:
@@ -161,14 +157,14 @@ class BenchmarkSession:
 
     def _make_session(self) -> Session:
         from clipbench.models.encoder import find_factory
-        from clipbench.session import Session, new_id, resources_of
+        from clipbench.session import Session, resources_of
 
         for spec in self.specs.values():
             if spec.source == "factory":
                 find_factory(spec.name)
-        identity, time = new_id()
-        parts = self.options.results / "parts" / identity
-        return Session(self.options, resources_of(self.options), _ProgressBar(), parts, identity, time)
+        session = Session(self.options, resources_of(self.options), _ProgressBar())
+        session.parts = self.options.results / "parts" / session.id
+        return session
 
     @property
     def session(self) -> Session:
@@ -197,9 +193,7 @@ class BenchmarkSession:
         return lines
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run every benchmark once per model, and per data set of its experiment where it asks for one; the session's scope keeps
-        each model's tests together.
-        """
+        """Run every benchmark once per model and, where it asks for one, per data set; the scope keeps a model's tests together."""
         if "subject" in metafunc.fixturenames:
             metafunc.parametrize("subject", list(self.specs), indirect=True, scope="session")
             marker = metafunc.definition.get_closest_marker("experiment")
@@ -285,10 +279,10 @@ class BenchmarkSession:
 
         Judged before the others finish, so that JUnit's file holds the verdicts; written after them, whatever they raise.
         """
-        if not self._ran or self._session is None:
+        if not self._ran:
             return (yield)
         timings = _benchmark_json(self.config)
-        failing = self._judge(self._session, timings)
+        failing = self._judge(timings)
         if failing and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         try:
@@ -301,13 +295,15 @@ class BenchmarkSession:
             if self._write_error and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _judge(self, measured: Session, timings: JsonObject) -> bool:
-        """Judge what was measured; True when that fails the session."""
+    def _judge(self, timings: JsonObject) -> bool:
+        """Judge what was measured against references, baseline and anchor; True when that fails the session."""
+        measured = self.session
         left = [key for node, keys in self._benchmarks.items() if node not in self._ran for key in keys]
         for key, count in Counter(left).items():
             measured.skip(key, f"the session ended before {count} of its benchmarks ran")
         for key in measured.results:
-            self._attempt(f"judging {key}", partial(measured.verdicts, key))
+            with self._surviving(f"judging {key}"):
+                measured.verdicts(key)
         run, reported = measured.run(), " ".join(self._problems)
         unloaded = [f"{name} could not be loaded" for name in measured.failed_to_load() if name not in reported]
         self._judged, missed = self._against_references(run, timings)
@@ -316,15 +312,15 @@ class BenchmarkSession:
         self._lines += [f"NOTE: {problem}" for problem in measured.cache_problems]
         return bool(missed or measured.failed_to_load() or self._write_error)
 
-    def _attempt(self, what: str, call: Callable[[], T]) -> T | None:
-        """What the call returns. An error at the end of a session costs only what raised it, and is named."""
+    @contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """An error at the end of a session costs only what raised it, and is named."""
         try:
-            return call()
+            yield
+        except ClipbenchError as error:
+            self._write_error = f"{what}: {error}"
         except Exception as error:  # noqa: BLE001  # the boundary: whatever it is, the run is written all the same
-            self._write_error = (
-                f"{what}: {error if isinstance(error, ClipbenchError) else f'{type(error).__name__}: {error}'}"
-            )
-            return None
+            self._write_error = f"{what}: {type(error).__name__}: {error}"
 
     def _against_references(self, run: Run, timings: JsonObject) -> tuple[Run, list[str]]:
         """The run with its verdicts against baseline and anchor, and which of the two do not hold.
@@ -336,26 +332,21 @@ class BenchmarkSession:
         from clipbench.storage import timings_of
         from clipbench.types import EXIT
 
+        exits = EXIT["session --require-all" if self.options.require_all else "session"]
         baseline = None if self.options.update_baseline else self.options.baseline
-        references: tuple[tuple[ReferenceKind, Path | None], ...] = (
-            ("baseline", baseline),
-            ("anchor", self.options.anchor),
-        )
+        references: dict[ReferenceKind, Path | None] = {"baseline": baseline, "anchor": self.options.anchor}
         missed = []
-        for kind, path in references:
+        for kind, path in references.items():
             if path is None:
                 continue
-            judge = partial(judge_against, run, path, kind, read_rules(), timings_of(timings))
-            judged = self._attempt(f"judging against {kind} {path}", judge)
-            if judged is None:
-                continue
-            run, comparison = judged.run, judged.comparison
-            here = {result.key for result in run.results}
-            gone = [v for v in comparison.verdicts if v.key not in here and v.outcome != "pass"]
-            self._lines.append(f"{kind} {path}: {comparison.outcome}")
-            self._lines += [f"  {v.outcome}: {v.key.experiment} of {v.key.model}: {v.reason}" for v in gone]
-            status = EXIT["session --require-all" if self.options.require_all else "session"][comparison.outcome]
-            missed += [f"{kind} {path}"] if status else []
+            with self._surviving(f"judging against {kind} {path}"):
+                judged = judge_against(run, path, kind, read_rules(), timings_of(timings))
+                run, comparison = judged.run, judged.comparison
+                here = {result.key for result in run.results}
+                gone = [v for v in comparison.verdicts if v.key not in here and v.outcome != "pass"]
+                self._lines.append(f"{kind} {path}: {comparison.outcome}")
+                self._lines += [f"  {v.outcome}: {v.key.experiment} of {v.key.model}: {v.reason}" for v in gone]
+                missed += [f"{kind} {path}"] if exits[comparison.outcome] else []
         return run, missed
 
     def _to_junit(self, run: Run) -> None:
@@ -387,10 +378,10 @@ class BenchmarkSession:
                 write_atomically(path, content)
             except OSError as error:
                 errors.append(str(error))
-        self._ranked = self._attempt("ranking the models", lambda: rankings_by_experiment(run)) or ()
-        undrawn, unwritten = write_report(
-            run, self._ranked, self.options.results, self.session.datasets(), self._problems
-        )
+        with self._surviving("ranking the models"):
+            self._ranked = rankings_by_experiment(run)
+        known = self.session.datasets()
+        undrawn, unwritten = write_report(run, self._ranked, self.options.results, known, self._problems)
         self._lines += [f"NOTE: no figure: {line}" for line in undrawn]
         if errors or unwritten:
             what = "; ".join([*errors, *unwritten])
@@ -399,22 +390,19 @@ class BenchmarkSession:
             shutil.rmtree(self.session.parts, ignore_errors=True)
             with suppress(OSError):  # another session's parts are in it
                 self.session.parts.parent.rmdir()
-        if self.options.update_baseline:
-            self._update_baseline(document, session.exitstatus == pytest.ExitCode.OK)
+        if self.options.baseline and self.options.update_baseline:
+            if session.exitstatus == pytest.ExitCode.OK:
+                self._update_baseline(self.options.baseline, document)
+            else:
+                self._lines.append(f"baseline {self.options.baseline} stays as it is: the session did not pass")
 
-    def _update_baseline(self, document: JsonObject, session_passed: bool) -> None:
-        """Write the baseline, and say what changed. A session that did not pass is never accepted as one."""
+    def _update_baseline(self, baseline: Path, document: JsonObject) -> None:
+        """Write the baseline, and say what changed."""
         from clipbench.judge.baseline import update_baseline
         from clipbench.judge.rules import read_rules
 
-        baseline, anchor, reason = self.options.baseline, self.options.anchor, self.options.reason
-        if baseline is None:
-            return
-        if not session_passed:
-            self._lines.append(f"baseline {baseline} stays as it is: the session did not pass")
-            return
+        reason, protected = self.options.reason, [self.options.anchor] if self.options.anchor else []
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        protected = [anchor] if anchor else []
         done = update_baseline(baseline, document, reason, getpass.getuser(), date, read_rules(), protected)
         first = "there was no baseline before: this is the first, nothing was judged" if done.is_first else "changed:"
         self._lines.append(f"baseline {done.path} written ({reason}); {first}")
@@ -423,13 +411,13 @@ class BenchmarkSession:
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the summary in short: the verdict, what cannot be told first, where the files are, what to do next."""
-        if not self._ran or self._session is None:
+        if not self._ran:
             return
         from clipbench.models.zoo import zoo
         from clipbench.report.summary import terminal_lines
 
         terminalreporter.section("clipbench")
-        run = self._judged or self._session.run()
+        run = self._judged or self.session.run()
         for line in (*terminal_lines(run, self._ranked, self._problems), *self._lines):
             terminalreporter.write_line(line)
         if self._write_error:
@@ -492,10 +480,9 @@ class Subject:
             self.skip(result.key, RANDOM_REASON)
         if not verdicts:
             what = ", ".join(metrics) or experiment
-            reference = {"published": "published value"}.get(kind or "", kind or "reference")
-            pytest.skip(
-                f"no {reference} is stated for {what} of {self.spec.label} in {result.model.precision}: shown only"
-            )
+            reference = "published value" if kind == "published" else kind or "reference"
+            where = f"{what} of {self.spec.label} in {result.model.precision}"
+            pytest.skip(f"no {reference} is stated for {where}: shown only")
         return result
 
     def skip(self, key: Key, reason: str) -> None:
@@ -513,9 +500,8 @@ class Subject:
         from clipbench.experiments import experiment, speed
 
         def timer(call: Callable[[], object], rounds: int) -> Sequence[float]:
-            benchmark.pedantic(
-                call, rounds=rounds
-            )  # warmed up before: the number of rounds comes from running the call
+            # Warmed up before: the number of rounds comes from running the call.
+            benchmark.pedantic(call, rounds=rounds)
             return benchmark.stats.stats.data if benchmark.stats else []
 
         def run() -> Result:
@@ -566,7 +552,6 @@ class _ProgressBar:
         self._terminal = os.fdopen(os.dup(2), "w") if os.isatty(2) else None
 
     def __call__(self, iterable: Iterable[T], total: int, what: str) -> Iterable[T]:
-        """Return the iterable, with a bar around it where there is a terminal."""
         if self._terminal is None or total < 3:
             return iterable
         from tqdm import tqdm
@@ -575,32 +560,17 @@ class _ProgressBar:
         return bar
 
 
-def _benchmark_json(config: pytest.Config) -> dict[str, Any]:
+def _benchmark_json(config: pytest.Config) -> JsonObject:
     """Return pytest-benchmark's JSON, made through its own hooks; NaN and infinity as null, what is no JSON as text."""
-    hook = config.hook
     timings = config._benchmarksession  # type: ignore[attr-defined]  # pytest-benchmark's handle on the config
-    commit = hook.pytest_benchmark_generate_commit_info(config=config)
-    hook.pytest_benchmark_update_commit_info(config=config, commit_info=commit)
-    written: dict[str, Any] = hook.pytest_benchmark_generate_json(
+    commit = config.hook.pytest_benchmark_generate_commit_info(config=config)
+    config.hook.pytest_benchmark_update_commit_info(config=config, commit_info=commit)
+    written = config.hook.pytest_benchmark_generate_json(
         config=config,
         benchmarks=[b for b in timings.benchmarks if b],
         include_data=True,
         machine_info=timings.get_machine_info(),
         commit_info=commit,
     )
-    finite: dict[str, Any] = _finite(written)
+    finite: JsonObject = json.loads(json.dumps(written, default=str), parse_constant=lambda word: None)
     return finite
-
-
-def _finite(entry: Any) -> Any:
-    """The JSON value with NaN and infinity as null, and what is no JSON as text: pytest-benchmark's part has both at times."""
-    plain = json.loads(json.dumps(entry, default=str))
-
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: cleaned(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [cleaned(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return cleaned(plain)

@@ -13,7 +13,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,16 +50,16 @@ class NotLoadedError(ClipbenchError):
 class Session:
     """Holds at most one loaded encoder, the results so far, and what was skipped. Results survive any later failure.
 
-    `parts`: a folder into which each result is written as soon as it is measured. `id` and `time` name the run. `unwritten`: what
-    could not be written, in words; the results in memory are as good.
+    `parts`: a folder into which each result is written as soon as it is measured. `unwritten`: what could not be written, in
+    words; the results in memory are as good.
     """
 
     options: Options
     resources: Resources
     progress: Progress = no_progress
     parts: Path | None = None
-    id: str = ""
-    time: str = ""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    time: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     plan: Plan = ()
     results: dict[Key, Result] = field(default_factory=dict)
     skipped: dict[tuple[Key, str], Skip] = field(default_factory=dict)
@@ -274,10 +274,8 @@ def environment(device: str) -> JsonObject:
     """Return {"machine": ..., "software": ...} of this process; packages that are not installed are absent."""
     software = {"python": platform.python_version(), "implementation": sys.implementation.name}
     for name in SOFTWARE:
-        try:
+        with suppress(PackageNotFoundError):
             software[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {"machine": describe_machine(device), "software": software}
 
 
@@ -288,11 +286,6 @@ def resources_of(options: Options) -> Resources:
     return resolve_resources(options.device, options.precision, options.batch_size, options.workers)
 
 
-def new_id() -> tuple[str, str]:
-    """Return an id and a time for a run that begins now."""
-    return uuid.uuid4().hex[:16], datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 def evaluate(
     model: str | Sequence[str] | Any = "lite", experiments: Iterable[str] | None = None, **settings: Any
 ) -> Run:
@@ -300,16 +293,16 @@ def evaluate(
 
     `model` is a name, a list of names, or an object with encode_images and encode_texts. `settings` are those of
     `Options.from_kwargs`: pretrained, activation, device ("auto"), precision ("fp32"), batch_size, workers, offline,
-    no_optimizations, cache (a folder), and folders of data (coco, roco, zero_shot={NAME: ROOT}). What cannot be had is noted in
-    `Run.skipped`; nothing is asserted: read `Result.verdicts`. A model that fails beside others that were measured is noted there,
-    too. Warns of a cache that failed.
+    no_optimizations, cache (a folder), and folders of data (coco, roco, zero_shot={NAME: ROOT}). Nothing is asserted: read
+    `Result.verdicts`; what cannot be had, or fails beside others, is noted in `Run.skipped`. Warns of a cache that failed.
 
     Raises: UnknownModelError, UsageError; CheckpointError, DataError, EncoderError when nothing could be measured.
     """
     options = Options.from_kwargs(**settings)
-    names = _named(experiments, options)
-    identity, time = new_id()
-    with closing(Session(options, resources_of(options), id=identity, time=time)) as session:
+    if experiments is None or isinstance(experiments, str):
+        experiments = all_experiments() if experiments is None else [experiments]
+    names = [experiment(name).name for name in experiments]  # an unknown one is refused before anything is loaded
+    with closing(Session(options, resources_of(options))) as session:
         specs = _specs(session, model)
         session.plan = planned([spec.name for spec in specs], names, options)
         failures = _measured(session, specs)
@@ -322,23 +315,16 @@ def evaluate(
     return session.run()
 
 
-def _named(experiments: Iterable[str] | None, options: Options) -> list[str]:
-    """The experiments by name. An unknown one is refused before anything is loaded."""
-    if experiments is None:
-        return [name for name, one in all_experiments().items() if one.sources(options.data)]
-    return [experiment(name).name for name in ([experiments] if isinstance(experiments, str) else experiments)]
-
-
 def _specs(session: Session, model: Any) -> tuple[ModelSpec, ...]:
     options = session.options
+    names = [model] if isinstance(model, str) else model
     if isinstance(model, Sequence) and not model:
         raise UsageError("no model was given; `clipbench models` lists the names")
-    if isinstance(model, str) or (isinstance(model, Sequence) and all(isinstance(m, str) for m in model)):
-        return resolve([model] if isinstance(model, str) else model, options.pretrained, options.activation)
+    if isinstance(names, Sequence) and all(isinstance(name, str) for name in names):
+        return resolve(names, options.pretrained, options.activation)
     if options.pretrained or options.activation:
-        raise UsageError(
-            "pretrained and activation cannot be used with an encoder object, which brings its own weights"
-        )
+        what = "an encoder object, which brings its own weights"
+        raise UsageError(f"pretrained and activation cannot be used with {what}")
     encoder = wrap_encoder(model, session.resources)
     spec = ModelSpec(encoder.identity.name, "factory", "factory")
     session.adopt(spec, encoder)
