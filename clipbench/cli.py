@@ -213,7 +213,6 @@ def _compare_command(options: argparse.Namespace) -> str:
 def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Run", head: "Run") -> "Comparison":
     """The comparison with the answer to --index, which fails, passes or is undecided like any verdict."""
     from clipbench.judge.reindex import QueryModels, reindex_answers
-    from clipbench.options import is_offline
     from clipbench.report.comparison import index_verdicts
     from clipbench.types import by_severity
 
@@ -223,6 +222,8 @@ def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Ru
                 "--queries goes with --index OLD.npy [NEW.npy]; without an index there is nothing to search"
             )
         return comparison
+    from clipbench.options import is_offline  # loads the data sets: only for an index
+
     offline = options.offline or is_offline()
     by = QueryModels(options.model, options.pretrained, options.activation, offline)
     index = reindex_answers((options.base, base), (options.head, head), options.index, options.queries, by)
