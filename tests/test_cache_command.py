@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from clipbench.cli import main
-from clipbench.embed.store import RowStore
-from clipbench.embed.store_folder import FILE
+from clipbench.embed.store import FILE, RowStore
 
 
 @pytest.fixture
