@@ -171,7 +171,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from clipbench.judge.compare import compare_runs
-    from clipbench.judge.rules import read_rules, with_options
+    from clipbench.judge.tolerances import read_rules, with_options
     from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
     from clipbench.storage import read_document, run_of, timings_of
 
@@ -231,7 +231,7 @@ def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Ru
 
 
 def _power(options: argparse.Namespace) -> int:
-    from clipbench.judge.rules import check_alpha
+    from clipbench.judge.tolerances import check_alpha
     from clipbench.statistics import power_table
 
     tolerance, alpha = options.tolerance, options.alpha

@@ -328,7 +328,7 @@ class BenchmarkSession:
         A baseline that is about to be replaced judges nothing. Where one cannot be judged, the run is written all the same.
         """
         from clipbench.judge.baseline import judge_against
-        from clipbench.judge.rules import read_rules
+        from clipbench.judge.tolerances import read_rules
         from clipbench.storage import timings_of
         from clipbench.types import EXIT
 
@@ -399,7 +399,7 @@ class BenchmarkSession:
     def _update_baseline(self, baseline: Path, document: JsonObject) -> None:
         """Write the baseline, and say what changed."""
         from clipbench.judge.baseline import update_baseline
-        from clipbench.judge.rules import read_rules
+        from clipbench.judge.tolerances import read_rules
 
         reason, protected = self.options.reason, [self.options.anchor] if self.options.anchor else []
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

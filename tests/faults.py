@@ -23,7 +23,7 @@ from clipbench.embed.trace import trace_of
 from clipbench.errors import ClipbenchError, UsageError, closest
 from clipbench.experiments import experiment
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.rules import read_rules
+from clipbench.judge.tolerances import read_rules
 from clipbench.judge.trace import STAGES, compare_traces, first_moved
 from clipbench.models import load_encoder
 from clipbench.models.checkpoint import weights_sha256

@@ -7,7 +7,7 @@ from fakes import matching
 
 from clipbench.experiments import all_experiments
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.rules import read_rules
+from clipbench.judge.tolerances import read_rules
 from clipbench.types import DatasetIdentity, MetricSpec, ModelIdentity, Outcomes, Protocol, Result, Run, Score
 
 MACHINE = {"processor": "P", "threads": 2, "accelerator": "", "driver": ""}

@@ -15,7 +15,7 @@ from clipbench.embed.store import FILE, RowStore
 from clipbench.errors import UsageError
 from clipbench.experiments import experiment, result_of
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.rules import read_rules
+from clipbench.judge.tolerances import read_rules
 from clipbench.models.device import Resources
 from clipbench.models.open_clip import OpenClipEncoder
 from clipbench.models.zoo import ModelSpec

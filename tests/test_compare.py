@@ -22,7 +22,7 @@ from paired_runs import (
     with_score,
 )
 
-from clipbench.judge.rules import MustPass, with_options
+from clipbench.judge.tolerances import MustPass, with_options
 from clipbench.types import Matrix, MetricSpec, Verdict
 
 # Question 2: declared metrics on sets large enough.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from paired_runs import RULES, compared, several
 
-from clipbench.judge.rules import with_options
+from clipbench.judge.tolerances import with_options
 from clipbench.statistics import failed_drop, gate_power, power_table
 
 RUNS = 200

@@ -12,7 +12,7 @@ from paired_runs import (
 )
 
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.rules import with_options
+from clipbench.judge.tolerances import with_options
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from clipbench.embed.trace import trace_of
 from clipbench.errors import UsageError
 from clipbench.experiments.matching import matched
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.rules import read_rules
+from clipbench.judge.tolerances import read_rules
 from clipbench.judge.trace import OUTCOMES, STAGES, compare_traces, first_moved
 from clipbench.models.device import Resources
 from clipbench.models.zoo import ModelSpec

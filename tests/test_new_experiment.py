@@ -16,7 +16,7 @@ from clipbench.data.dataset import DataOptions, Dataset, ImageRef, Item, Root, S
 from clipbench.errors import UsageError
 from clipbench.experiments import Experiment, Measured, cosines_of, register, registered, score
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.rules import read_rules
+from clipbench.judge.tolerances import read_rules
 from clipbench.metrics import answers, hits_at, label_ranks
 from clipbench.types import Answers, Matrix, MetricSpec, Outcomes
 

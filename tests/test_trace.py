@@ -17,7 +17,7 @@ from clipbench.embed.embedder import Embedder
 from clipbench.embed.trace import read_sample, sample, trace_of
 from clipbench.experiments.matching import matched
 from clipbench.judge.compare import compare_runs
-from clipbench.judge.rules import read_rules
+from clipbench.judge.tolerances import read_rules
 from clipbench.judge.trace import STAGES, compare_traces, first_moved, other_winners, rank_flips, rows_moved, sentence
 from clipbench.models.device import Resources
 from clipbench.models.zoo import ModelSpec

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipbench.errors import UsageError
 from clipbench.judge.compare import Comparison, compare_runs
-from clipbench.judge.rules import Rules
+from clipbench.judge.tolerances import Rules
 from clipbench.storage import Timing, check_document, dump_json, read_document, run_of, timings_of, write_atomically
 from clipbench.types import JsonObject, Key, ReferenceKind, Run, Verdict
 

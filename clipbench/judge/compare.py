@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from clipbench.errors import UsageError, closest
 from clipbench.judge.reindex import Reindex
-from clipbench.judge.rules import Budget, Declared, Rules
+from clipbench.judge.tolerances import Budget, Declared, Rules
 from clipbench.judge.trace import TraceFinding, compare_traces, model_of
 from clipbench.statistics import (
     POWER,

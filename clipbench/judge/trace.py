@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.embed.trace import Sample, read_sample
-from clipbench.judge.rules import Budget, Rules, read_rules
+from clipbench.judge.tolerances import Budget, Rules, read_rules
 from clipbench.types import JsonObject
 
 State = Literal["same", "moved", "cannot tell"]

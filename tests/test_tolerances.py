@@ -3,7 +3,7 @@
 import pytest
 
 from clipbench.errors import DataError, DataUnavailableError, UsageError
-from clipbench.judge.rules import fewest, read_rules, with_options
+from clipbench.judge.tolerances import fewest, read_rules, with_options
 from clipbench.paths import fixtures
 from clipbench.types import MetricSpec
 
