@@ -367,22 +367,6 @@ def by_severity(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
     return tuple(sorted(verdicts, key=lambda verdict: SEVERITY.index(verdict.outcome)))
 
 
-def incomparable(one: Result, other: Result) -> tuple[str, ...]:
-    """Return why the scores of two results may not be compared, in words; empty when they may.
-
-    They may exactly when protocol, class list and items (the fingerprint) are equal: how they were made does not matter.
-    """
-    found = []
-    if one.dataset.fingerprint != other.dataset.fingerprint:
-        prints = (d.fingerprint[:12] or "none" for d in (one.dataset, other.dataset))
-        found.append(f"other items (fingerprint {' -> '.join(prints)})")
-    if one.dataset.n != other.dataset.n:
-        found.append(f"n {one.dataset.n:,} -> {other.dataset.n:,}")
-    before, after = one.protocol.entries(), other.protocol.entries()
-    differing = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    return (*found, *(f"{key} {short(before.get(key))} -> {short(after.get(key))}" for key in differing))
-
-
 def short(value: Any, letters: int = 60) -> str:
     """Return a value of a protocol in at most so many letters."""
     value = "absent" if value is None else value

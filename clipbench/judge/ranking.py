@@ -12,9 +12,10 @@ from itertools import combinations
 
 import numpy as np
 
+from clipbench.judge.compare import incomparable
 from clipbench.judge.references import published_tables, weights_of
 from clipbench.statistics import Float64s, Interval, holm, mcnemar, paired_bootstrap, paired_difference_interval
-from clipbench.types import ModelIdentity, Outcomes, Result, Run, Score, incomparable
+from clipbench.types import ModelIdentity, Outcomes, Result, Run, Score
 
 Compared = tuple[float, Interval, int | None, int | None]
 """(p, interval of a minus b, items that a alone has right, items that b alone has right)"""
