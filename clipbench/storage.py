@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -90,12 +90,17 @@ def result_to_json(result: Result) -> JsonObject:
     lists: dict[tuple[str, ...], str] = {}
     try:
         items: JsonObject = {"ids": [], "axes": {}, "clusters": {}}
+        reserved = {*result.scores, "axes", "clusters"}
+        if "ids" in reserved or len(reserved) < len(result.scores) + 2:
+            raise ValueError("a metric cannot be called ids, axes or clusters")
         for name, score in result.scores.items():
             if score.outcomes is not None:
-                axis = _name_in(lists, score.outcomes.ids, score.outcomes.axis)
+                axis = _name_in(lists, score.outcomes.ids, score.outcomes.axis, reserved)
                 items[name] = [_finite(value, name) for value in score.outcomes.values.tolist()]
                 items["axes"] |= {} if axis == "ids" else {name: axis}
-                items["clusters"] |= {} if score.outcomes.clusters is None else {axis: list(score.outcomes.clusters)}
+                if (clusters := score.outcomes.clusters) is not None:
+                    items["clusters"].setdefault(axis, list(clusters))
+                    items["clusters"] |= {} if items["clusters"][axis] == list(clusters) else {name: list(clusters)}
         items |= {name: list(ids) for ids, name in lists.items()}
         entry = {
             "experiment": result.experiment,
@@ -117,7 +122,8 @@ def result_to_json(result: Result) -> JsonObject:
         }
     except ValueError as error:
         raise ValueError(f"{result.experiment} of {result.model.name}: {error}") from error
-    return entry | {"lists": {name: list(ids) for ids, name in lists.items() if name not in items}}
+    kept = {"ids", *items["axes"].values()}
+    return entry | {"lists": {name: list(ids) for ids, name in lists.items() if name not in kept}}
 
 
 def _fields(one: Any) -> JsonObject:
@@ -130,10 +136,12 @@ def _fields(one: Any) -> JsonObject:
     return found
 
 
-def _name_in(lists: dict[tuple[str, ...], str], ids: tuple[str, ...], wanted: str) -> str:
-    """The name under which these ids are kept in the lists: the wanted one, with a number where another list has it."""
+def _name_in(
+    lists: dict[tuple[str, ...], str], ids: tuple[str, ...], wanted: str, reserved: Collection[str] = ()
+) -> str:
+    """The name under which these ids are kept in the lists: the wanted one, with a number where something else has it."""
     if ids not in lists:
-        taken = set(lists.values())
+        taken = {*lists.values(), *reserved}
         names = (wanted, *(f"{wanted}_{k}" for k in range(2, len(taken) + 3)))
         lists[ids] = next(name for name in names if name not in taken)
     return lists[ids]
@@ -226,7 +234,8 @@ def run_from_json(entry: JsonObject) -> Run:
 def result_from_json(entry: JsonObject) -> Result:
     """Return the result that `result_to_json` wrote. Raises: as `run_from_json`."""
     items, axes, clusters = entry["items"], entry["items"]["axes"], entry["items"].get("clusters", {})
-    lists = {name: tuple(ids) for name, ids in {**items, **entry["lists"]}.items() if isinstance(ids, list)}
+    lists = {name: tuple(items[name]) for name in {"ids", *axes.values()}}
+    lists |= {name: tuple(ids) for name, ids in entry["lists"].items()}
     model, dataset = _take(ModelIdentity, entry["model"]), _take(DatasetIdentity, entry["dataset"])
     key = Key(entry["experiment"], model.name, dataset.name)
     scores = {}
@@ -234,7 +243,8 @@ def result_from_json(entry: JsonObject) -> Result:
     for name, metric in sorted(entry["metrics"].items(), key=lambda pair: order.get(pair[0], len(order))):
         outcomes, axis = None, axes.get(name, "ids")
         if name in items:
-            own = tuple(clusters[axis]) if axis in clusters and metric["spec"]["cluster"] else None
+            of = next((tuple(clusters[place]) for place in (name, axis) if place in clusters), None)
+            own = of if metric["spec"]["cluster"] else None
             if not all(type(value) in (int, float) for value in items[name]):
                 raise ValueError(f"{name} has an outcome that is no finite number")
             outcomes = Outcomes(_ids(lists, axis), np.asarray(items[name], dtype=np.float64), own, axis)
@@ -282,6 +292,7 @@ def _answers(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Answers
         or scores.shape != top.shape
         or any(len(column) != len(ids) for column in aligned)
         or any(((column < 0) | (column >= len(candidates))).any() for column in indices)
+        or not np.isfinite(scores).all()
     ):
         raise ValueError("answers do not fit their queries and candidates")
     return Answers(ids, candidates, top, scores, margins, labels, groups)
@@ -290,7 +301,11 @@ def _answers(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Answers
 def _evidence(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Evidence:
     ids = _ids(lists, entry["ids"])
     contents, pixels, lengths, sketches = (_unpack(entry[k]) for k in ("contents", "pixels", "lengths", "sketches"))
-    if {len(contents), len(lengths), len(sketches), len(pixels) or len(ids)} != {len(ids)} or sketches.ndim != 2:
+    if (
+        {len(contents), len(lengths), len(sketches), len(pixels) or len(ids)} != {len(ids)}
+        or sketches.ndim != 2
+        or not np.isfinite(lengths).all()
+    ):
         raise ValueError("evidence does not fit its items")
     return Evidence(ids, contents, pixels, lengths, sketches, entry["dim"])
 
@@ -340,7 +355,7 @@ def check_document(path: Path, entry: Any) -> JsonObject:
     if version != SCHEMA_VERSION:
         raise RunFormatError(
             f"{path} has run schema {version!r}, this clipbench reads {SCHEMA_VERSION}: it stores evidence that an older run does "
-            f"not have; measure again with this version"
+            f"not have; measure again with this version (a baseline: remove the file first)"
         )
     error = best_match(Draft202012Validator(run_schema()).iter_errors(entry))
     if error is not None:

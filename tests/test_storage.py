@@ -170,6 +170,24 @@ def test_lists_of_ids_stand_once_whatever_uses_them():
     )
 
 
+def test_metrics_of_one_list_keep_their_own_clusters_and_no_name_hides_another(tmp_path):
+    whole = full_result()
+    scores = {
+        "by_file": score("by_file", [1, 0, 1], TEXTS, clusters=FILES),
+        "by_pair": score("by_pair", [0, 0, 1], TEXTS, clusters=("p", "q", "q")),
+        "candidates": score("candidates", [0, 1, 1], TEXTS),
+        "images": score("images", [0.25, 1], IMAGES, axis="image_ids"),
+    }
+    run = replace(a_run(), results=(replace(whole, scores=scores),))
+    assert plain(read_run(write(tmp_path / "run.json", run))) == plain(run)
+
+
+@pytest.mark.parametrize("name", ["ids", "axes", "clusters"])
+def test_a_metric_with_the_name_of_a_place_in_the_file_is_refused(name):
+    with pytest.raises(ValueError, match="cannot be called"):
+        result_to_json(replace(full_result(), scores={name: score(name, [1, 0], IMAGES)}))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_infinity_never_reach_the_json(value):
     result, spec = matching(np.eye(8), NAMES), MetricSpec("x", "rate")
@@ -207,7 +225,7 @@ def test_a_run_of_the_first_schema_is_refused_with_the_reason_and_the_next_step(
         read_run(path)
     assert str(error.value) == (
         f"{path} has run schema 1, this clipbench reads 2: it stores evidence that an older run does not have; "
-        "measure again with this version"
+        "measure again with this version (a baseline: remove the file first)"
     )
 
 

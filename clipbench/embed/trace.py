@@ -118,11 +118,16 @@ def sample(array: npt.NDArray[Any], whole: int = POSITIONS) -> JsonObject:
 
 
 def read_sample(entry: Any) -> Sample:
-    """Return the sample that `sample` wrote, its form as the schema has it. Raises: ValueError for values cut short or no base64."""
+    """Return the sample that `sample` wrote, its form as the schema has it.
+
+    Raises: ValueError for values that are cut short, not finite or no base64.
+    """
     shape = tuple(entry["shape"])
     stored = np.frombuffer(base64.b64decode(entry["values"], validate=True), dtype=_DTYPES[entry["dtype"]])
     if not min(math.prod(shape), POSITIONS) <= stored.size <= math.prod(shape):
         raise ValueError(f"{stored.size} values for shape {shape}")
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        raise ValueError("NaN or infinity among the values")
     return Sample(shape, entry["sha256"], stored.astype(np.float64))
 
 
