@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from paired_runs import (
     EYE,
+    NAMES,
     PROTOCOL,
     RIGHT,
     RULES,
@@ -22,9 +23,10 @@ from paired_runs import (
 from clipbench.errors import UsageError
 from clipbench.judge.compare import compare_runs
 from clipbench.storage import Timing
-from clipbench.types import DatasetIdentity, Key, Protocol, Provenance, Skip
+from clipbench.types import DatasetIdentity, Key, Matrix, Protocol, Provenance, Skip, Verdict
 
 OTHER = Protocol(("other",))
+NAMED = Key("coco_crops", "ViT-B/32", "items")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,7 @@ OTHER = Protocol(("other",))
         ({"protocol": replace(PROTOCOL, classes=("a", "b"))}, 'classes absent -> ["a", "b"]'),
         ({"protocol": replace(PROTOCOL, options={"crop": "tight"})}, "crop absent -> tight"),
         ({"preprocessing": "bilinear"}, "preprocessing bicubic -> bilinear"),
+        ({"preprocessing": "bicubic" + " " * 90 + "std 0.5"}, "std 0.5"),
     ],
 )
 def test_another_protocol_or_other_items_are_not_comparable_and_never_a_pass(change, words):
@@ -135,6 +138,26 @@ def test_outcomes_that_vanished_beside_a_value_that_stayed_are_undecided(n):
     comparison = compared([base], [head])
     assert comparison.exit_code == 3
     assert any("outcomes by item vanished" in f.reason for f in comparison.verdicts)
+
+
+PASSED, NOTED = (Verdict(NAMED, "acc1", "floor", outcome, "at least .5") for outcome in ("pass", "note"))
+
+
+@pytest.mark.parametrize(
+    ("had", "has", "words"),
+    [
+        ({"matrices": {"likeness": Matrix("cosine", EYE, NAMES, NAMES)}}, {}, "the matrix likeness"),
+        ({"verdicts": (PASSED,)}, {}, "floor held in base and was not judged in head"),
+        ({"verdicts": (PASSED,)}, {"verdicts": (NOTED,)}, "floor held in base and was not judged in head"),
+        ({"verdicts": (PASSED,)}, {"verdicts": (replace(NOTED, outcome="inconclusive"),)}, "is inconclusive in head"),
+    ],
+)
+def test_a_matrix_or_a_held_reference_that_vanished_is_undecided(had, has, words):
+    one = scored(RIGHT)
+    comparison = compared([replace(one, **had)], [replace(one, **has)])
+    assert words in verdict_of(comparison, "completeness").reason
+    assert comparison.exit_code == 3
+    assert compared([replace(one, **had)], [replace(one, **had)]).exit_code == 0
 
 
 def test_a_trace_that_vanished_beside_the_result_it_is_taken_with_is_undecided():

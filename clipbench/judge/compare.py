@@ -58,6 +58,8 @@ from clipbench.types import (
 Bools = npt.NDArray[np.bool_]
 
 LISTED = 5
+STATED = ("floor", "published", "contract")
+"""Kinds of reference that a session judges by itself; baseline and anchor are comparisons."""
 CHURN_EACH_WAY, CHURN_SHARE = 5, 0.01
 ROUNDING = 1e-9
 SOFTMAX_GAIN = 0.5
@@ -232,7 +234,7 @@ class Pair:
     @cached_property
     def obstacles(self) -> tuple[str, ...]:
         """What makes the two not comparable, in words; empty when they are: another preprocessing is no score of this model."""
-        before, after = (short(r.model.preprocessing) for r in (self.base, self.head))
+        before, after = (r.model.preprocessing for r in (self.base, self.head))
         changed = (f"preprocessing {before} -> {after}",) if before != after else ()
         return (*incomparable(self.base, self.head), *changed)
 
@@ -337,12 +339,36 @@ def _vanished_parts(pair: Pair, base: Run, head: Run, rules: Rules) -> Iterator[
         elif score.outcomes is not None and pair.head.scores[metric].outcomes is None:
             reason = "its outcomes by item vanished: base has them, head has the value alone"
             yield pair.verdict("completeness", "inconclusive", reason, metric)
+    for what, had, has in (
+        ("matrix", pair.base.matrices, pair.head.matrices),
+        ("answers", pair.base.answers, pair.head.answers),
+        ("evidence", pair.base.evidence, pair.head.evidence),
+    ):
+        if gone := [str(name) for name in had if name not in has]:
+            reason = f"vanished: base has the {what} {', '.join(gone)}, head has not"
+            yield pair.verdict("completeness", "inconclusive", reason)
+    yield from _vanished_verdicts(pair)
     if new := [metric for metric in pair.head.scores if metric not in pair.base.scores]:
         yield pair.verdict("new", "note", f"new in head: {', '.join(new)}")
     for ids in filter(None, dict.fromkeys(o.missing for o in pair.outcomes.values())):
         yield pair.verdict("completeness", "inconclusive", f"{len(ids):,} item(s) vanished in head: {_listed(ids)}")
     for ids in filter(None, dict.fromkeys(o.new for o in pair.outcomes.values())):
         yield pair.verdict("new", "note", f"{len(ids):,} item(s) new in head: {_listed(ids)}")
+
+
+def _vanished_verdicts(pair: Pair) -> Iterator[Verdict]:
+    """References that base was seen to hold and head was not: not judged, or inconclusive."""
+    held = {(v.metric, v.kind): v for v in pair.base.verdicts if v.outcome == "pass" and v.kind in STATED}
+    seen: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    for v in pair.head.verdicts:
+        seen[v.metric, v.kind].append(v.outcome)
+    for (metric, kind), v in held.items():
+        found = overall(seen[metric, kind])
+        if found in ("note", "inconclusive"):
+            how = "is inconclusive" if found == "inconclusive" else "was not judged"
+            yield pair.verdict(
+                "completeness", "inconclusive", f"{kind} held in base and {how} in head: {v.reason}", metric
+            )
 
 
 def _vanished_tests(base: Run, head: Run, before: Sequence[Timing], after: Sequence[Timing]) -> Iterator[Verdict]:
@@ -380,7 +406,7 @@ def _references(pair: Pair) -> Iterator[Verdict]:
     """Floors and published values as each run judged itself against them."""
     held = {(v.metric, v.reference, v.kind): v.outcome for v in pair.base.verdicts}
     for v in pair.head.verdicts:
-        if v.outcome != "fail" or v.kind in ("baseline", "anchor"):
+        if v.outcome != "fail" or v.kind not in STATED:
             continue
         before = held.get((v.metric, v.reference, v.kind))
         how = {None: "fails, and base was not held to it", "fail": "fails as it did in base"}.get(
