@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -27,6 +27,13 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "workers", "no_optimizations", "update_baseline",
     "save_embeddings", "require_all")  # fmt: skip
 """The options that a command line gives as they are meant."""
+
+
+NOTEBOOK = (
+    "pretrained", "activation", "device", "precision", "batch_size", "workers", "offline", "no_optimizations", "cache",
+    "cache_bytes",
+)  # fmt: skip
+"""The options that `evaluate` serves; a session alone has a folder of results, references and gates."""
 
 
 def data_roots() -> tuple[Root, ...]:
@@ -150,17 +157,18 @@ class Options:
 
     @classmethod
     def from_kwargs(cls, **given: Any) -> Options:
-        """Return options of a notebook: the fields of this class, and folders of data and choices by their option's name
+        """Return options of a notebook: those of NOTEBOOK, and folders of data and choices by their option's name
         (coco=ROOT, zero_shot={NAME: ROOT}, coco_crop="tight").
 
         Raises: UsageError for an unknown name, with the likeliest; for values that cannot be; for folders that are not there.
         """
-        names = [f.name for f in fields(cls) if f.name != "data"]
+        given = {("no_optimizations" if name == "plain" else name): value for name, value in given.items()}
+        names = list(NOTEBOOK)
         known = [*names, *map(_dest, data_roots()), *map(_dest, data_choices())]
         if (unknown := next((name for name in given if name not in known), None)) is not None:
             likely = closest(unknown, known) or ", ".join(known)
             raise UsageError(f"unknown setting {unknown!r}; did you mean {likely}?")
-        paths = {name: Path(given[name]).expanduser() for name in ("cache", "results") if given.get(name)}
+        paths = {"cache": Path(given["cache"]).expanduser()} if given.get("cache") else {}
         chosen = {name: given[name] for name in names if name in given} | paths
         options = cls(**chosen, data=_data_options(given, Path()))
         options._check()

@@ -221,11 +221,12 @@ class BenchmarkSession:
         """Leave out benchmarks of data that was not given (not asked for is not skipped); remember the benchmarks."""
         from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 
-        left_out = [i for i in items if (m := i.get_closest_marker("experiment")) and not self._datasets(m.args[0])]
+        ours = [i for i in items if isinstance(i, pytest.Function) and "subject" in i.fixturenames]
+        left_out = [i for i in ours if (m := i.get_closest_marker("experiment")) and not self._datasets(m.args[0])]
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
-        found = [i for i in items if isinstance(i, pytest.Function) and "subject" in i.fixturenames]
+        found = [item for item in ours if item not in left_out]
         if not (self.config.option.setuponly or self.config.option.setupplan):
             self._benchmarks = {item.nodeid: self._keys_of(item) for item in found}
             if self._session is not None:
@@ -281,17 +282,17 @@ class BenchmarkSession:
         """
         if not self._ran:
             return (yield)
-        timings = _benchmark_json(self.config)
+        timings: JsonObject = {}
+        with self._surviving("pytest-benchmark's timings"):
+            timings = _benchmark_json(self.config)
         failing = self._judge(timings)
         if failing and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         try:
             return (yield)
         finally:
-            try:
+            with self._surviving("writing the run's files"):
                 self._write(timings, session)
-            except (OSError, ClipbenchError) as error:
-                self._write_error = str(error)
             if self._write_error and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -391,7 +392,7 @@ class BenchmarkSession:
             with suppress(OSError):  # another session's parts are in it
                 self.session.parts.parent.rmdir()
         if self.options.baseline and self.options.update_baseline:
-            if session.exitstatus == pytest.ExitCode.OK:
+            if session.exitstatus == pytest.ExitCode.OK and not self._write_error:
                 self._update_baseline(self.options.baseline, document)
             else:
                 self._lines.append(f"baseline {self.options.baseline} stays as it is: the session did not pass")
@@ -403,7 +404,7 @@ class BenchmarkSession:
 
         reason, protected = self.options.reason, [self.options.anchor] if self.options.anchor else []
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        done = update_baseline(baseline, document, reason, getpass.getuser(), date, read_rules(), protected)
+        done = update_baseline(baseline, document, reason, _author(), date, read_rules(), protected)
         first = "there was no baseline before: this is the first, nothing was judged" if done.is_first else "changed:"
         self._lines.append(f"baseline {done.path} written ({reason}); {first}")
         self._lines += [f"  {line}" for line in done.changed]
@@ -506,8 +507,8 @@ class Subject:
 
         def run() -> Result:
             dataset, embedder = self._session.dataset(one, key.dataset), self._session.embedder(self.spec)
-            embedder.cache.clear_memory()  # what is measured next is the model's memory
-            size = embedder.resources.batch_size
+            embedder.release_rows()  # what is measured next is the model's memory
+            size = embedder.batch_size
             scores = speed.PARTS[metric](embedder.encoder, speed.workload(dataset, size), timer)
             return self._session.record(self.spec, one, dataset, speed.measured(scores, size))
 
@@ -543,6 +544,14 @@ class Subject:
         if isinstance(problem, NotLoadedError):
             pytest.skip(str(problem))
         pytest.fail(str(problem), pytrace=False)
+
+
+def _author() -> str:
+    """Who runs this; a container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 class _ProgressBar:

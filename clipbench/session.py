@@ -23,7 +23,14 @@ from clipbench.data.dataset import Dataset, Source, kept_pictures, picture_budge
 from clipbench.embed.cache import cache_of
 from clipbench.embed.embedder import Embedder, Progress, no_progress
 from clipbench.embed.trace import trace_of
-from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
+from clipbench.errors import (
+    ClipbenchError,
+    DataError,
+    DataUnavailableError,
+    EncoderError,
+    UsageError,
+    WeightsUnavailableError,
+)
 from clipbench.experiments import Experiment, Measured, all_experiments, experiment, result_of
 from clipbench.judge.references import judge
 from clipbench.models import load_encoder, wrap_encoder
@@ -105,11 +112,11 @@ class Session:
     def adopt(self, spec: ModelSpec, encoder: Encoder) -> Embedder:
         """Take an encoder that was made elsewhere as the one that the spec names."""
         self.free()
+        self.subjects[spec.name] = subject_of(spec, encoder, self.options)
         self._float32.enter_context(ieee_float32(self.resources.device, self.resources.precision))
         cache = cache_of(encoder, self.resources.device, self._store)
         self._spec = spec
         self._embedder = Embedder(encoder, self.resources, cache, not self.options.no_optimizations, self.progress)
-        self.subjects[spec.name] = subject_of(spec, encoder, self.options)
         return self._embedder
 
     def free(self) -> None:
@@ -141,13 +148,18 @@ class Session:
         place = (one.name, name)
         if place not in self._datasets:
             try:
-                self._datasets[place] = source_of(one, name, self.options).load()
+                found = source_of(one, name, self.options).load()
+                if found.name != name:
+                    raise DataError(
+                        f"{one.name}: its source {name!r} loads the data set {found.name!r}; name both alike"
+                    )
+                self._datasets[place] = found
             except ClipbenchError as error:
                 self._datasets[place] = error
-        found = self._datasets[place]
-        if isinstance(found, ClipbenchError):
-            raise found
-        return found
+        loaded = self._datasets[place]
+        if isinstance(loaded, ClipbenchError):
+            raise loaded
+        return loaded
 
     def datasets(self) -> dict[str, Dataset]:
         """Return the data sets loaded so far, by their own name."""
@@ -267,7 +279,14 @@ def subject_of(spec: ModelSpec, encoder: Encoder, options: Options) -> SubjectRe
         "activation": options.activation or "",
         "device": options.device,
     }
-    return SubjectRecord(spec.name, asked | dict(encoder.asked()), dict(encoder.observed()))
+    found = SubjectRecord(spec.name, asked | dict(encoder.asked()), dict(encoder.observed()))
+    try:
+        dump_json({"asked": found.asked, "observed": found.observed})
+    except (TypeError, ValueError) as error:
+        raise EncoderError(
+            f"{spec.label}: what it says of itself is no finite JSON ({error}): {found.observed}"
+        ) from error
+    return found
 
 
 def environment(device: str) -> JsonObject:
@@ -299,9 +318,14 @@ def evaluate(
     Raises: UnknownModelError, UsageError; CheckpointError, DataError, EncoderError when nothing could be measured.
     """
     options = Options.from_kwargs(**settings)
-    if experiments is None or isinstance(experiments, str):
-        experiments = all_experiments() if experiments is None else [experiments]
-    names = [experiment(name).name for name in experiments]  # an unknown one is refused before anything is loaded
+    asked = [experiments] if isinstance(experiments, str) else list(experiments or ())
+    for name in asked:  # an unknown one, and one without data, is refused before anything is loaded
+        if not experiment(name).sources(options.data):
+            root = experiment(name).root
+            raise UsageError(
+                f"{name} has no data" + (f"; give its folder: {root.option.replace('-', '_')}=..." if root else "")
+            )
+    names = asked or list(all_experiments())
     with closing(Session(options, resources_of(options))) as session:
         specs = _specs(session, model)
         session.plan = planned([spec.name for spec in specs], names, options)
@@ -310,7 +334,7 @@ def evaluate(
         raise failures[0]
     for key in session.results:
         session.verdicts(key)
-    for problem in session.cache_problems:
+    for problem in (*session.cache_problems, *(f"not measured: {error}" for error in failures)):
         warnings.warn(problem, stacklevel=2)
     return session.run()
 
@@ -331,9 +355,9 @@ def _specs(session: Session, model: Any) -> tuple[ModelSpec, ...]:
     return (spec,)
 
 
-def _measured(session: Session, specs: Sequence[ModelSpec]) -> list[ClipbenchError]:
+def _measured(session: Session, specs: Sequence[ModelSpec]) -> list[Exception]:
     """Measure all; what failed for another reason than that it cannot be had."""
-    failures: list[ClipbenchError] = []
+    failures: list[Exception] = []
     several = len(session.plan) > 1 and not session.options.no_optimizations
     by_name = {spec.name: spec for spec in specs}
     with kept_pictures(picture_budget_bytes() if several else 0):
@@ -344,4 +368,7 @@ def _measured(session: Session, specs: Sequence[ModelSpec]) -> list[ClipbenchErr
                 session.skip(key, str(error))
                 if not isinstance(error, WeightsUnavailableError | DataUnavailableError):
                     failures.append(error)
+            except Exception as error:  # noqa: BLE001  # somebody else's encoder: what was measured before is not lost
+                session.skip(key, f"{type(error).__name__}: {error}")
+                failures.append(error)
     return failures

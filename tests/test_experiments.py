@@ -125,7 +125,7 @@ def test_a_rate_has_wilsons_interval_and_a_wider_one_where_its_items_are_depende
     alone = score(RATE, Outcomes(ids, values))
     assert (alone.value, alone.n) == (4 / 6, 6)
     assert alone.interval == pytest.approx((0.2999934, 0.9032286), abs=1e-6)
-    grouped = score(RATE, Outcomes(ids, values, tuple("xxyyzz")))
+    grouped = score(replace(RATE, cluster=True), Outcomes(ids, values, tuple("xxyyzz")))
     assert grouped.interval[0] < alone.interval[0]
 
 
@@ -220,8 +220,23 @@ def test_evaluate_refuses_what_it_does_not_know():
         clipbench.evaluate(ColourEncoder(), experiments=["naturel"], device="cpu")
     with pytest.raises(UsageError, match="expected one of fp32, bf16, fp16"):
         clipbench.evaluate(ColourEncoder(), precision="int8", device="cpu")
+    with pytest.raises(UsageError, match=r"zero_shot has no data; give its folder: zero_shot=\.\.\."):
+        clipbench.evaluate(ColourEncoder(), experiments=["zero_shot"], device="cpu")
+    with pytest.raises(UsageError, match="unknown setting 'baseline'"):
+        clipbench.evaluate(ColourEncoder(), baseline="old.json", device="cpu")
     with pytest.raises(UsageError, match="brings its own weights"):
         clipbench.evaluate(ColourEncoder(), pretrained="random", device="cpu")
+
+
+def test_evaluate_keeps_what_was_measured_before_somebody_elses_error():
+    class Failing(ColourEncoder):
+        def encode_images(self, images):
+            raise ZeroDivisionError("the encoder's own fault")
+
+    with pytest.warns(UserWarning, match="the encoder's own fault"):
+        run = clipbench.evaluate(Failing(), experiments=["model_card", "natural"], device="cpu", plain=True)
+    assert [r.experiment for r in run.results] == ["model_card"]
+    assert "ZeroDivisionError: the encoder's own fault" in [skip.reason for skip in run.skipped]
 
 
 def test_evaluate_notes_what_could_not_be_had(monkeypatch):

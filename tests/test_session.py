@@ -1,11 +1,15 @@
 """A session: the plan, results on disk as they are measured, verdicts once, and what nobody measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from fakes import ColourEncoder, custom
 
 import clipbench.session
+from clipbench.data.dataset import Source
+from clipbench.errors import DataError, EncoderError
+from clipbench.experiments import experiment
 from clipbench.models.device import Resources
 from clipbench.models.zoo import ModelSpec
 from clipbench.options import Options
@@ -85,3 +89,22 @@ def test_a_subject_says_what_was_asked_and_what_was_observed(session):
     assert subject.asked["alias"] == "mine"
     assert subject.asked["precision"] == "fp32"
     assert subject.observed["preprocessing"] == "the encoder's own"
+
+
+def test_an_encoder_whose_scale_is_no_number_is_refused_before_anything_is_measured(tmp_path):
+    encoder = Grey()
+    encoder.logit_scale = float("nan")
+    found = Session(Options(), Resources(), plan=(CARD,))
+    with pytest.raises(EncoderError, match="logit_scale"):
+        found.adopt(SPEC, custom(encoder, "mine"))
+
+
+def test_a_source_that_loads_a_data_set_of_another_name_is_refused(session, monkeypatch):
+    def other(options):
+        (source,) = natural_sources(options)
+        return (Source("natural", lambda: replace(source.load(), name="other")),)
+
+    natural_sources = experiment("natural").sources
+    monkeypatch.setattr(clipbench.session, "experiment", lambda name: replace(experiment(name), sources=other))
+    with pytest.raises(DataError, match="'other'"):
+        session.measure(SPEC, NATURAL)
