@@ -16,5 +16,5 @@ def test_texts_per_second(subject, benchmark):
 
 
 def test_latency_and_peak_memory(subject):
-    """One decoded image to its unit row at batch 1, and the peak memory of one batch of each."""
+    """One decoded image to its row at batch 1, and the peak memory of one batch of each."""
     assert subject.time("latency_p50").value > 0

@@ -284,6 +284,16 @@ def test_optimized_rows_of_another_dim_are_dropped():
     assert found.rows.shape == (2, 3)
 
 
+def test_optimized_rows_that_are_no_numbers_are_dropped():
+    encoder = Quick()
+    rows = encoder._rows
+    encoder.encode_texts = rows
+    encoder._rows = lambda texts: rows(texts) * np.nan
+    found = optimizing(encoder).texts(["1", "2"])
+    assert found.encoding.dropped
+    np.testing.assert_array_equal(found.rows, unit_rows(rows(["1", "2"])))
+
+
 def test_a_difference_within_the_tolerance_keeps_the_optimization(vit):
     assert not optimizing(Sabotaged(vit, 1e-7)).texts(TEXTS).encoding.dropped
 

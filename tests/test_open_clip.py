@@ -138,6 +138,7 @@ def test_the_preprocessing_beside_a_checkpoint_is_used(tiny_models, tmp_path):
     encoder = load_open_clip(spec("tiny-vit", "gelu", "path", str(path)), "cpu", "fp32", offline=True)
     assert "bilinear" in encoder.preprocessing
     assert "mean 0.5,0.5,0.5" in encoder.preprocessing
+    assert encoder.asked() == {"preprocessing": text["preprocess_cfg"]}
 
 
 def test_the_other_activation_is_that_of_a_model_loaded_with_it_and_is_put_back(tiny_models, tmp_path):

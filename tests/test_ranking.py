@@ -176,7 +176,8 @@ def test_captions_of_one_image_are_one_witness():
     images = tuple(f"{k}" for k in range(12) for _ in range(5))
     lost = [0] * 10 + [1] * 50  # two images lost with all their captions
     alone = only(scored("a", [1] * 60), scored("b", lost))
-    together = only(scored("a", [1] * 60, clusters=images), scored("b", lost, clusters=images))
+    clustered = replace(ACC1, cluster=True)
+    together = only(*(scored(name, hits, clustered, clusters=images) for name, hits in (("a", [1] * 60), ("b", lost))))
     assert together.pairs[0].winner is None
     assert alone.pairs[0].winner is not None
 

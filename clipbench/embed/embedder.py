@@ -2,7 +2,7 @@
 reference path, else by that; with the evidence that a run keeps of each row.
 
 The rule for every optimization: it is named in the result, a sample of its rows is encoded again by the reference path in the same
-run, and where one disagrees, all rows of that result are, and those of this encoder's later results.
+run, and where one disagrees, all rows of that tower are, in that result and in this encoder's later ones.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from PIL import Image
 from clipbench.data.dataset import Item, file_sha256, read_image, stored_mode
 from clipbench.embed.cache import EmbeddingCache, Row
 from clipbench.embed.evidence import evidence_of, first_bits, hash_pixels, hash_text
-from clipbench.errors import DataError
+from clipbench.errors import DataError, EncoderError
 from clipbench.models.device import Resources, batches_ahead, images_at_once, keep_to_one_thread, single_threaded_feed
 from clipbench.models.encoder import Encoder, Optimized, Rows, unit_rows
 from clipbench.types import Encoding, Evidence, Tower
@@ -103,6 +103,15 @@ class Embedder:
         self._optimized: Optimized | None = encoder.optimized() if optimize else None
         self._dropped: dict[Tower, str] = {}
 
+    @property
+    def batch_size(self) -> int:
+        """Items per batch of the reference path."""
+        return self.resources.batch_size
+
+    def release_rows(self) -> None:
+        """Let go of the rows in memory."""
+        self.cache.clear_memory()
+
     def images(self, items: Sequence[Item], *, reference: bool = False) -> Embedded:
         """Return one row per image, in the order of `items`.
 
@@ -175,7 +184,10 @@ class Embedder:
         if work.tower not in self._dropped:
             try:
                 return self._optimized_rows(work, self._optimized)
-            except DisagreementError as error:
+            except (
+                DisagreementError,
+                EncoderError,
+            ) as error:  # rows that are no numbers, too, are the optimization's fault first
                 self._dropped[work.tower] = str(error)
                 self.cache.invalidate()
         work.broken.clear()

@@ -5,6 +5,7 @@ Nothing here imports torch: an experiment sees an encoder through the `Embedder`
 """
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,6 +126,8 @@ def score(spec: MetricSpec, outcomes: Outcomes) -> Score:
     a single value.
     """
     values, clusters = outcomes.values, outcomes.clusters
+    if clusters is not None and not spec.cluster:
+        raise ValueError(f"{spec.name} has clusters; declare cluster=True, or a comparison would not know of them")
     if spec.kind != "rate":
         interval = bootstrap_interval(values, clusters=clusters)
     elif clusters is not None:
@@ -145,6 +148,9 @@ def result_of(one: Experiment, encoder: "Encoder", dataset: Dataset, measured: M
     for found in embedded.values():
         exclusions |= found.exclusions
     declared = [spec.name for spec in one.metrics]
+    options: Mapping[str, Any] = json.loads(
+        json.dumps({**dataset.options, **measured.options})
+    )  # as a run file has them
     return Result(
         experiment=one.name,
         model=replace(encoder.identity, preprocessing=encoder.preprocessing),
@@ -157,7 +163,7 @@ def result_of(one: Experiment, encoder: "Encoder", dataset: Dataset, measured: M
             measured.prompts or dataset.prompts,
             METRIC_VERSION,
             dataset.classes,
-            {**dataset.options, **measured.options},
+            options,
         ),
         scores={s.spec.name: s for s in sorted(measured.scores, key=lambda s: declared.index(s.spec.name))},
         matrices=measured.matrices,

@@ -163,12 +163,12 @@ def measured(scores: Sequence[Score], batch_size: int) -> Measured:
 
 def speed(embedder: "Embedder", dataset: Dataset) -> Measured:
     """Return all speed metrics, timed by the process's own clock."""
-    embedder.cache.clear_memory()  # what is measured next is the model's memory
-    work = workload(dataset, embedder.resources.batch_size)
+    embedder.release_rows()  # what is measured next is the model's memory
+    work = workload(dataset, embedder.batch_size)
     found = [
         PARTS[name](embedder.encoder, work, perf_counter_timer) for name in (LATENCY[0].name, IMAGES.name, TEXTS.name)
     ]
-    return measured([one for part in found for one in part], embedder.resources.batch_size)
+    return measured([one for part in found for one in part], embedder.batch_size)
 
 
 def _one_row(encoder: "Encoder", image: Image.Image) -> "Rows":

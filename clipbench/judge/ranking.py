@@ -12,6 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
+from clipbench.experiments.classification import ACC1
 from clipbench.judge.compare import incomparable
 from clipbench.judge.references import published_tables, weights_of
 from clipbench.statistics import Float64s, Interval, holm, mcnemar, paired_bootstrap, paired_difference_interval
@@ -176,4 +177,4 @@ def imagenet_of(model: ModelIdentity) -> float | None:
     """
     about = ("zero_shot", "imagenet1k", weights_of(model))
     tables = (t for t in published_tables() if (t.experiment, t.dataset, t.weights) == about and t.weights == "openai")
-    return next((t.values[model.name].get("acc1") for t in tables if model.name in t.values), None)
+    return next((t.values[model.name].get(ACC1.name) for t in tables if model.name in t.values), None)

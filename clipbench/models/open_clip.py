@@ -52,8 +52,10 @@ class OpenClipEncoder(Encoder):
         identity: ModelIdentity,
         activation_in_doubt: bool = False,
         tensors: Mapping[str, torch.Tensor] | None = None,
+        forced: Mapping[str, Any] | None = None,
     ) -> None:
-        """`tensors`: the weights as they were read, before any cast."""
+        """`tensors`: the weights as they were read, before any cast; `forced`: the preprocessing that was asked for."""
+        self._forced = dict(forced or {})
         self._activation_in_doubt = activation_in_doubt
         self._tensor_hashes = tensor_hashes(tensors or {})
         self.model = model.eval().requires_grad_(False)
@@ -101,6 +103,9 @@ class OpenClipEncoder(Encoder):
     def optimized(self) -> "OptimizedOpenClip | None":
         """Return the same rows with less work; None for a class derived from this one, whose calls are its own business."""
         return OptimizedOpenClip(self) if type(self) is OpenClipEncoder else None
+
+    def asked(self) -> JsonObject:
+        return {"preprocessing": self._forced} if self._forced else {}
 
     def observed(self) -> JsonObject:
         """Return what is found of the live model; `tensors` are the first 64 bits of each tensor's hash, by name."""
@@ -216,6 +221,12 @@ def _card(model: Any, tokenizer: Any) -> dict[str, int]:
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
+def _preprocess_options(configuration: Mapping[str, Any]) -> JsonObject:
+    """What a configuration asks of the preprocessing, as JSON has it."""
+    chosen = {key: configuration[key] for key in _PREPROCESS_KEYS if configuration.get(key) is not None}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()}
+
+
 def load_open_clip(spec: ModelSpec, device: str, precision: str, offline: bool) -> OpenClipEncoder:
     """Return the encoder that a spec names: tag, path or random weights.
 
@@ -244,7 +255,7 @@ def load_open_clip(spec: ModelSpec, device: str, precision: str, offline: bool) 
     )
     with _hub_errors(spec, offline):
         tokenizer = open_clip.get_tokenizer(spec.architecture)
-    return OpenClipEncoder(model, tokenizer, identity, activation_in_doubt=spec.source == "path", tensors=tensors)
+    return OpenClipEncoder(model, tokenizer, identity, spec.source == "path", tensors, _preprocess_options(forced))
 
 
 def load_directory(folder: Path, name: str, device: str, precision: str) -> OpenClipEncoder:
