@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError
+from clipbench.errors import UNREADABLE, ClipbenchError, DataUnavailableError, UsageError
 from clipbench.paths import CACHE_VARIABLE
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands[options.command](options)
     except (ClipbenchError, OSError) as error:
         print(f"clipbench: error: {error}", file=sys.stderr)
-        return 2
+        return UNREADABLE
 
 
 def split_passed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

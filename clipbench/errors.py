@@ -1,11 +1,27 @@
-"""Named errors at clipbench's boundary: each carries one message for the person at the keyboard.
+"""Named errors at clipbench's boundary, and exit codes: each error carries one message for the person at the keyboard.
 
 The message says what went wrong, where, what was expected, and the next step. The plugin and the command line print it
 without a traceback; inside a notebook it is an ordinary exception.
 """
 
+from __future__ import annotations
+
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from clipbench.types import Outcome
+
+UNREADABLE: Final = 2
+"""A command's exit code for an error below: bad usage, input that is absent or damaged. pytest's own for bad usage is 4."""
+
+EXIT: Final[Mapping[str, Mapping[Outcome, int]]] = {
+    "compare": {"pass": 0, "fail": 1, "inconclusive": 3, "note": 3},
+    "session": {"pass": 0, "fail": 1, "inconclusive": 0, "note": 0},
+    "session --require-all": {"pass": 0, "fail": 1, "inconclusive": 1, "note": 0},
+}
+"""Exit code by command (`ab` has those of `compare`) and `overall` outcome."""
 
 
 class ClipbenchError(ValueError):

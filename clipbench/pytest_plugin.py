@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
+from clipbench.errors import EXIT, ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
 from clipbench.paths import benchmarks
 
 if TYPE_CHECKING:
@@ -331,7 +331,6 @@ class BenchmarkSession:
         from clipbench.judge.baseline import judge_against
         from clipbench.judge.tolerances import read_rules
         from clipbench.storage import timings_of
-        from clipbench.types import EXIT
 
         exits = EXIT["session --require-all" if self.options.require_all else "session"]
         baseline = None if self.options.update_baseline else self.options.baseline

@@ -24,12 +24,6 @@ Outcome = Literal["pass", "fail", "inconclusive", "note"]
 ReferenceKind = Literal["published", "floor", "contract", "baseline", "anchor"]
 
 SEVERITY: Final[tuple[Outcome, ...]] = ("fail", "inconclusive", "note", "pass")
-EXIT: Final[Mapping[str, Mapping[Outcome, int]]] = {
-    "compare": {"pass": 0, "fail": 1, "inconclusive": 3, "note": 3},
-    "session": {"pass": 0, "fail": 1, "inconclusive": 0, "note": 0},
-    "session --require-all": {"pass": 0, "fail": 1, "inconclusive": 1, "note": 0},
-}
-"""Exit status by command and `overall` outcome. Unreadable input is 2 for `compare`, bad usage 4 for a session."""
 
 
 class Key(NamedTuple):

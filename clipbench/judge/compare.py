@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from clipbench.errors import UsageError, closest
+from clipbench.errors import EXIT, UsageError, closest
 from clipbench.judge.reindex import Reindex
 from clipbench.judge.tolerances import Budget, Declared, Rules
 from clipbench.judge.trace import TraceFinding, compare_traces, model_of
@@ -38,7 +38,6 @@ from clipbench.statistics import (
 )  # fmt: skip
 from clipbench.storage import Timing
 from clipbench.types import (
-    EXIT,
     Answers,
     Key,
     Matrix,
@@ -153,6 +152,7 @@ def incomparable(one: Result, other: Result) -> tuple[str, ...]:
     """Return why the scores of two results may not be compared, in words; empty when they may.
 
     They may exactly when protocol, class list and items (the fingerprint) are equal: how they were made does not matter.
+    `compare` asks for equal preprocessing too (`Pair.obstacles`): two models may differ in it, one model before and after not.
     """
     found = []
     if one.dataset.fingerprint != other.dataset.fingerprint:
