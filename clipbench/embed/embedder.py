@@ -184,10 +184,7 @@ class Embedder:
         if work.tower not in self._dropped:
             try:
                 return self._optimized_rows(work, self._optimized)
-            except (
-                DisagreementError,
-                EncoderError,
-            ) as error:  # rows that are no numbers, too, are the optimization's fault first
+            except (DisagreementError, EncoderError) as error:  # a row of NaN may be the optimization's fault
                 self._dropped[work.tower] = str(error)
                 self.cache.invalidate()
         work.broken.clear()
