@@ -24,7 +24,7 @@ FORMATS = ("text", "json", "markdown", "github")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 usage or unreadable input (one line on standard error).
 
-    `compare` and `ab` also return 1 when head fails and 3 when it cannot be told.
+    `compare` and `ab` also return 1 when head fails and 3 when the comparison is inconclusive.
     """
     own, passed = split_passed(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(own)

@@ -1,7 +1,7 @@
 """Checkpoints from anywhere, as a plain state dict, and into a model: what does not fit exactly is refused.
 
 Every way a file can be wrong ends in one CheckpointError that names it; nothing in it ever runs. First the state dict and the model,
-then OpenAI's TorchScript archives, read as data by a restricted unpickler over the zip, last the containers, told apart by content.
+then OpenAI's TorchScript archives, read as data by a restricted unpickler over the zip, last the containers, recognized by content.
 """
 
 import hashlib

@@ -37,7 +37,7 @@ LEVELS = {"fail": "error", "inconclusive": "warning", "note": "notice", "pass": 
 ADVICE = {
     "pass": "Nothing that was compared is worse beyond what is allowed.",
     "fail": "Do not ship this as it is: what failed is worse than the base, with the evidence beside it.",
-    "inconclusive": "Not enough to say: nothing failed, and something could not be told, compared or found. See the reasons.",
+    "inconclusive": "Not enough to say: nothing failed, and something could not be decided, compared or found. See the reasons.",
 }
 TEXT_ITEMS = 20
 OPEN_VERDICTS, OPEN_ITEMS = 12, 10
@@ -340,7 +340,7 @@ def _cutoffs_text(answer: Reindex) -> str:
     if not answer.cutoffs:
         return ""
     worst = max(answer.cutoffs, key=lambda c: abs(c.change.value))
-    words = {"break": "break: set them anew", "hold": "hold", "cannot tell": "cannot be told: too few queries"}
+    words = {"break": "break: set them anew", "hold": "hold", "cannot tell": "cannot be decided: too few queries"}
     return (
         f"fixed cut-offs on the best score {words[answer.cutoffs_word]} ({answer.cutoffs_on}): {worst.score:.3f} lets "
         f"{worst.today:.3f} of the queries pass today, then {worst.new:.3f}"

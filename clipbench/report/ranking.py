@@ -20,7 +20,7 @@ WHY = (
 RANDOM_NOTE = "Models with random weights are ranked too: that is what knowing nothing looks like."
 MOST_PAIRS = 10
 BETTER, WORSE, TIE = "#2b6cb0", "#b45309", "#e8eaed"
-"""Blue and orange: told apart by people who do not tell red from green."""
+"""Blue and orange: people who cannot distinguish red from green can distinguish these."""
 
 Ranked = Sequence[tuple[str, Sequence[Ranking]]]
 """(Title, rankings) of each experiment. It takes seconds of tests to make: once per session, by `rankings_by_experiment`."""

@@ -29,7 +29,7 @@ from clipbench.storage import write_atomically
 from clipbench.types import Answers, Encoding, Key, Result, Run, Verdict, overall
 
 ORDER = {"inconclusive": 0, "fail": 1, "note": 2, "pass": 3}
-"""A reader sees first what could not be told, then what failed."""
+"""A reader sees first what is inconclusive, then what failed."""
 MEASURED_ONLY = "measured only"
 CONFUSED_PAIRS = 12
 COSINE_NOTE = (
@@ -158,7 +158,7 @@ def verdict_line(run: Run, problems: Sequence[str] = ()) -> str:
 def summary_blocks(
     run: Run, figures: Mapping[Key, str], problems: Sequence[str] = (), missing_figures: Sequence[str] = ()
 ) -> list[Block]:
-    """Return the summary of a run: first what could not be told, then what failed.
+    """Return the summary of a run: first what is inconclusive, then what failed.
 
     `figures`: paths relative to the summary, by result. `problems`: tests that failed, one line each. `missing_figures`: why a
     figure is not there, one line each.
