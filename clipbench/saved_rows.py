@@ -104,10 +104,9 @@ def write_rows(folder: Path, saved: SavedRows) -> Path:
     stream = io.BytesIO()
     np.savez(
         stream,
-        allow_pickle=False,
         about=np.array(json.dumps({"schema": 1, "experiment": saved.experiment, **about}, sort_keys=True)),
-        image_rows=saved.image_rows.astype(np.float32),
-        text_rows=saved.text_rows.astype(np.float32),
+        image_rows=saved.image_rows.astype(np.float32, copy=False),
+        text_rows=saved.text_rows.astype(np.float32, copy=False),
         image_ids=np.array(saved.image_ids, dtype=np.str_),
         text_ids=np.array(saved.text_ids, dtype=np.str_),
         text_image=saved.text_image.astype(np.int64),
@@ -126,7 +125,7 @@ def read_rows(path: Path) -> SavedRows:
         arrays = _archived(path)
         about = json.loads(str(arrays["about"]))
         if about["schema"] != 1:
-            raise EmbeddingsFileError(f"{path} has schema {about['schema']!r}, this clipbench reads 1; {_HINT} again")
+            raise ValueError(f"it has schema {about['schema']!r}, this clipbench reads 1")
         return SavedRows(
             about["experiment"],
             ModelIdentity(**about["model"]),
@@ -158,19 +157,17 @@ def read_index(path: Path) -> Rows:
     try:
         with path.open("rb") as file:
             if zipfile.is_zipfile(file):
-                raise EmbeddingsFileError(f"{path} is an archive of several arrays; {_INDEX}")
+                raise ValueError("it is an archive of several arrays")
             file.seek(0)
             shape, order, dtype = _header(file)
             if len(shape) != 2 or dtype.kind != "f" or 0 in shape:
-                raise EmbeddingsFileError(f"{path} is {shape} {dtype}; {_INDEX}")
+                raise ValueError(f"it is {shape} {dtype}")
             size, expected = os.fstat(file.fileno()).st_size - file.tell(), math.prod(shape) * dtype.itemsize
             if size != expected:
                 raise ValueError(f"it holds {size} bytes of values, expected {expected} for {shape} {dtype}")
             array = np.memmap(file, dtype, "r", file.tell(), shape, order)
     except (OSError, ValueError) as error:
-        raise EmbeddingsFileError(
-            f"{path} cannot be read: {_why(error)}; expected (rows, dim) numbers written by numpy.save"
-        ) from error
+        raise EmbeddingsFileError(f"{path} cannot be read: {_why(error)}; {_INDEX}") from error
     _check_unit(path, array)
     return array
 

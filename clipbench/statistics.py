@@ -185,7 +185,7 @@ def mcnemar(base: Values, head: Values, clusters: Clusters | None = None) -> McN
     """
     lost, gained, _ = _flips(base, head, clusters)
     worse, better = float(_tail(lost, gained)), float(_tail(gained, lost))
-    difference = np.asarray(head, dtype=np.float64) - np.asarray(base, dtype=np.float64)
+    difference = _differences(base, head)
     counts = int(np.sum(difference > 0)), int(np.sum(difference < 0))
     return McNemar(*counts, p_worse=worse, p_differs=min(1.0, 2 * min(worse, better)))
 

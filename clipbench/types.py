@@ -311,7 +311,7 @@ class Result:
     @property
     def is_counted(self) -> bool:
         """True for a result of plain counts alone, read off the model."""
-        return bool(self.scores) and {score.spec.kind for score in self.scores.values()} == {"count"}
+        return {score.spec.kind for score in self.scores.values()} == {"count"}
 
 
 @dataclass(frozen=True)
@@ -351,9 +351,8 @@ class Run:
 
 def overall(outcomes: Iterable[Verdict | Outcome]) -> Outcome:
     """Return the worst of them: fail, inconclusive, pass; "note" where nothing was judged, which is no pass."""
-    found = {o if isinstance(o, str) else o.outcome for o in outcomes}
-    worst: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
-    return next((outcome for outcome in worst if outcome in found), "note")
+    found = {o if isinstance(o, str) else o.outcome for o in outcomes} - {"note"}
+    return next((outcome for outcome in SEVERITY if outcome in found), "note")
 
 
 def by_severity(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:

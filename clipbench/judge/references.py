@@ -523,6 +523,5 @@ def _contrasts(cosines: FloatArray) -> FloatArray:
     return np.asarray(own - wrong / (2 * (len(cosines) - 1)))
 
 
-@cache
 def _table(name: str) -> dict[str, Any]:
     return read_toml(fixtures() / name)

@@ -179,9 +179,10 @@ def reindex_answers(
 def _from_saved(base: tuple[Path, Run], head: tuple[Path, Run], rules: ReindexRules) -> tuple[Reindex, ...]:
     # One model on either side, whatever its name: then the one replaces the other.
     single = all(len({r.model.name for r in run.results}) == 1 for _, run in (base, head))
+    olds, news = (_saved_of(*side) for side in (base, head))
     answers = []
-    for old, old_result in _saved_of(*base):
-        for new, new_result in _saved_of(*head):
+    for old, old_result in olds:
+        for new, new_result in news:
             same = (old.experiment, old.dataset.fingerprint) == (new.experiment, new.dataset.fingerprint)
             if not same or not (single or old.model.name == new.model.name):
                 continue
@@ -344,8 +345,8 @@ def reindex_advice(sample: SearchSample, rules: ReindexRules) -> Reindex:
     "re-index" where new queries cannot be searched in old rows at all (dims differ), or do significantly worse there than in a fresh
     index; "no need" where that is excluded; else, and for a sample too small, "cannot tell", with what to supply. Worse is, where
     the truth is known, a recall that is lower by more than `rules.recall_loss` (other results can be as right); else a mean
-    overlap@k with the fresh index under `rules.overlap`. Without new rows queries that find what is found today need no new index,
-    of others it cannot be told. Intervals are two-sided at `rules.confidence`, clusters resampled whole.
+    overlap@k with the fresh index under `rules.overlap`. Without new rows queries that find what is found today need no new index;
+    for others the answer stays open. Intervals are two-sided at `rules.confidence`, clusters resampled whole.
     """
     searches = _searches(sample, rules.k)
     if CROSS_MODEL not in searches:
