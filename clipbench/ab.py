@@ -19,11 +19,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
@@ -143,7 +142,10 @@ class Worker:
         return answer
 
     def _ended(self) -> AbError:
-        code = self._process.wait(timeout=60)
+        try:
+            code = self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # it said something that is no answer, and waits for more
+            return self._other_version()
         if code == 0:  # a worker ends with its input only: that clipbench has a module of this name which is none
             return self._other_version()
         self._errors.seek(0)
@@ -329,14 +331,14 @@ def serve(arguments: Sequence[str], source: TextIO, answers: TextIO) -> int:
         for line in source:
             asked = json.loads(line)
             call = calls[asked["do"]]
-            _answer(answers, {"seconds": [_seconds(call) for _ in range(asked["calls"])]})
+            _answer(answers, {"seconds": speed.perf_counter_timer(call, asked["calls"])})
     return 0
 
 
 def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
     """(What this side is, the call of each metric): each call warmed up, and checked to give the reference path's rows."""
     from clipbench.models import load_encoder
-    from clipbench.models.device import ieee_float32, resolve_resources, synchronized
+    from clipbench.models.device import ieee_float32, resolve_resources
     from clipbench.models.weights import go_offline
     from clipbench.models.zoo import resolve
     from clipbench.session import environment
@@ -354,31 +356,19 @@ def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any]
     memory = speed.peak_memory(encoder, work)
     images = cycle(work.images)
     calls: dict[str, Callable[[], object]] = {
-        "images_per_second": encoder.ready_images(work.images),
-        "texts_per_second": encoder.ready_texts(work.texts),
-        "latency_p50": lambda: synchronized(encoder.encode_images(list(islice(images, 1))), encoder.identity.device),
+        speed.IMAGES.name: speed.ready_images(encoder, work),
+        speed.TEXTS.name: speed.ready_texts(encoder, work),
+        speed.LATENCY[0].name: lambda: speed.one_row(encoder, next(images)),
     }
-    name = encoder.identity.name
-    for metric, batch, row in (
-        ("images_per_second", work.images, encoder.encode_images(work.images[-1:])),
-        ("texts_per_second", work.texts, encoder.encode_texts(work.texts[-1:])),
-    ):
-        speed.check_timed(calls[metric](), len(batch), row, f"{name}: {metric}")
     hello = {
         "protocol": PROTOCOL,
         "environment": environment(resources.device),
-        "model": {"name": name, **{k: getattr(encoder.identity, k) for k in ("weights_sha256", "precision", "device")}},
+        "model": {k: getattr(encoder.identity, k) for k in ("name", "weights_sha256", "precision", "device")},
         "batch": resources.batch_size,
         "peak_memory_bytes": memory[0].value if memory else None,
-        "seconds": {metric: min(_seconds(call) for _ in range(2)) for metric, call in calls.items()},
+        "seconds": {metric: min(speed.perf_counter_timer(call, 2)) for metric, call in calls.items()},
     }
     return hello, calls
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _answer(answers: TextIO, entry: dict[str, Any]) -> None:

@@ -139,7 +139,12 @@ def label_ranks(scores: Floats, labels: npt.ArrayLike) -> Ints:
 
 
 def answers(scores: Floats, own: npt.ArrayLike) -> TakenFor:
-    """Return what each query was taken for. `scores`: (queries, candidates) float; `own`: (queries,) int, the right candidate.
+    """Return what each query was taken for, as `ranked` has it beside the ranks."""
+    return ranked(scores, own).taken_for
+
+
+def ranked(scores: Floats, own: npt.ArrayLike) -> Ranked:
+    """Return `label_ranks` and what each query was taken for. `scores`: (queries, candidates) float; `own`: (queries,) int, the right one.
 
     A candidate that ties with the right one stands before it.
     Raises: ValueError as `label_ranks`.
@@ -148,7 +153,7 @@ def answers(scores: Floats, own: npt.ArrayLike) -> TakenFor:
     right, every = np.asarray(own, dtype=np.int64), np.arange(len(table))
     own_scores = table[every, right]
     table[every, right] = -np.inf
-    return _taken_for(_best(table, 0), ranks, right, own_scores)
+    return Ranked(ranks, _taken_for(_best(table, 0), ranks, right, own_scores))
 
 
 def multilabel_answers(scores: Floats, relevant: Bools) -> TakenFor:

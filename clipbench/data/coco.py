@@ -233,7 +233,8 @@ def _split_file(root: Path) -> Path | None:
 
 
 def _open_instances(root: Path, images: Images | None) -> _Instances:
-    split, path = _boxes_split(root), root / f"annotations/instances_{_boxes_split(root)}.json"
+    split = _boxes_split(root)
+    path = root / f"annotations/instances_{split}.json"
     index = _index(root, path, {"categories": _CATEGORY, "images": _SIZED_IMAGE, "annotations": _INSTANCE})
     called = Counter(category["name"] for category in index.cats.values())
     if repeated := sorted(name for name, n in called.items() if n > 1):

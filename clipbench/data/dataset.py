@@ -265,14 +265,13 @@ def picture_budget_bytes() -> int:
     return free // 4
 
 
-def required(root: Path, relative: str, layout: str) -> Path:
-    """Return `root / relative`: a folder when it ends in "/", else a file. Raises: DataUnavailableError with the `layout` expected."""
+def required(root: Path, relative: str, layout: str) -> None:
+    """Raises: DataUnavailableError with the `layout` expected, where `root / relative` is no folder (it ends in "/") or no file."""
     if not root.is_dir():
         raise DataUnavailableError(f"there is no folder {root}; expected {layout}")
     path = root / relative
     if not (path.is_dir() if relative.endswith("/") else path.is_file()):
         raise DataUnavailableError(f"{root} lacks {relative}; expected {layout}")
-    return path
 
 
 def find_images(root: Path, folder: str, names: Mapping[Key, str], named_by: Path) -> dict[Key, ImageRef]:

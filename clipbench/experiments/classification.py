@@ -19,8 +19,8 @@ from clipbench.data.folders import ZERO_SHOT_ROOT, class_set, labelled_folder
 from clipbench.data.packaged import packaged_dataset
 from clipbench.errors import DataError
 from clipbench.experiments import Experiment, Measured, all_images, check_dims, cosines_of, score
-from clipbench.metrics import answers, average_precision, hits_at, label_ranks, multilabel_answers, per_class_recall
-from clipbench.types import Answers, FloatArray, IntArray, Matrix, MetricSpec, Outcomes
+from clipbench.metrics import average_precision, hits_at, multilabel_answers, per_class_recall, ranked
+from clipbench.types import Answers, FloatArray, Matrix, MetricSpec, Outcomes
 
 if TYPE_CHECKING:
     from clipbench.embed.embedder import Embedder
@@ -92,16 +92,15 @@ def answers_of(
     `images` (images, dim) and `classes` (classes, dim) are unit rows; 50,000 x 1,000 products are never held at once.
     """
     columns = classes.astype(np.float64).T
-    ranks: list[npt.NDArray[np.int64]] = []
-    found: list[tuple[IntArray, FloatArray, FloatArray]] = []
+    parts = []
     for start in range(0, len(labels), IMAGES_AT_ONCE):
         part = slice(start, start + IMAGES_AT_ONCE)
-        cosines = images[part].astype(np.float64) @ columns
-        ranks.append(label_ranks(cosines, labels[part]))
-        found.append(answers(cosines, labels[part]))
+        parts.append(ranked(images[part].astype(np.float64) @ columns, labels[part]))
     groups = tuple(item.group for item in items) if any(item.group for item in items) else None
-    top, best, margins = (np.concatenate(column) for column in zip(*found, strict=True))
-    return np.concatenate(ranks), Answers(ids, names, top, best, margins, labels.astype(np.int32), groups)
+    top, best, margins = (np.concatenate(column) for column in zip(*(p.taken_for for p in parts), strict=True))
+    return np.concatenate([p.ranks for p in parts]), Answers(
+        ids, names, top, best, margins, labels.astype(np.int32), groups
+    )
 
 
 def class_ids(classes: Sequence[str]) -> tuple[str, ...]:
@@ -142,11 +141,7 @@ def templates_for(images: int) -> tuple[str, ...]:
 
     Source: open_clip.zero_shot_metadata, OPENAI_IMAGENET_TEMPLATES, from openai/CLIP Prompt_Engineering_for_ImageNet.ipynb.
     """
-    if images < IMAGES_WORTH_AN_ENSEMBLE:
-        return CROP_TEMPLATES
-    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-
-    return tuple(fill("{}") for fill in OPENAI_IMAGENET_TEMPLATES)
+    return CROP_TEMPLATES if images < IMAGES_WORTH_AN_ENSEMBLE else class_set("imagenet1k").templates
 
 
 def natural_labels(embedder: "Embedder", dataset: Dataset) -> Measured:

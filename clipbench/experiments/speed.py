@@ -94,18 +94,28 @@ def check_timed(output: Any, batch: int, last_row: "Rows", what: str) -> None:
         raise EncoderError(f"{what}: the timed call gives other rows than the reference path (cosine {cosine:.4f})")
 
 
-def images_per_second(encoder: "Encoder", work: Workload, timer: Timer) -> list[Score]:
-    """Return images per second by the model alone, nothing when timing is switched off."""
+def ready_images(encoder: "Encoder", work: Workload) -> Callable[[], object]:
+    """Return the call that is timed on images, run once and checked. Raises: as `check_timed`."""
     call = encoder.ready_images(work.images)
     check_timed(call(), len(work.images), encoder.encode_images(work.images[-1:]), f"{encoder.identity.name}: images")
-    return throughput(IMAGES, call, len(work.images), timer)
+    return call
+
+
+def ready_texts(encoder: "Encoder", work: Workload) -> Callable[[], object]:
+    """Return the call that is timed on texts, run once and checked. Raises: as `check_timed`."""
+    call = encoder.ready_texts(work.texts)
+    check_timed(call(), len(work.texts), encoder.encode_texts(work.texts[-1:]), f"{encoder.identity.name}: texts")
+    return call
+
+
+def images_per_second(encoder: "Encoder", work: Workload, timer: Timer) -> list[Score]:
+    """Return images per second by the model alone, nothing when timing is switched off."""
+    return throughput(IMAGES, ready_images(encoder, work), len(work.images), timer)
 
 
 def texts_per_second(encoder: "Encoder", work: Workload, timer: Timer) -> list[Score]:
     """Return texts per second by the model alone, nothing when timing is switched off."""
-    call = encoder.ready_texts(work.texts)
-    check_timed(call(), len(work.texts), encoder.encode_texts(work.texts[-1:]), f"{encoder.identity.name}: texts")
-    return throughput(TEXTS, call, len(work.texts), timer)
+    return throughput(TEXTS, ready_texts(encoder, work), len(work.texts), timer)
 
 
 def latency(encoder: "Encoder", work: Workload) -> list[Score]:
@@ -117,7 +127,7 @@ def latency(encoder: "Encoder", work: Workload) -> list[Score]:
     samples: list[float] = []
     images = cycle(work.images)
     while len(samples) < LATENCY_SAMPLES and sum(samples) < LATENCY_SECONDS:
-        samples.append(_seconds(partial(_one_row, encoder, next(images))))
+        samples.append(_seconds(partial(one_row, encoder, next(images))))
     n = len(samples)
     found = {spec: float(np.quantile(samples, q)) for spec, (q, least) in QUANTILES.items() if n >= least}
     spread = found[LATENCY[1]] / found[LATENCY[0]] - 1 if LATENCY[1] in found else None
@@ -142,11 +152,11 @@ def peak_memory(encoder: "Encoder", work: Workload) -> list[Score]:
 
 
 PARTS: dict[str, Callable[["Encoder", Workload, Timer], list[Score]]] = {
+    LATENCY[0].name: lambda encoder, work, timer: [*peak_memory(encoder, work), *latency(encoder, work)],
     IMAGES.name: images_per_second,
     TEXTS.name: texts_per_second,
-    LATENCY[0].name: lambda encoder, work, timer: [*peak_memory(encoder, work), *latency(encoder, work)],
 }
-"""What is timed together, by the first metric that it gives."""
+"""What is timed together, by the first metric that it gives; memory comes first, before anything else is timed."""
 
 
 def measured(scores: Sequence[Score], batch_size: int) -> Measured:
@@ -165,13 +175,12 @@ def speed(embedder: "Embedder", dataset: Dataset) -> Measured:
     """Return all speed metrics, timed by the process's own clock."""
     embedder.release_rows()  # what is measured next is the model's memory
     work = workload(dataset, embedder.batch_size)
-    found = [
-        PARTS[name](embedder.encoder, work, perf_counter_timer) for name in (LATENCY[0].name, IMAGES.name, TEXTS.name)
-    ]
-    return measured([one for part in found for one in part], embedder.batch_size)
+    found = [one for part in PARTS.values() for one in part(embedder.encoder, work, perf_counter_timer)]
+    return measured(found, embedder.batch_size)
 
 
-def _one_row(encoder: "Encoder", image: Image.Image) -> "Rows":
+def one_row(encoder: "Encoder", image: Image.Image) -> "Rows":
+    """Return the raw row of one decoded image, once the device has it."""
     from clipbench.models.device import synchronized
 
     return synchronized(encoder.encode_images([image]), encoder.identity.device)
