@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from clipbench.data.dataset import Choice, DataOptions, Root
 from clipbench.embed.store import CACHE_BYTES
 from clipbench.errors import UsageError, closest
-from clipbench.experiments import all_experiments
+from clipbench.experiments import all_experiments, experiment
 from clipbench.paths import CACHE_VARIABLE
 from clipbench.storage import RunFormatError, read_run
 from clipbench.types import Precision
@@ -132,7 +132,7 @@ class Options:
             )
 
         def path(value: Path | str | None) -> Path | None:
-            return Path(folder, value) if value else None
+            return Path(folder, Path(value).expanduser()) if value else None
 
         # The environment's setting is no wish of this session's: what decides something does not follow it.
         ignores_environment = given.require_all or given.baseline or given.anchor or given.no_optimizations
@@ -140,10 +140,10 @@ class Options:
         options = cls(
             **{name: getattr(given, name) for name in AS_GIVEN},
             models=tuple(given.model or ("lite",)),
-            cache=path(cache and Path(cache).expanduser()),
+            cache=path(cache),
             cache_bytes=int(given.cache_size * (1 << 30)) if math.isfinite(given.cache_size) else 0,
             data=_data_options(vars(given), folder),
-            results=Path(folder, given.results),
+            results=Path(folder, Path(given.results).expanduser()),
             benchmark_json=path(given.benchmark_json),
             baseline=path(given.baseline),
             anchor=path(given.anchor),
@@ -163,16 +163,20 @@ class Options:
         Raises: UsageError for an unknown name, with the likeliest; for values that cannot be; for folders that are not there.
         """
         given = {("no_optimizations" if name == "plain" else name): value for name, value in given.items()}
-        names = list(NOTEBOOK)
-        known = [*names, *map(_dest, data_roots()), *map(_dest, data_choices())]
+        known = [*NOTEBOOK, *map(_dest, data_roots()), *map(_dest, data_choices())]
         if (unknown := next((name for name in given if name not in known), None)) is not None:
             likely = closest(unknown, known) or ", ".join(known)
             raise UsageError(f"unknown setting {unknown!r}; did you mean {likely}?")
-        paths = {"cache": Path(given["cache"]).expanduser()} if given.get("cache") else {}
-        chosen = {name: given[name] for name in names if name in given} | paths
+        chosen = {name: given[name] for name in NOTEBOOK if name in given}
+        chosen["cache"] = Path(given["cache"]).expanduser() if given.get("cache") else None
+        chosen["offline"] = bool(given.get("offline")) or is_offline()
         options = cls(**chosen, data=_data_options(given, Path()))
         options._check()
         return options
+
+    def datasets_of(self, name: str) -> list[str]:
+        """Return the names of the data sets that an experiment has with these options. Raises: UsageError for an unknown one."""
+        return [source.name for source in experiment(name).sources(self.data)]
 
     def _check(self) -> None:
         """Raises: UsageError for values that cannot be, however they were given."""
@@ -254,11 +258,11 @@ def _folders(root: Root, given: Any, start: Path) -> tuple[tuple[str, Path], ...
     if not root.is_named:
         return (("", start / Path(given).expanduser()),)
     if isinstance(given, Mapping):
-        return tuple((str(name), start / path) for name, path in given.items())
+        return tuple((str(name), start / Path(path).expanduser()) for name, path in given.items())
     folders = []
     for pair in [given] if isinstance(given, str) else given:
         name, _, path = str(pair).partition("=")
         if not (name and path):
             raise UsageError(f"--{root.option} {pair}: expected NAME=ROOT, for example imagenet1k=/data/imagenet/val")
-        folders.append((name, start / path))
+        folders.append((name, start / Path(path).expanduser()))
     return tuple(folders)

@@ -151,7 +151,7 @@ class BenchmarkSession:
         self._ran: set[str] = set()
         self._problems: list[str] = []
         self._lines: list[str] = []
-        self._write_error = ""
+        self._errors: list[str] = []
         self._judged: Run | None = None
         self._ranked: Ranked = ()
 
@@ -198,12 +198,7 @@ class BenchmarkSession:
             metafunc.parametrize("subject", list(self.specs), indirect=True, scope="session")
             marker = metafunc.definition.get_closest_marker("experiment")
             if "dataset" in metafunc.fixturenames and marker is not None:
-                metafunc.parametrize("dataset", self._datasets(marker.args[0]))
-
-    def _datasets(self, name: str) -> list[str]:
-        from clipbench.experiments import experiment
-
-        return [source.name for source in experiment(name).sources(self.options.data)]
+                metafunc.parametrize("dataset", self.options.datasets_of(marker.args[0]))
 
     def _keys_of(self, item: pytest.Function) -> tuple[Key, ...]:
         """What a benchmark measures, by its marker; of its first experiment only the data set that it is about."""
@@ -212,7 +207,9 @@ class BenchmarkSession:
         marker, parameters = item.get_closest_marker("experiment"), item.callspec.params
         keys = []
         for place, name in enumerate(marker.args if marker else ()):
-            names = [parameters["dataset"]] if place == 0 and "dataset" in parameters else self._datasets(name)
+            names = (
+                [parameters["dataset"]] if place == 0 and "dataset" in parameters else self.options.datasets_of(name)
+            )
             keys += [Key(name, str(parameters["subject"]), str(dataset)) for dataset in names]
         return tuple(keys)
 
@@ -222,7 +219,9 @@ class BenchmarkSession:
         from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 
         ours = [i for i in items if isinstance(i, pytest.Function) and "subject" in i.fixturenames]
-        left_out = [i for i in ours if (m := i.get_closest_marker("experiment")) and not self._datasets(m.args[0])]
+        left_out = [
+            i for i in ours if (m := i.get_closest_marker("experiment")) and not self.options.datasets_of(m.args[0])
+        ]
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
@@ -293,7 +292,7 @@ class BenchmarkSession:
         finally:
             with self._surviving("writing the run's files"):
                 self._write(timings, session)
-            if self._write_error and session.exitstatus == pytest.ExitCode.OK:
+            if self._errors and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _judge(self, timings: JsonObject) -> bool:
@@ -311,7 +310,7 @@ class BenchmarkSession:
         self._to_junit(self._judged)
         self._problems += [*unloaded, *(f"{reference} does not hold" for reference in missed)]
         self._lines += [f"NOTE: {problem}" for problem in measured.cache_problems]
-        return bool(missed or measured.failed_to_load() or self._write_error)
+        return bool(missed or measured.failed_to_load() or self._errors)
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:
@@ -319,9 +318,9 @@ class BenchmarkSession:
         try:
             yield
         except ClipbenchError as error:
-            self._write_error = f"{what}: {error}"
+            self._errors.append(f"{what}: {error}")
         except Exception as error:  # noqa: BLE001  # the boundary: whatever it is, the run is written all the same
-            self._write_error = f"{what}: {type(error).__name__}: {error}"
+            self._errors.append(f"{what}: {type(error).__name__}: {error}")
 
     def _against_references(self, run: Run, timings: JsonObject) -> tuple[Run, list[str]]:
         """The run with its verdicts against baseline and anchor, and which of the two do not hold.
@@ -385,13 +384,13 @@ class BenchmarkSession:
         self._lines += [f"NOTE: no figure: {line}" for line in undrawn]
         if errors or unwritten:
             what = "; ".join([*errors, *unwritten])
-            self._write_error = f"the run's files could not be written: {what}; free space or choose another --results"
+            self._errors.append(f"the run's files could not be written: {what}; free space or choose another --results")
         elif self.session.parts is not None:
             shutil.rmtree(self.session.parts, ignore_errors=True)
             with suppress(OSError):  # another session's parts are in it
                 self.session.parts.parent.rmdir()
         if self.options.baseline and self.options.update_baseline:
-            if session.exitstatus == pytest.ExitCode.OK and not self._write_error:
+            if session.exitstatus == pytest.ExitCode.OK and not self._errors:
                 self._update_baseline(self.options.baseline, document)
             else:
                 self._lines.append(f"baseline {self.options.baseline} stays as it is: the session did not pass")
@@ -410,7 +409,7 @@ class BenchmarkSession:
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print the summary in short: the verdict, what cannot be told first, where the files are, what to do next."""
+        """Print the summary in short: the verdict, what is inconclusive first, where the files are, what to do next."""
         if not self._ran:
             return
         from clipbench.models.zoo import zoo
@@ -420,9 +419,9 @@ class BenchmarkSession:
         run = self._judged or self.session.run()
         for line in (*terminal_lines(run, self._ranked, self._problems), *self._lines):
             terminalreporter.write_line(line)
-        if self._write_error:
-            terminalreporter.write_line(f"ERROR: {self._write_error}", red=True)
-        else:
+        for error in self._errors:
+            terminalreporter.write_line(f"ERROR: {error}", red=True)
+        if not self._errors:
             summary = os.path.relpath(self.options.results / "summary.md", self.config.invocation_params.dir)
             terminalreporter.write_line(f"files: {summary} (also summary.html, run.json, figures/)")
         if set(self.specs) == {"lite"}:
@@ -519,10 +518,9 @@ class Subject:
 
     def _key(self, name: str, dataset: str | None) -> Key:
         """What is asked for. Raises: UsageError where the experiment has several data sets, or not this one."""
-        from clipbench.experiments import experiment
         from clipbench.types import Key
 
-        names = [source.name for source in experiment(name).sources(self._session.options.data)]
+        names = self._session.options.datasets_of(name)
         if dataset is None and len(names) > 1:
             raise UsageError(f"{name} has several data sets ({', '.join(names)}); say which: dataset=NAME")
         return Key(name, self.spec.name, dataset or (names[0] if names else name))

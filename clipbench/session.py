@@ -259,8 +259,8 @@ def source_of(one: Experiment, name: str, options: Options) -> Source:
 
 def planned(models: Iterable[str], experiments: Iterable[str], options: Options) -> Plan:
     """Return the keys of these experiments on every data set that they have with these options, model after model."""
-    sources = [(name, source.name) for name in experiments for source in experiment(name).sources(options.data)]
-    return tuple(Key(name, model, dataset) for model in models for name, dataset in sources)
+    asked = [(name, dataset) for name in experiments for dataset in options.datasets_of(name)]
+    return tuple(Key(name, model, dataset) for model in models for name, dataset in asked)
 
 
 def part_name(key: Key) -> str:
@@ -320,7 +320,7 @@ def evaluate(
     options = Options.from_kwargs(**settings)
     asked = [experiments] if isinstance(experiments, str) else list(experiments or ())
     for name in asked:  # an unknown one, and one without data, is refused before anything is loaded
-        if not experiment(name).sources(options.data):
+        if not options.datasets_of(name):
             root = experiment(name).root
             raise UsageError(
                 f"{name} has no data" + (f"; give its folder: {root.option.replace('-', '_')}=..." if root else "")

@@ -13,6 +13,7 @@ from clipbench.embed.embedder import Embedder
 from clipbench.errors import DataError, DataUnavailableError, EncoderError, UsageError
 from clipbench.experiments import all_experiments, experiment, register, registered, score, speed
 from clipbench.models.device import Resources
+from clipbench.options import Options
 from clipbench.types import MetricSpec, Outcomes
 
 
@@ -226,6 +227,17 @@ def test_evaluate_refuses_what_it_does_not_know():
         clipbench.evaluate(ColourEncoder(), baseline="old.json", device="cpu")
     with pytest.raises(UsageError, match="brings its own weights"):
         clipbench.evaluate(ColourEncoder(), pretrained="random", device="cpu")
+
+
+def test_a_notebooks_options_follow_the_environment_and_the_home_folder(monkeypatch, tmp_path):
+    (tmp_path / "a").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = Options.from_kwargs(cache="", zero_shot={"a": "~/a"})
+    assert (options.offline, options.cache) == (True, None)
+    assert options.data.roots["zero-shot"] == (("a", tmp_path / "a"),)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert not Options.from_kwargs().offline
 
 
 def test_evaluate_keeps_what_was_measured_before_somebody_elses_error():

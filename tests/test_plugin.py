@@ -9,9 +9,11 @@ import jsonschema
 import pytest
 from running import ENCODERS, NATURAL
 
+from clipbench.errors import DataError
 from clipbench.judge.references import Floor
 from clipbench.models import load_encoder
 from clipbench.paths import benchmarks
+from clipbench.pytest_plugin import BenchmarkSession
 from clipbench.storage import read_run, run_schema
 
 
@@ -309,3 +311,13 @@ def test_collecting_the_benchmarks_imports_no_torch(pytester):
         [sys.executable, "probe.py", str(benchmarks())], cwd=pytester.path, capture_output=True, text=True, timeout=120
     )
     assert "EXIT 0 HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+def test_every_error_at_the_end_of_a_session_is_named():
+    session = object.__new__(BenchmarkSession)
+    session._errors = []
+    with session._surviving("ranking the models"):
+        raise ZeroDivisionError("by zero")
+    with session._surviving("judging natural"):
+        raise DataError("no such table")
+    assert session._errors == ["ranking the models: ZeroDivisionError: by zero", "judging natural: no such table"]

@@ -410,8 +410,9 @@ class _Images:
 
     def _groups(self, places: Sequence[int]) -> list[list[int]]:
         """Places beside each other that are parts of one file, together."""
-        files = [(item.image.path, item.image.sha256) for item in self._items]
-        return [list(group) for _, group in groupby(places, key=lambda k: files[k])]
+        images = ((k, self._items[k].image) for k in places)
+        groups = groupby(images, key=lambda entry: (entry[1].path, entry[1].sha256))
+        return [[k for k, _ in group] for _, group in groups]
 
 
 def _evenly(batches: Iterable[list[tuple[int, Any]]], size: int) -> Iterator[list[tuple[int, Any]]]:

@@ -54,7 +54,7 @@ def hash_pixels(picture: Image.Image) -> int:
     """Return the first 64 bits of the SHA-256 of a picture's size, mode and decoded pixels."""
     digest = hashlib.sha256(f"{picture.mode} {picture.width} {picture.height} ".encode())
     digest.update(picture.tobytes())
-    return int.from_bytes(digest.digest()[:8], "big")
+    return first_bits(digest.hexdigest())
 
 
 def first_bits(sha256: str) -> int:

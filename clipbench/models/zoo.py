@@ -67,12 +67,6 @@ class ModelSpec:
         """The name for people: model and weights."""
         return self.name if self.source in ("lite", "factory") else f"{self.name} ({self.pretrained})"
 
-    @property
-    def download_bytes(self) -> int:
-        """The size of the download that a first use of the `openai` tag costs, in bytes; 0 where nothing is known."""
-        row = zoo().get(self.name)
-        return row.download_bytes if row and self.pretrained == "openai" else 0
-
 
 @cache
 def zoo() -> dict[str, ZooModel]:
