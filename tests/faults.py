@@ -1,169 +1,199 @@
-"""What the gate says of degraded models: `python tests/faults.py` writes the README's table of faults.
+"""Faults of a CLIP in life, each at a stated dose, done to the tiny CLIP: `python tests/faults.py` says what the gate makes of each.
 
-A model is measured as it is and with each fault, and the two runs are compared. Without options: the embedded model and a
-ViT-B/32 with random weights, every fault, packaged images, no network. Another model:
-`python tests/faults.py --model RN50 --pretrained openai --fault bf16 --results out/`.
+A fault is done where it happens (`injections`), then everything is measured as a session measures it, and `clipbench compare` holds the
+run to the one without a fault. The doses were chosen before the gate's thresholds. One fault, on its own small sets:
+`python tests/faults.py --fault black_decoded --pictures 500 --coco-pictures 100 --results out/`.
 """
 
 import argparse
-import re
+import contextlib
+import io
+import json
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
+import injections as do
+import numpy as np
+import tiny_clip
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import QuickGELU
-from PIL import Image
-from torch import nn
+from injections import IMAGES, Data, Head, Inject
+from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD
+from tiny_clip.drawings import write_coco, write_folders
 
-from clipbench.embed.trace import trace_of
+from clipbench import cli
+from clipbench.embed.evidence import STEP
 from clipbench.errors import ClipbenchError, UsageError, closest
-from clipbench.experiments import experiment
-from clipbench.judge.compare import compare_runs
-from clipbench.judge.tolerances import read_rules
-from clipbench.judge.trace import STAGES, compare_traces, first_moved
-from clipbench.models import load_encoder
-from clipbench.models.checkpoint import weights_sha256
-from clipbench.models.open_clip import OpenClipEncoder
-from clipbench.models.zoo import resolve
-from clipbench.options import Options
 from clipbench.report.document import Heading, Paragraph, Table, to_markdown
-from clipbench.session import Session, resources_of
 from clipbench.storage import dump_json, run_to_json, write_atomically
 
-DEFAULT_MODELS = (("lite", None), ("ViT-B/32", "random:0"))
-EXPERIMENTS = ("natural", "coco_retrieval")
-"""Both directions and both towers, on packaged pictures; coco_crops adds 80 class texts per run and no more evidence."""
-
-HEADER = ("fault", "what", "first stage that moved", "cosine to base, min", "verdict", "exit code", "why")
-WHY_LETTERS = 140
-NOISE = 0.01
-PROMPT = "a photo of {caption}"
-PREFIX = "a photo of "
-MLP_LAYERS = re.compile(r"(^|\.)mlp\.|(^|\.)intermediate\.dense$|(?<!attention)\.output\.dense$")
+Expected = Literal["fail", "not green", "green", "not seen"]
+EXPERIMENTS = ("model_card", "coco_crops", "coco_multilabel", "coco_retrieval", "zero_shot")
+PICTURES, COCO_PICTURES = 5000, 1000
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One way in which a model gets worse in real life. `stage`: the first stage of the trace that it changes.
+    """One way in which a model, its data or their measuring changes in life.
 
-    `degrade` changes a freshly loaded encoder in place and returns "", or why the fault does not apply to it. A declared fault
-    says so in the run (`precision` to load with, `prompt` of the natural images, preprocessing); an undeclared one happens behind
-    the encoder's back, and only what the model does can give it away.
+    `what` has its `dose` in it. `stage`: where a perfect gate would locate it. `expected`: "fail"; "not green" (fail or inconclusive);
+    "green" for a benign change; "not seen" for harm that these sets cannot show. `is_asked`: somebody chose it, and the run says so.
+    `precision`: what the session is asked for.
     """
 
     name: str
-    stage: str
     what: str
-    degrade: Callable[[OpenClipEncoder, int], str] = lambda encoder, seed: ""
+    stage: str
+    expected: Expected
+    inject: Inject = do.nothing
+    dose: float = 1.0
+    is_asked: bool = False
     precision: str = "fp32"
-    prompt: str = ""
+
+    @property
+    def line(self) -> str:
+        """What it is, with its dose."""
+        return self.what.format(dose=self.dose)
 
 
-def int8_mlps(encoder, seed):
-    """Weights rounded to int8 by output channel, inputs by token: dynamic quantisation, computed in float32.
-
-    Done by rounding, since torch's own dynamic quantisation is deprecated and depends on the processor.
-    """
-    found = [m for name, m in encoder.model.named_modules() if isinstance(m, nn.Linear) and MLP_LAYERS.search(name)]
-    if not found:
-        return "no linear layer of an MLP"
-    with new_weights(encoder):
-        for module in found:
-            module.weight.copy_(int8(module.weight))
-            module.register_forward_pre_hook(lambda _module, inputs: (int8(inputs[0]),))
-    return ""
-
-
-def int8(values):
-    """Each row rounded to 255 levels, symmetric, its largest value kept."""
-    step = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127
-    return (values / step).round() * step
-
-
-def noise(encoder, seed):
-    """Gaussian noise of 1 % of each tensor's own standard deviation; tensors of one element have none."""
-    generator = torch.Generator().manual_seed(seed)
-    with new_weights(encoder):
-        for _, tensor in sorted(encoder.model.named_parameters()):
-            if tensor.numel() > 1:
-                drawn = torch.randn(tensor.shape, generator=generator)
-                tensor.add_((NOISE * tensor.std() * drawn.to(tensor.device)).to(tensor.dtype))
-    return ""
-
-
-@contextmanager
-def new_weights(encoder):
-    """Weights change here: another checkpoint, which hashes differently and came from no file."""
-    with torch.no_grad():
-        yield
-    sha256 = weights_sha256(encoder.model.state_dict())
-    encoder.identity = replace(encoder.identity, weights_sha256=sha256, file_sha256="")
-
-
-def other_activation(encoder, seed):
-    """GELU in place of QuickGELU or the reverse: what open_clip issue 1109 does to OpenAI's weights."""
-    if not encoder.identity.activation:
-        return "the architecture has one activation"
-    found, wanted = (QuickGELU, nn.GELU) if encoder.identity.activation == "quickgelu" else (nn.GELU, QuickGELU)
-    for parent, name in [(m, n) for m in encoder.model.modules() for n, c in m.named_children() if type(c) is found]:
-        setattr(parent, name, wanted())
-    return ""
-
-
-def bilinear(encoder, seed):
-    why = bilinear_undeclared(encoder, seed)
-    encoder.preprocessing = encoder.preprocessing.replace("bicubic", "bilinear")
-    return why
-
-
-def bilinear_undeclared(encoder, seed):
-    configuration = PreprocessCfg(**encoder.model.visual.preprocess_cfg)
-    if configuration.interpolation != "bicubic":
-        return f"the resize is {configuration.interpolation} already"
-    encoder.preprocess = image_transform_v2(replace(configuration, interpolation="bilinear"), is_train=False)
-    return ""
-
-
-def swapped_channels(encoder, seed):
-    original = encoder.preprocess
-    encoder.preprocess = lambda image: original(Image.merge("RGB", image.split()[::-1]))
-    return ""
-
-
-class Prefixed:
-    """A tokenizer with words of its own before every text."""
-
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-
-    def __call__(self, texts):
-        return self._tokenizer([PREFIX + text for text in texts])
-
-    def __getattr__(self, name):
-        return getattr(self._tokenizer, name)
-
-
-def forgotten_prefix(encoder, seed):
-    encoder.tokenizer = Prefixed(encoder.tokenizer)
-    return ""
-
-
-RESIZED, TENSOR = "bilinear in place of bicubic resize", "preprocessed_tensor"
+FAIL, NOT_GREEN, GREEN = "fail", "not green", "green"
+# fmt: off
 FAULTS = (
-    Fault("bf16", "precision", "bfloat16 in place of float32", precision="bf16"),
-    Fault("int8_mlps", "weights", "int8 weights and activations in the MLPs' linear layers", int8_mlps),
-    Fault("other_activation", "activation", "GELU in place of QuickGELU, or the reverse", other_activation),
-    Fault("bilinear", TENSOR, f"{RESIZED}, declared", bilinear),
-    Fault("bilinear_undeclared", TENSOR, f"{RESIZED}, undeclared", bilinear_undeclared),
-    Fault("swapped_channels", TENSOR, "BGR in place of RGB, undeclared", swapped_channels),
-    Fault("noise", "weights", "1 % noise on every weight", noise),
-    Fault("another_prompt", "texts", f"the natural images' prompt is {PROMPT!r}, declared", prompt=PROMPT),
-    Fault("forgotten_prefix", "tokens", f"{PREFIX!r} before every text, undeclared", forgotten_prefix),
+    Fault("black_files", "{dose:.1%} of the picture files are black", "data", NOT_GREEN, do.files(do.resaved(do.as_black)), 0.01),
+    Fault("cut_files", "{dose:.1%} of the picture files end halfway", "data", NOT_GREEN, do.files(do.cut_in_half), 0.004),
+    Fault("exchanged_files", "{dose:.1%} of the files hold another's picture", "data", NOT_GREEN, do.files(do.exchanged), 0.01),
+    Fault("moved_files", "{dose:.1%} of the pictures in another class's folder", "data", NOT_GREEN, do.files(do.to_next_class), 0.02),
+    Fault("duplicates", "{dose:.0%} of the files are copies of another", "data", NOT_GREEN, do.files(do.duplicated), 0.05),
+    Fault("recompressed", "JPEG files saved again, quality {dose:.0f}", "data", NOT_GREEN, do.recompressed, 30),
+    Fault("wrong_boxes", "{dose:.0%} of the boxes of the next class", "data", NOT_GREEN, do.annotated("instances", do.next_class), 0.02),
+    Fault("lost_captions", "{dose:.0%} of the captions gone", "data", NOT_GREEN, do.annotated("captions", do.no_row), 0.03),
+    Fault("lost_class", "one class folder of 20 gone", "data", NOT_GREEN, do.without_class),
+
+    Fault("upright", "EXIF orientation applied (one picture in 80 has one)", "pixels", FAIL, do.decoded(do.made_upright)),
+    Fault("black_decoded", "{dose:.1%} of the pictures decode to black", "pixels", FAIL, do.decoded(do.as_black), 0.01),
+    Fault("few_black_decoded", "{dose:.1%} of the pictures decode to black", "pixels", FAIL, do.decoded(do.as_black), 0.004),
+    Fault("grey_decoded", "all pictures decode to grey", "pixels", NOT_GREEN, do.decoded(do.as_grey)),
+    Fault("draft_decoded", "JPEG files decode at half their size", "pixels", NOT_GREEN, do.decoded(do.halved)),
+
+    Fault("bgr", "BGR in place of RGB", "tensor", NOT_GREEN, do.prepared(do.bgr)),
+    Fault("black_prepared", "{dose:.1%} of the pictures black when preprocessed", "tensor", FAIL, do.prepared(do.black), 0.01),
+    Fault("upside_down", "{dose:.1%} of the pictures upside down", "tensor", FAIL, do.prepared(do.upside_down), 0.005),
+    Fault("portrait_turned", "portrait pictures turned by 90 degrees", "tensor", FAIL, do.prepared(do.portrait_turned)),
+    Fault("jpeg_thumbnails", "pictures pass through JPEG, quality {dose:.0f}", "tensor", NOT_GREEN, do.prepared(do.as_jpeg), 50),
+    Fault("gamma", "gamma {dose}", "tensor", NOT_GREEN, do.prepared(do.brighter), 0.8),
+    Fault("bilinear", "bilinear for bicubic resize", "tensor", NOT_GREEN, do.transformed(interpolation="bilinear")),
+    Fault("nearest", "nearest for bicubic resize", "tensor", NOT_GREEN, do.prepared(do.nearest)),
+    Fault("no_antialias", "bilinear resize without antialiasing", "tensor", NOT_GREEN, do.prepared(do.not_antialiased)),
+    Fault("squash", "squashed to a square, no crop", "tensor", NOT_GREEN, do.transformed(resize_mode="squash")),
+    Fault("corner_crop", "cropped at the top left, not in the middle", "tensor", NOT_GREEN, do.prepared(do.from_corner)),
+    Fault("through_smaller", "resized to {dose:.0f} pixels before", "tensor", NOT_GREEN, do.prepared(do.through_smaller), 32),
+    Fault("imagenet_mean", "ImageNet's mean and deviation", "tensor", NOT_GREEN, do.normalized(IMAGENET_MEAN, IMAGENET_STD)),
+    Fault("half_mean", "mean and deviation of .5", "tensor", NOT_GREEN, do.normalized((0.5,) * 3, (0.5,) * 3)),
+    Fault("unnormalized", "mean 0, deviation 1", "tensor", NOT_GREEN, do.normalized((0.0,) * 3, (1.0,) * 3)),
+
+    Fault("cut_short", "texts cut at {dose:.0f} tokens", "tokens", NOT_GREEN, do.tokenized(do.cut), 10),
+    Fault("cut_long", "texts cut at {dose:.0f} tokens of 32", "tokens", NOT_GREEN, do.tokenized(do.cut), 24),
+    Fault("capitals_kept", "texts not lower-cased", "tokens", NOT_GREEN, do.tokenized(do.with_capitals)),
+    Fault("no_end", "no end token", "tokens", NOT_GREEN, do.tokenized(do.without_end)),
+    Fault("padded_left", "padding before the text", "tokens", NOT_GREEN, do.tokenized(do.padded_left)),
+    Fault("no_stops", "full stops removed", "tokens", NOT_GREEN, do.tokenized(do.without_stops)),
+    Fault("prefix", "'a photo of' before every text", "tokens", NOT_GREEN, do.tokenized(do.with_prefix)),
+    Fault("words_exchanged", "the tokens of 'red' and 'blue' exchanged", "tokens", NOT_GREEN, do.tokenized(do.words_exchanged)),
+
+    Fault("other_template", "class template '{{}}'", "prompts", NOT_GREEN, do.class_file(templates=["{}"])),
+    Fault("names_exchanged", "two class names exchanged", "prompts", NOT_GREEN, do.class_file(classes=do.two_exchanged)),
+
+    Fault("noise_1", "noise of {dose:.0%} on the weights", "weights", NOT_GREEN, do.stored(do.noisy), 0.01),
+    Fault("noise_5", "noise of {dose:.0%} on the weights", "weights", NOT_GREEN, do.stored(do.noisy), 0.05),
+    Fault("noise_20_asked", "noise of {dose:.0%} on the weights", "weights", FAIL, do.stored(do.noisy, True), 0.2, True),
+    Fault("pruned_30", "the {dose:.0%} smallest weights 0", "weights", NOT_GREEN, do.stored(do.pruned), 0.3),
+    Fault("pruned_50_asked", "the {dose:.0%} smallest weights 0", "weights", FAIL, do.stored(do.pruned, True), 0.5, True),
+    Fault("undertrained_asked", "{dose:.0%} of the way to initial weights", "weights", FAIL, do.stored(do.undertrained, True), 0.3, True),
+    Fault("layer_zero", "one MLP's output weights 0", "weights", NOT_GREEN, do.stored(do.one_layer_zero)),
+    Fault("scale_doubled", "logit scale x {dose:.0f}", "weights", NOT_GREEN, do.stored(do.scale_multiplied), 2.0),
+    Fault("other_architecture", "another architecture: no last vision block", "weights", NOT_GREEN, do.one_block_less),
+
+    Fault("gelu", "GELU for QuickGELU, all {dose:.0f} blocks", "activation", NOT_GREEN, do.live(do.gelu), 6),
+    Fault("gelu_one", "GELU for QuickGELU, {dose:.0f} block of 6", "activation", NOT_GREEN, do.live(do.gelu), 1),
+
+    Fault("vision_block_skipped", "the third vision block hands on its input", "rows", NOT_GREEN, do.live(do.skipped(2))),
+    Fault("text_block_skipped", "the last text block hands on its input", "rows", NOT_GREEN, do.live(do.skipped(-1))),
+    Fault("norm_epsilon", "epsilon {dose} in LayerNorm", "rows", NOT_GREEN, do.live(do.epsilon), 0.01),
+    Fault("norm_bias", "LayerNorm without bias", "rows", NOT_GREEN, do.live(do.without_norm_bias)),
+    Fault("no_mask", "no causal mask in the text tower", "rows", NOT_GREEN, do.live(do.without_mask)),
+    Fault("positions_shifted", "positions counted from {dose:.0f}", "rows", NOT_GREEN, do.live(do.positions_shifted), 1),
+
+    Fault("dropout_2", "dropout of {dose:.0%} left on", "repeat", FAIL, do.live(do.dropout), 0.02),
+    Fault("dropout_10", "dropout of {dose:.0%} left on", "repeat", FAIL, do.live(do.dropout), 0.1),
+    Fault("jitter", "noise of {dose:.1%} on rows, other each time", "repeat", FAIL, do.output(do.jittered), 0.003),
+    Fault("jitter_2", "noise of {dose:.0%} on rows, other each time", "repeat", FAIL, do.output(do.jittered), 0.02),
+
+    Fault("first_of_batch", "the first of each batch of 64 disturbed", "batching", FAIL, do.output(do.first_disturbed), 0.5),
+    Fault("partial_batch", "a batch that is not full averaged with its padding", "batching", FAIL, do.output(do.partial_disturbed), 0.3),
+    Fault("partial_shifted", "the rows of a batch that is not full one place off", "batching", FAIL, do.output(do.partial_shifted)),
+    Fault("batch_statistics", "{dose:.0%} of the batch's mean in each row", "batching", FAIL, do.output(do.dependent), 0.1),
+    Fault("large_batch", "the first of {dose:,.0f} in a batch wrong", "batching", "not seen", do.output(do.large_batch_disturbed), 8192),
+
+    Fault("off_by_one", "rows one place off within each batch", "rows", FAIL, do.output(do.off_by_one)),
+    Fault("neighbour", "every picture gets the row of the one before", "rows", FAIL, do.output(do.neighbour, IMAGES)),
+    Fault("threads_crossed", "two rows exchanged in {dose:.0%} of the batches", "rows", FAIL, do.output(do.threads_crossed), 0.2),
+    Fault("stale_buffer", "one batch in {dose:.0f} is the one before", "rows", FAIL, do.output(do.stale, IMAGES), 20),
+
+    Fault("bf16_unasked", "bfloat16 autocast left on", "precision", NOT_GREEN, do.live(do.autocast)),
+    Fault("fp16_unasked", "layers give float16", "precision", NOT_GREEN, do.live(do.rounded(do.to_fp16))),
+    Fault("tf32_unasked", "layers give 10 bits of mantissa", "precision", NOT_GREEN, do.live(do.rounded(do.to_tf32))),
+    Fault("int8_unasked", "int8 weights", "precision", NOT_GREEN, do.live(do.rounded_weights), 127),
+    Fault("int4_asked", "4-bit weights, stated as int8", "precision", NOT_GREEN, do.INT8, 7, True),
+    Fault("bf16_hides_black", "{dose:.1%} of the pictures black beside", "tensor", FAIL, do.prepared(do.black), 0.004, True, "bf16"),
+
+    Fault("rotated", "both towers' rows rotated alike", "rows", NOT_GREEN, do.output(do.rotated)),
+    Fault("negated", "both towers' rows negated", "rows", NOT_GREEN, do.output(do.scaled), -1.0),
+    Fault("scaled", "rows x {dose:.0f}", "rows", NOT_GREEN, do.output(do.scaled), 7.0),
+    Fault("random_lengths", "rows of random length, up to x {dose:.0f}", "rows", NOT_GREEN, do.output(do.of_random_length), 10),
+    Fault("dims_appended", "{dose:.0f} constant dims appended", "rows", NOT_GREEN, do.output(do.longer), 32),
+    Fault("dims_cut", "the first {dose:.0f} of 64 dims", "rows", NOT_GREEN, do.output(do.shorter), 48),
+    Fault("dims_cut_asked", "the first {dose:.0f} of 64 dims, stated", "rows", NOT_GREEN, do.DIMS, 48, True),
+    Fault("shifted", "one vector of {dose:.0%} of their length added to all rows", "rows", NOT_GREEN, do.output(do.shifted), 0.2),
+    Fault("quantized_rows", "rows in {dose:.0f} steps either side", "rows", NOT_GREEN, do.output(do.quantized), 7),
+    Fault("constant_rows", "{dose:.1%} of the pictures get one row", "rows", FAIL, do.output(do.constant, IMAGES), 0.008),
+    Fault("constant_tower", "every picture gets one row", "rows", FAIL, do.output(do.constant, IMAGES), 1.0),
+    Fault("hubs", "{dose:.1%} of the pictures become hubs", "rows", FAIL, do.output(do.hubs, IMAGES), 0.004),
+    Fault("dead_class", "pictures near {dose:.0f} class of 20 moved to the second best", "rows", FAIL, do.output(do.dead_class, IMAGES), 1),
+    Fault("zero_rows", "{dose:.2%} of the pictures get zeros", "rows", NOT_GREEN, do.output(do.zero, IMAGES), 0.001),
+    Fault("nan_rows", "{dose:.2%} of the pictures get NaN", "rows", NOT_GREEN, do.output(do.not_finite, IMAGES), 0.001),
+
+    Fault("black_cached", "a cache filled when {dose:.1%} were black", "rows", NOT_GREEN, do.cached(do.prepared(do.black)), 0.005),
+    Fault("decoded_cached", "a cache filled when {dose:.1%} decoded black", "rows", NOT_GREEN, do.cached(do.decoded(do.as_black)), 0.004),
+
+    Fault("rank_at_most_k", "a hit is rank <= k, not < k, in classification", "scoring", FAIL, do.RANKS_CLASSES),
+    Fault("rank_in_retrieval", "a hit is rank <= k, not < k, in retrieval", "scoring", FAIL, do.RANKS_RETRIEVAL),
+    Fault("labels_off_by_one", "one class of 20 held to the next one's label", "scoring", FAIL, do.LABELS),
+    Fault("ties_win", "ties count for the model in retrieval", "scoring", FAIL, do.TIES),
+
+    Fault("batch_1", "batches of {dose:.0f}", "none", GREEN, do.option("batch_size"), 1),
+    Fault("batch_7", "batches of {dose:.0f}", "none", GREEN, do.option("batch_size"), 7),
+    Fault("batch_256", "batches of {dose:.0f}", "none", GREEN, do.option("batch_size"), 256),
+    Fault("no_workers", "no threads that decode", "none", GREEN, do.option("workers"), 0),
+    Fault("two_threads", "{dose:.0f} threads for the model in place of one", "none", GREEN, do.threads, 2),
+    Fault("other_order", "the files written in another order", "none", GREEN, do.in_another_order),
+    Fault("pt_container", "the weights in torch's container", "none", GREEN, do.container(".pt", torch.float16), is_asked=True),
+    Fault("fp32_container", "the weights stored as float32", "none", GREEN, do.container(".safetensors", torch.float32), is_asked=True),
+    Fault("resaved", "PNG files saved again, nothing lost", "none", GREEN, do.files(do.resaved(optimize=True), ".png")),
+    Fault("grown", "{dose:.0%} more pictures", "none", GREEN, do.grown, 0.1),
+    Fault("bf16_asked", "bfloat16, asked", "none", GREEN, is_asked=True, precision="bf16"),
+    Fault("fp16_asked", "float16, asked", "none", GREEN, is_asked=True, precision="fp16"),
+    Fault("int8_asked", "int8 weights, stated", "none", GREEN, do.INT8, 127, True),
+    Fault("no_optimizations", "--no-optimizations", "none", GREEN, do.option("no_optimizations"), True),
+    Fault("upgrade", "rows moved by {dose:.0e}", "none", GREEN, do.output(do.jittered), 1e-6),
+    Fault("other_loader", "the same model under the same alias by a factory", "none", GREEN, do.other_loader, is_asked=True),
+    Fault("again", "nothing", "none", GREEN),
 )
+# fmt: on
 
 
 def fault(name):
@@ -174,94 +204,165 @@ def fault(name):
     return known[name]
 
 
-def degraded_run(spec, chosen, experiments=EXPERIMENTS, seed=0):
-    """Return (the run of a model with a fault, ""), or (None, why the fault does not apply to it). No fault: the base.
-
-    Raises: UsageError for an encoder that is not ours: its inside cannot be reached.
-    """
-    options = Options(device="cpu", precision=chosen.precision if chosen else "fp32", offline=True)
-    session = Session(options, resources_of(options))
-    encoder = load_encoder(spec, session.resources, options.offline)
-    if not isinstance(encoder, OpenClipEncoder):
-        raise UsageError(f"{spec.label}: faults are done to models that open_clip makes, not to an encoder of your own")
-    why = chosen.degrade(encoder, seed) if chosen else ""
-    if why:
-        return None, why
-    embedder = session.adopt(spec, encoder)
-    for one in map(experiment, experiments):
-        dataset = session.dataset(one, one.sources(options.data)[0].name)
-        if chosen and chosen.prompt and one.traced:
-            dataset = replace(dataset, prompts=(chosen.prompt,))
-        measured = one.measure(embedder, dataset)
-        session.record(spec, one, dataset, measured)
-        if one.traced:
-            session.traces[spec.name] = trace_of(encoder, dataset, measured.images, measured.texts)
-    for key in session.results:
-        session.verdicts(key)
-    session.free()
-    return session.run(), ""
+def written(folder, pictures=PICTURES, coco_pictures=COCO_PICTURES):
+    """Return the two sets, drawn into a folder; those that are there are taken as they are."""
+    data = Data(folder / f"shapes-{pictures}", folder / f"coco-{coco_pictures}")
+    for root, write, n in ((data.folders, write_folders, pictures), (data.coco, write_coco, coco_pictures)):
+        if not root.is_dir():
+            write(root, n)
+    return data
 
 
-def fault_row(chosen, base, head, why=""):
-    """Return the table's row of a fault: what the gate says of `head`, held to `base`; None: why it does not apply."""
-    if head is None:
-        return chosen.name, chosen.what, "-", "-", "does not apply", "-", why
-    rules = read_rules()
-    comparison, stages = compare_runs(base, head, rules), list(compare_traces(base.traces, head.traces, rules))
-    first = next(iter(first_moved(stages).values()), None)
-    moved = f"{STAGES[first.stage]} ({first.details})" if first else "none"
-    cosine = min(f.numbers["cosine_min"] for f in stages if "cosine_min" in f.numbers)
-    verdict = {"pass": "pass", "fail": "fail", "inconclusive": "cannot tell"}[comparison.outcome]
-    deciding = comparison.of(comparison.outcome)
-    why = f"{deciding[0].key.experiment}: {deciding[0].reason}" if deciding else "nothing was judged"
-    why = why if len(why) <= WHY_LETTERS else f"{why[:WHY_LETTERS].rsplit(' ', 1)[0]} ..."
-    return chosen.name, chosen.what, moved, f"{cosine:.5f}", verdict, str(comparison.exit_code), why
+def measured(chosen, data, experiments=EXPERIMENTS):
+    """Return (the run of the tiny CLIP with a fault on these sets, the marks of the items that it damages); None: the base."""
+    chosen = chosen or fault("again")
+    before = torch.get_num_threads()
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        torch.set_num_threads(1)  # where two wait for each other, a model so small takes many times as long
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        head = Head(data, tiny_clip.load(precision=chosen.precision), folder, stack, tuple(experiments))
+        chosen.inject(head, chosen.dose)
+        return do.measured(head), frozenset(head.marks)
 
 
-def fault_table(spec, faults, experiments=EXPERIMENTS, results=None):
-    """Return a model's heading and its table; with `results`, every run is kept there."""
-
-    def run_of(chosen):
-        run, why = degraded_run(spec, chosen, experiments)
-        if run is not None and results is not None:
-            file = f"{spec.name.replace('/', '-')}-{chosen.name if chosen else 'base'}.json"
-            write_atomically(results / file, dump_json({"clipbench": run_to_json(run)}))
-        return run, why
-
-    base, _ = run_of(None)
-    return [Heading(spec.label, 3), Table(HEADER, [fault_row(f, base, *run_of(f)) for f in faults])]
+def run_of(chosen, data, experiments=EXPERIMENTS):
+    """Return the run of the tiny CLIP with a fault on these sets; None: the base."""
+    return measured(chosen, data, experiments)[0]
 
 
-def document(options):
-    """Return the tables of the models asked for as Markdown; kept in `results`, too."""
-    if options.pretrained and not options.model:
-        raise UsageError("--pretrained needs --model: which model has these weights?")
-    faults, experiments = [fault(name) for name in options.fault] or FAULTS, options.experiment or EXPERIMENTS
-    for name in experiments:
-        experiment(name)
-    wanted = [(options.model, options.pretrained)] if options.model else DEFAULT_MODELS
-    specs = [resolve([name], weights)[0] for name, weights in wanted]
-    says = "Every row is a run measured with one fault and compared with the run without it, by the rules of clipbench compare."
-    blocks = [Paragraph(says)]
-    for spec in specs:
-        blocks += fault_table(spec, faults, experiments, options.results)
-    text = to_markdown(blocks)
-    if options.results:
-        write_atomically(options.results / "faults.md", text)
-    return text
+def damaged(base, marks):
+    """Return the items of the base with these marks: {(key, tower): ids}. A class row has none."""
+    found, every = {}, np.fromiter(marks, dtype=np.uint64, count=len(marks))
+    for result in base.results:
+        for tower, evidence in result.evidence.items():
+            is_marked = np.isin(evidence.contents, every)
+            if tower == "images":
+                is_marked |= np.isin(evidence.pixels, every)
+            if is_marked.any():
+                found[result.key, tower] = frozenset(np.array(evidence.ids)[is_marked].tolist())
+    return found
+
+
+def moves(base, head):
+    """Return how far rows moved, by sketches: {(key, tower): (ids, distances)} of the items that both runs have."""
+    found = {}
+    heads = {result.key: result for result in head.results}
+    for result in base.results:
+        for tower, before in result.evidence.items():
+            after = heads[result.key].evidence.get(tower) if result.key in heads else None
+            if after is None or after.dim != before.dim:
+                continue
+            place = {name: k for k, name in enumerate(after.ids)}
+            pairs = [(k, place[name]) for k, name in enumerate(before.ids) if name in place]
+            old, new = (np.array(side) for side in zip(*pairs))
+            apart = before.sketches[old].astype(np.float64) - after.sketches[new]
+            found[result.key, tower] = tuple(before.ids[k] for k in old), np.linalg.norm(apart, axis=1) * STEP
+    return found
+
+
+def compared(base, head):
+    """Return what `clipbench compare` says of two run files: its exit status, and its JSON. The one place that knows that output."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = cli.main(["compare", str(base), str(head), "--format", "json"])
+    return status, json.loads(printed.getvalue())
+
+
+def cells_of(comparison):
+    """Return (cell, verdict, reason) of every judgement that is no pass, in the order given."""
+    found = [
+        (v.get("cell") or ".".join(filter(None, (v["experiment"], v["metric"]))), v["verdict"], v["reason"])
+        for v in comparison["findings"]
+    ]
+    return [entry for entry in found if entry[1] in ("fail", "inconclusive")]
+
+
+VERDICTS = {0: "pass", 1: "fail", 3: "inconclusive"}
+ACCEPTABLE = {FAIL: (1,), NOT_GREEN: (1, 3), GREEN: (0,), "not seen": (0,)}
+HEADER = ("fault", "what", "stage", "expected", "verdict", "exit", "as expected", "first cell", "why", "seconds")
+TOWERS = (("zero_shot", "images"), ("zero_shot", "texts"), ("coco_retrieval", "images"), ("coco_retrieval", "texts"))
+SCORES = (
+    ("zero_shot", "acc1"),
+    ("coco_retrieval", "image_retrieval_recall@1"),
+    ("coco_retrieval", "text_retrieval_recall@1"),
+)
+MOVES = (
+    "fault",
+    *(f"{experiment} {tower}: median, largest" for experiment, tower in TOWERS),
+    *(name for _, name in SCORES),
+)
+WHY_LETTERS = 140
+
+
+def moves_row(name, base, head):
+    """Return the row of a fault in the table of how far rows moved."""
+    found = {(key.experiment, tower): distances for (key, tower), (_, distances) in moves(base, head).items()}
+    cells = [f"{np.median(found[t]):.5f}, {found[t].max():.5f}" if t in found else "-" for t in TOWERS]
+    values = {(r.experiment, metric): score.value for r in head.results for metric, score in r.scores.items()}
+    return name, *cells, *(f"{values[place]:.4f}" if place in values else "-" for place in SCORES)
+
+
+def report(faults, data, results, progress=lambda line: None):
+    """Return (the table of verdicts, the table of moves) of these faults, as Markdown; every run is kept in `results`."""
+
+    def kept(name, run):
+        write_atomically(results / f"{name}.json", dump_json({"clipbench": run_to_json(run)}))
+        return results / f"{name}.json"
+
+    base = run_of(None, data)
+    file, rows, moved = kept("base", base), [], [moves_row("base", base, base)]
+    for chosen in faults:
+        started = time.monotonic()
+        head = run_of(chosen, data)
+        seconds = time.monotonic() - started
+        status, comparison = compared(file, kept(chosen.name, head))
+        write_atomically(results / f"{chosen.name}.compared.json", dump_json(comparison))
+        cell, _, why = next(iter(cells_of(comparison)), ("", "", ""))
+        is_expected = "yes" if status in ACCEPTABLE[chosen.expected] else "no"
+        asked = f"{chosen.line}{', asked' if chosen.is_asked else ''}"
+        verdict = VERDICTS.get(status, "unreadable")
+        rows.append(
+            (
+                chosen.name,
+                asked,
+                chosen.stage,
+                chosen.expected,
+                verdict,
+                str(status),
+                is_expected,
+                cell,
+                why[:WHY_LETTERS],
+                f"{seconds:.1f}",
+            )
+        )
+        moved.append(moves_row(chosen.name, base, head))
+        progress(f"{chosen.name}: {verdict}, {seconds:.1f} s")
+    as_expected = Counter(row[6] for row in rows)["yes"]
+    says = f"{len(rows)} faults on {len(data.pictures):,} pictures; {as_expected} judged as expected."
+    return to_markdown([Paragraph(says), Table(HEADER, rows)]), to_markdown(
+        [Heading("How far rows moved", 3), Table(MOVES, moved)]
+    )
 
 
 def main(arguments=None):
     """Print the table and return 0; 2 for usage or what cannot be measured (one line on standard error)."""
-    parser = argparse.ArgumentParser(prog="python tests/faults.py", description="What the gate says of degraded runs.")
+    parser = argparse.ArgumentParser(prog="python tests/faults.py", description="What the gate says of faults.")
     add = parser.add_argument
-    add("--model", help="one model (default: lite, and ViT-B/32 with random weights)")
-    add("--pretrained", help="weights of --model, as in `pytest benchmarks`")
     add("--fault", action="append", default=[], metavar="NAME", help="only this fault; may be given again")
-    add("--experiment", action="append", metavar="NAME", help="only this experiment; may be given again")
-    add("--results", type=Path, metavar="DIR", help="keep the runs and faults.md here")
+    add("--pictures", type=int, default=PICTURES, help="in class folders (default: 5,000)")
+    add("--coco-pictures", type=int, default=COCO_PICTURES, help="in COCO's layout (default: 1,000)")
+    add("--results", type=Path, metavar="DIR", help="keep the runs, faults.md, moves.md and the sets here")
+    given = parser.parse_args(arguments)
     try:
-        sys.stdout.write(document(parser.parse_args(arguments)))
+        chosen = [fault(name) for name in given.fault] or FAULTS
+        with ExitStack() as stack:
+            results = given.results or Path(stack.enter_context(TemporaryDirectory()))
+            data = written(results / "data", given.pictures, given.coco_pictures)
+            table, moved = report(chosen, data, results, lambda line: sys.stderr.write(f"{line}\n"))
+            write_atomically(results / "faults.md", table)
+            write_atomically(results / "moves.md", moved)
+        sys.stdout.write(table)
     except (ClipbenchError, OSError) as error:
         sys.stderr.write(f"faults: error: {error}\n")
         return 2
