@@ -13,6 +13,10 @@ from tiny_clip.drawings import CLASSES, ORIENTATION, main, pictured, scene, wher
 
 from clipbench.data.coco import coco_crops, coco_multilabel, coco_retrieval
 from clipbench.data.folders import labelled_folder
+from clipbench.errors import UsageError
+from clipbench.models import load_encoder, wrap_encoder
+from clipbench.models.device import Resources
+from clipbench.models.zoo import ModelSpec
 
 PICTURES = 400
 
@@ -84,6 +88,20 @@ def test_its_words_are_its_own(encoder):
     assert (rows[2] > 0).sum() == 4, "start, two words, end"
     assert encoder.card["vocab_size"] == len(encoder.tokenizer.encoder) < 1000
     assert encoder.tokenizer.decode(encoder.tokenizer.encode("zyxomma")).strip() == "zyxomma"
+
+
+def test_the_factory_is_a_model_of_the_command_line_and_shows_everything_there_too(one_thread):
+    spec = ModelSpec("tiny_clip:encoder", "factory", "factory")
+    found = load_encoder(spec, Resources(), offline=True)
+    assert found.identity.name == "tiny_clip:encoder"
+    assert found.observed()["tensors"]
+    assert found.optimized() is not None
+    with pytest.raises(UsageError, match="ask for that one"):
+        load_encoder(spec, Resources(precision="bf16"), offline=True)
+    assert wrap_encoder(tiny_clip.encoder(), Resources()).tokens(["a red circle"]).shape == (
+        1,
+        tiny_clip.CONTEXT_LENGTH,
+    )
 
 
 @pytest.mark.parametrize("write", [write_folders, write_coco])

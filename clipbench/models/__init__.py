@@ -15,9 +15,9 @@ def load_encoder(spec: "ModelSpec", resources: "Resources", offline: bool) -> "E
     UnknownModelError when a factory gives no encoder.
     """
     if spec.source == "factory":
-        from clipbench.models.encoder import CustomEncoder, encoder_of_factory
+        from clipbench.models.encoder import as_encoder, encoder_of_factory
 
-        return CustomEncoder(encoder_of_factory(spec.name), spec.name, resources.device, resources.precision)
+        return as_encoder(encoder_of_factory(spec.name), spec.name, resources.device, resources.precision)
     from clipbench.models.open_clip import load_directory, load_open_clip
 
     if spec.source == "lite":
@@ -29,6 +29,6 @@ def load_encoder(spec: "ModelSpec", resources: "Resources", offline: bool) -> "E
 
 def wrap_encoder(encoder: Any, resources: "Resources") -> "Encoder":
     """Return an object with encode_images and encode_texts as an encoder of the suite, named after its class."""
-    from clipbench.models.encoder import CustomEncoder
+    from clipbench.models.encoder import as_encoder
 
-    return CustomEncoder(encoder, type(encoder).__name__, resources.device, resources.precision)
+    return as_encoder(encoder, type(encoder).__name__, resources.device, resources.precision)

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipbench.errors import CheckpointError, EncoderError, UnknownModelError
+from clipbench.errors import CheckpointError, EncoderError, UnknownModelError, UsageError
 from clipbench.models.device import synchronized
 from clipbench.types import JsonObject, ModelIdentity, Tower
 
@@ -166,6 +166,22 @@ def encoder_of_factory(name: str) -> Any:
         raise CheckpointError(
             f"--model {name}: the factory failed: {type(error).__name__}: {error}; call it by hand to see where"
         ) from error
+
+
+def as_encoder(made: Any, name: str, device: str, precision: str) -> Encoder:
+    """Return an encoder of this package as it is, under this name, and any other object as a `CustomEncoder`.
+
+    Raises: UsageError when an encoder of this package was made in another precision than the session's; as `CustomEncoder`.
+    """
+    if Encoder not in type(made).__mro__:
+        return CustomEncoder(made, name, device, precision)
+    encoder: Encoder = made
+    if encoder.identity.precision != precision:
+        raise UsageError(
+            f"{name} was made in {encoder.identity.precision}, not in --precision {precision}; ask for that one"
+        )
+    encoder.identity = replace(encoder.identity, name=name)
+    return encoder
 
 
 class CustomEncoder(Encoder):
