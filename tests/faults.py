@@ -2,13 +2,15 @@
 
 A fault is done where it happens (`injections`), then everything is measured as a session measures it, and `clipbench compare` holds the
 run to the one without a fault. The doses were chosen before the gate's thresholds. One fault, on its own small sets:
-`python tests/faults.py --fault black_decoded --pictures 500 --coco-pictures 100 --results out/`.
+`python tests/faults.py --fault black_decoded --pictures 500 --coco-pictures 100 --results out/`. All: ten minutes on two idle cores; with
+`--again` the runs that are kept are judged once more, in seconds.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -30,7 +32,7 @@ from clipbench import cli
 from clipbench.embed.evidence import STEP
 from clipbench.errors import ClipbenchError, UsageError, closest
 from clipbench.report.document import Heading, Paragraph, Table, to_markdown
-from clipbench.storage import dump_json, run_to_json, write_atomically
+from clipbench.storage import dump_json, read_run, run_to_json, write_atomically
 
 Expected = Literal["fail", "not green", "green", "not seen"]
 EXPERIMENTS = ("model_card", "coco_crops", "coco_multilabel", "coco_retrieval", "zero_shot")
@@ -303,46 +305,42 @@ def moves_row(name, base, head):
     return name, *cells, *(f"{values[place]:.4f}" if place in values else "-" for place in SCORES)
 
 
-def report(faults, data, results, progress=lambda line: None):
-    """Return (the table of verdicts, the table of moves) of these faults, as Markdown; every run is kept in `results`."""
+def kept(chosen, data, results, is_judged_again=False):
+    """Return (the run, its file, the marks) of a fault, measured and kept in `results`, or as it was kept there before."""
+    name = chosen.name if chosen else "base"
+    file, marked = results / f"{name}.json", results / f"{name}.marks.json"
+    if is_judged_again and file.exists():
+        return read_run(file), file, frozenset(json.loads(marked.read_text()))
+    run, marks = measured(chosen, data)
+    write_atomically(file, dump_json({"clipbench": run_to_json(run)}))
+    write_atomically(marked, dump_json(sorted(marks)))
+    return run, file, marks
 
-    def kept(name, run):
-        write_atomically(results / f"{name}.json", dump_json({"clipbench": run_to_json(run)}))
-        return results / f"{name}.json"
 
-    base = run_of(None, data)
-    file, rows, moved = kept("base", base), [], [moves_row("base", base, base)]
+def verdict_row(chosen, status, comparison, seconds):
+    """Return the row of a fault in the table of verdicts."""
+    cell, _, why = next(iter(cells_of(comparison)), ("", "", ""))
+    what = f"{chosen.line}, asked" if chosen.is_asked else chosen.line
+    judged = (VERDICTS.get(status, "unreadable"), str(status), "yes" if status in ACCEPTABLE[chosen.expected] else "no")
+    return chosen.name, what, chosen.stage, chosen.expected, *judged, cell, why[:WHY_LETTERS], f"{seconds:.1f}"
+
+
+def report(faults, data, results, is_judged_again=False, progress=lambda line: None):
+    """Return (the table of verdicts, the table of moves) of these faults, as Markdown; all runs and comparisons stay in `results`."""
+    base, base_file, _ = kept(None, data, results, is_judged_again)
+    rows, moved = [], [moves_row("base", base, base)]
     for chosen in faults:
         started = time.monotonic()
-        head = run_of(chosen, data)
-        seconds = time.monotonic() - started
-        status, comparison = compared(file, kept(chosen.name, head))
+        head, file, _ = kept(chosen, data, results, is_judged_again)
+        status, comparison = compared(base_file, file)
         write_atomically(results / f"{chosen.name}.compared.json", dump_json(comparison))
-        cell, _, why = next(iter(cells_of(comparison)), ("", "", ""))
-        is_expected = "yes" if status in ACCEPTABLE[chosen.expected] else "no"
-        asked = f"{chosen.line}{', asked' if chosen.is_asked else ''}"
-        verdict = VERDICTS.get(status, "unreadable")
-        rows.append(
-            (
-                chosen.name,
-                asked,
-                chosen.stage,
-                chosen.expected,
-                verdict,
-                str(status),
-                is_expected,
-                cell,
-                why[:WHY_LETTERS],
-                f"{seconds:.1f}",
-            )
-        )
+        rows.append(verdict_row(chosen, status, comparison, time.monotonic() - started))
         moved.append(moves_row(chosen.name, base, head))
-        progress(f"{chosen.name}: {verdict}, {seconds:.1f} s")
+        progress(f"{chosen.name}: {', '.join(rows[-1][4:8])}")
     as_expected = Counter(row[6] for row in rows)["yes"]
     says = f"{len(rows)} faults on {len(data.pictures):,} pictures; {as_expected} judged as expected."
-    return to_markdown([Paragraph(says), Table(HEADER, rows)]), to_markdown(
-        [Heading("How far rows moved", 3), Table(MOVES, moved)]
-    )
+    moves_table = [Heading("How far rows moved", 3), Table(MOVES, moved)]
+    return to_markdown([Paragraph(says), Table(HEADER, rows)]), to_markdown(moves_table)
 
 
 def main(arguments=None):
@@ -353,19 +351,27 @@ def main(arguments=None):
     add("--pictures", type=int, default=PICTURES, help="in class folders (default: 5,000)")
     add("--coco-pictures", type=int, default=COCO_PICTURES, help="in COCO's layout (default: 1,000)")
     add("--results", type=Path, metavar="DIR", help="keep the runs, faults.md, moves.md and the sets here")
+    add(
+        "--again",
+        action="store_true",
+        help="judge the runs that are in --results again, measure only those that are not",
+    )
     given = parser.parse_args(arguments)
+    logging.disable(logging.WARNING)  # open_clip's, that a model has no weights yet
     try:
         chosen = [fault(name) for name in given.fault] or FAULTS
         with ExitStack() as stack:
             results = given.results or Path(stack.enter_context(TemporaryDirectory()))
             data = written(results / "data", given.pictures, given.coco_pictures)
-            table, moved = report(chosen, data, results, lambda line: sys.stderr.write(f"{line}\n"))
+            table, moved = report(chosen, data, results, given.again, lambda line: sys.stderr.write(f"{line}\n"))
             write_atomically(results / "faults.md", table)
             write_atomically(results / "moves.md", moved)
         sys.stdout.write(table)
     except (ClipbenchError, OSError) as error:
         sys.stderr.write(f"faults: error: {error}\n")
         return 2
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
 
 

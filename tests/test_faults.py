@@ -1,6 +1,5 @@
 """The faults: each changes what it says and nothing else, at the dose that stands in its table."""
 
-import json
 from dataclasses import replace
 
 import injections
@@ -208,7 +207,11 @@ def test_the_command_prints_the_table_and_keeps_runs_and_moves(tmp_path, capsys)
     assert "| again |" in (tmp_path / "moves.md").read_text()
     status, comparison = compared(tmp_path / "base.json", tmp_path / "again.json")
     assert comparison["exit_code"] == status
-    assert json.loads((tmp_path / "bgr.json").read_text())["clipbench"]
+    kept = (tmp_path / "bgr.json").read_bytes()
+    assert main([*arguments, "--again"]) == 0
+    assert (tmp_path / "bgr.json").read_bytes() == kept, "judged again, not measured again"
+    assert main([*arguments, "--fault", "rotated"]) == 0
+    assert (tmp_path / "bgr.json").read_bytes() != kept
 
 
 def test_an_unknown_fault_is_refused_with_the_closest_name(capsys):
