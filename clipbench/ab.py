@@ -280,7 +280,7 @@ def _row(ratio: Ratio) -> tuple[str, ...]:
     interval = "-" if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
     better, worse = ("less", "more") if spec.kind == "bytes" else ("faster", "slower")
     change = f"{abs(ratio.ratio - 1):.1%} {better if ratio.direction == 'better' else worse}"
-    shown = "no difference shown" if ratio.direction == "cannot tell" else change
+    shown = "no difference shown" if ratio.direction == "inconclusive" else change
     return (ratio.metric, *values, f"{ratio.ratio:.3f}", interval, shown, WORDS[ratio.verdict])
 
 

@@ -58,9 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, help="a run's JSON file")
     report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
     _add_compare(commands)
-    power = commands.add_parser("power", help="print which drop the gate detects nine times in ten, by number of items")
-    power.add_argument("--tolerance", type=float, default=0.01, metavar="VALUE", help="allowed drop (default: 0.01)")
-    power.add_argument("--alpha", type=float, default=0.05, metavar="A", help="one-sided error rate (default: 0.05)")
+    _add_power(commands)
     _add_ab(commands)
     _add_cache(commands)
     return parser
@@ -96,6 +94,27 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--activation", choices=("quickgelu", "gelu"), help="its activation, where a checkpoint does not say it")
     add("--offline", action="store_true", help="take its weights from the caches only (HF_HUB_OFFLINE=1 too)")
     # fmt: on
+
+
+def _add_power(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    power = commands.add_parser(
+        "power",
+        help="before a run: what a number of items decides, or how many items decide a drop",
+        description="Without --items and --drop: a table of sizes. Each number is for one metric, and beside it for the worst of six "
+        "that are judged together.",
+    )
+    add = power.add_argument
+    asked = power.add_mutually_exclusive_group()
+    asked.add_argument("--items", type=int, metavar="N", help="say which drop so many items decide")
+    asked.add_argument("--drop", type=float, metavar="D", help="say how many items decide this drop, a fraction")
+    add(
+        "--flips",
+        type=float,
+        metavar="F",
+        help="share of items that flip without any drop (default: 0, .01, .05 and .1)",
+    )
+    add("--tolerance", type=float, default=0.01, metavar="VALUE", help="allowed drop (default: 0.01)")
+    add("--alpha", type=float, default=0.05, metavar="A", help="one-sided error rate (default: 0.05)")
 
 
 def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -232,21 +251,39 @@ def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Ru
 
 def _power(options: argparse.Namespace) -> int:
     from clipbench.judge.tolerances import check_alpha
-    from clipbench.statistics import power_table
+    from clipbench.statistics import POWER_FLIPS, POWER_SIZES, TOGETHER, items_that_decide, power_table
 
-    tolerance, alpha = options.tolerance, options.alpha
+    tolerance, alpha, drop = options.tolerance, options.alpha, options.drop
     check_alpha(alpha, "--alpha")
     if not 0 <= tolerance < 1:
         raise UsageError(f"--tolerance {tolerance}: expected a fraction such as 0.01")
-    lines = [
-        f"Drop of a rate that is detected 9 times in 10 (one metric, one-sided alpha {alpha:g}, allowed drop {tolerance:g}).",
-        "flips: share of items that flip without any drop, half of them either way.",
-        "",
-        f"{'n':>7}  {'flips':>6}  {'excluded if none flips':>22}  {'shown to drop':>13}  {'failed by the gate':>18}",
-    ]
-    for row in power_table(tolerance, alpha):
-        cells = ["none" if drop is None else f"{drop:.4f}" for drop in (row.significant, row.failed)]
-        lines.append(f"{row.n:>7,}  {row.discordance:>6.2f}  {row.clean_bound:>22.4f}  {cells[0]:>13}  {cells[1]:>18}")
+    if drop is not None and not 0 < drop < 1:
+        raise UsageError(f"--drop {drop}: expected a fraction between 0 and 1, such as 0.01")
+    if options.items is not None and options.items < 1:
+        raise UsageError(f"--items {options.items}: expected 1 or more")
+    if options.flips is not None and not 0 <= options.flips < 1:
+        raise UsageError(f"--flips {options.flips}: expected a fraction from 0 up to 1, such as 0.01")
+    flips = POWER_FLIPS if options.flips is None else (options.flips,)
+    lines = [f"9 times in 10, one-sided alpha {alpha:g}; six: the worst of six metrics that are judged together."]
+    lines += ["flips: share of items that flip without any drop, half of them either way."]
+    if drop is not None:
+        lines += [f"A drop of {drop:g} is decided (excluded where there is none) from so many items on:", ""]
+        lines += [f"{'flips':>6}  {'one metric':>10}  {'six':>7}"]
+        for share in flips:
+            one, six = (items_that_decide(share, drop, alpha, tests) for tests in (1, TOGETHER))
+            lines.append(f"{share:>6g}  {one:>10,}  {six:>7,}")
+    else:
+        lines += [
+            f"excluded: so large a drop, where there is none; failed: by the gate, with an allowed drop of {tolerance:g}.",
+            "",
+        ]
+        lines += [
+            f"{'n':>7}  {'flips':>6}  {'excluded: one metric':>20}  {'six':>6}  {'failed: one metric':>18}  {'six':>6}"
+        ]
+        for row in power_table(tolerance, alpha, [options.items] if options.items else POWER_SIZES, flips):
+            failed = ["none" if found is None else f"{found:.4f}" for found in row.failed]
+            excluded = f"{row.excluded[0]:>20.4f}  {row.excluded[1]:>6.4f}"
+            lines.append(f"{row.n:>7,}  {row.flips:>6g}  {excluded}  {failed[0]:>18}  {failed[1]:>6}")
     print("\n".join(lines))
     return 0
 

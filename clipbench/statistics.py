@@ -24,12 +24,14 @@ Values = Sequence[float] | npt.NDArray[Any]
 Clusters = Sequence[str] | Sequence[int] | npt.NDArray[Any]
 Counts = float | npt.NDArray[np.float64]
 Interval = tuple[float, float]
-Direction = Literal["better", "worse", "cannot tell"]
+Direction = Literal["better", "worse", "inconclusive"]
 
 CELLS_AT_ONCE = 1 << 20
 POWER = 0.9
 POWER_SIZES = (100, 500, 5_000, 25_000)
-POWER_DISCORDANCES = (0.0, 0.01, 0.05, 0.10)
+POWER_FLIPS = (0.0, 0.01, 0.05, 0.10)
+TOGETHER = 6
+"""Metrics of one result in the tables of power: the recalls of a retrieval."""
 EXACT_UP_TO = 50
 """Items per side up to which `accuracy_difference_interval` is exact; its grid of unknown rates and its first step follow."""
 NUISANCE_POINTS = 401
@@ -305,16 +307,16 @@ def _correlation(p: Float64s, q: Float64s) -> Float64s:
 
 @dataclass(frozen=True)
 class PowerRow:
-    """For `n` independent outcomes of which the share `discordance` flips without any drop, half of them either way.
+    """For `n` independent outcomes of which the share `flips` flips without any drop, half of them either way.
 
-    `clean_bound`: the drop excluded when nothing flips. `significant`, `failed`: the drop that is so nine times in ten, if any.
+    `excluded`: the drop that is excluded nine times in ten where there is none; `failed`: the drop that the gate fails nine times in
+    ten, None where it fails none. Each for one metric, and for the worst of six that are judged together.
     """
 
     n: int
-    discordance: float
-    clean_bound: float
-    significant: float | None
-    failed: float | None
+    flips: float
+    excluded: tuple[float, float]
+    failed: tuple[float | None, float | None]
 
 
 def gate_power(n: int, drop: float, discordance: float, tolerance: float, alpha: float = 0.05) -> float:
@@ -358,18 +360,98 @@ def failed_drop(n: int, discordance: float, tolerance: float, alpha: float = 0.0
     return high
 
 
-def power_table(tolerance: float, alpha: float = 0.05) -> list[PowerRow]:
-    """Return one row per size and discordance."""
+def pass_chance(n: int, flips: float, tolerance: float, alpha: float = 0.05) -> float:
+    """Return how often the gate passes a head without a drop: `drop_bounds` excludes one of `tolerance`.
+
+    `flips`: the share of the n items that flip, half of them either way. One metric.
+    Raises: ValueError for n < 1, flips outside 0..1, and as `drop_bounds`.
+    Source: exact power, summed over the number of flips (binomial) and of losses among them (binomial). The most losses that pass
+    are calculated for 17 numbers of flips, and lie on a smooth curve between them.
+    """
+    if n < 1 or not 0 <= flips <= 1:
+        raise ValueError(f"n {n}, flips {flips}: expected n >= 1 and a share of the items from 0 to 1")
+    from scipy.special import bdtr
+    from scipy.stats import binom
+
+    reach = 6 * math.sqrt(n * flips * (1 - flips)) + 6
+    numbers = np.arange(max(0, math.floor(n * flips - reach)), min(n, math.ceil(n * flips + reach)) + 1)
+    nodes = np.unique(np.linspace(numbers[0], numbers[-1], 17).round())
+    passing = nodes / 2
+    for _ in range(6):  # Newton's steps: another loss in place of a gain moves the bound by about 2 / n
+        excess = drop_bounds(passing, nodes - passing, n, alpha)[1] - tolerance
+        passing = np.clip(passing - excess * n / 2, 0, nodes)
+    passing = np.where(drop_bounds(0 * nodes, nodes, n, alpha)[1] <= tolerance, passing, -1.0)
+    most = np.floor(np.interp(numbers, nodes, passing) + 1e-3)
+    chance = np.where(most < 0, 0.0, bdtr(np.clip(most, 0, numbers), numbers, 0.5))
+    return float(np.sum(binom.pmf(numbers, n, flips) * chance))
+
+
+def items_that_decide(flips: float, tolerance: float, alpha: float = 0.05, tests: int = 1, power: float = POWER) -> int:
+    """Return from how many items on a head without a drop passes with probability `power`, to 2 % where passing jumps with n.
+
+    `flips`: the share of items that flip without any drop; `tests`: how many metrics have to pass together. Each then passes with
+    probability power ** (1 / tests), which is enough where they are independent and more than enough where they are not; Holm asks
+    alpha of the last of them and less of those before, which adds 1 or 2 % that are not counted. From 1 % of flips on a rule of
+    thumb is 8.6 flips / tolerance ** 2 for one metric, 14 for six. Fewer than log(alpha) / log(1 - tolerance) items never pass.
+    Raises: ValueError for tests < 1, a tolerance or power outside 0..1 (exclusive), and as `pass_chance`.
+    Source: `pass_chance`, inverted.
+    """
+    if tests < 1 or not 0 < tolerance < 1 or not 0 < power < 1:
+        raise ValueError(
+            f"tests {tests}, tolerance {tolerance}, power {power}: expected tests >= 1 and fractions such as 0.01 and 0.9"
+        )
+    wanted = power ** (1 / tests)
+
+    def passes(n: int) -> bool:
+        return bool(pass_chance(n, flips, tolerance, alpha) >= wanted)
+
+    quantiles = NormalDist().inv_cdf(1 - alpha) + NormalDist().inv_cdf(wanted)
+    fewest = math.ceil(math.log(alpha) / math.log1p(-tolerance))
+    high = fewest + math.ceil(flips * (quantiles / tolerance) ** 2)
+    while not passes(high):
+        high += math.ceil(high / 8)
+    low = high
+    while low >= fewest and passes(
+        low
+    ):  # the chance of passing falls a little before each number of items that forgives one more loss
+        high, low = low, low - math.ceil(low / 50)
+    low = max(low, fewest - 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(middle) else (middle, high)
+    return high
+
+
+def decided_drop(n: int, flips: float, alpha: float = 0.05, tests: int = 1, power: float = POWER) -> float:
+    """Return the smallest drop that n items decide, to three digits: where there is none, it is excluded with probability `power`.
+
+    It is the smallest tolerance with which n items pass. Arguments and `Source:` as `items_that_decide`, of which it is the inverse.
+    Raises: ValueError as `pass_chance`.
+    """
+    low, high = 0.0, 1.0
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        enough = pass_chance(n, flips, middle, alpha) >= power ** (1 / tests)
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def power_table(
+    tolerance: float,
+    alpha: float = 0.05,
+    sizes: Sequence[int] = POWER_SIZES,
+    flips: Sequence[float] = POWER_FLIPS,
+) -> list[PowerRow]:
+    """Return one row per size and share of flips. The worst of six fails at alpha / 6 (Holm)."""
     return [
         PowerRow(
             n,
-            discordance,
-            1 - alpha ** (1 / n),
-            failed_drop(n, discordance, 0.0, alpha),
-            failed_drop(n, discordance, tolerance, alpha),
+            share,
+            (decided_drop(n, share, alpha), decided_drop(n, share, alpha, TOGETHER)),
+            (failed_drop(n, share, tolerance, alpha), failed_drop(n, share, tolerance, alpha / TOGETHER)),
         )
-        for n in POWER_SIZES
-        for discordance in POWER_DISCORDANCES
+        for n in sizes
+        for share in flips
     ]
 
 
@@ -509,7 +591,7 @@ def judged_ratio(
     ratios = tuple(r for r, _, _ in rounds)
     logs = [math.log(r) for r in ratios]
     centre, low, high = statistics.fmean(logs), None, None
-    direction: Direction = "cannot tell"
+    direction: Direction = "inconclusive"
     verdict: Outcome = "inconclusive"
     if len(logs) > 1:
         from scipy.special import stdtrit

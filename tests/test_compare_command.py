@@ -196,14 +196,34 @@ def test_compare_and_power_import_no_torch(pair):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_power_prints_the_drop_for_each_size(capsys):
+def test_power_prints_for_each_size_what_one_metric_decides_and_the_worst_of_six(capsys):
     assert main(["power"]) == 0
     text = capsys.readouterr().out
     assert all(f"{n:>7,}  " in text for n in (100, 500, 5_000, 25_000))
-    assert "0.0784" in text
+    assert "excluded: one metric     six  failed: one metric     six" in text
+    assert "0.0784  0.1029" in text
 
 
-@pytest.mark.parametrize("options", [["--tolerance", "2"], ["--alpha", "0.9"]])
+def test_power_says_before_a_run_what_a_number_of_items_decides(capsys):
+    assert main(["power", "--items", "4500", "--flips", "0.05"]) == 0
+    *_, header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["n", "flips"]
+    assert row.split()[:3] == ["4,500", "0.05", "0.0099"]
+    main(["power", "--items", "4500"])
+    assert capsys.readouterr().out.count("4,500") == 4
+
+
+def test_power_says_before_a_run_how_many_items_decide_a_drop(capsys):
+    assert main(["power", "--drop", "0.01", "--flips", "0.001"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["0.001", "473", "628"]
+    main(["power", "--drop", "0.02"])
+    assert capsys.readouterr().out.splitlines()[-4].split() == ["0", "149", "149"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--tolerance", "2"], ["--alpha", "0.9"], ["--items", "0"], ["--drop", "1"], ["--drop", "nan"], ["--flips", "1"]],
+)
 def test_power_of_what_cannot_be_is_exit_code_2(capsys, options):
     assert main(["power", *options]) == 2
     assert capsys.readouterr().err.count("\n") == 1
