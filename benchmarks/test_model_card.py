@@ -10,4 +10,4 @@ pytestmark = pytest.mark.experiment("model_card")
 )
 def test_card_equals_the_published_one(subject, metric):
     """Exact equality with the published card; holds for random weights too."""
-    subject.require("model_card", metric, kind="published")
+    subject.require("model_card", metric)

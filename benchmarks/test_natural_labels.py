@@ -7,4 +7,4 @@ pytestmark = pytest.mark.experiment("natural_labels")
 
 def test_winning_labels_equal_the_published_ones(subject):
     """Where somebody published the figure of this model and these weights: the winners, and their probabilities."""
-    subject.require("natural_labels", kind="published")
+    subject.require("natural_labels")

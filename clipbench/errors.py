@@ -19,7 +19,7 @@ UNREADABLE: Final = 2
 EXIT: Final[Mapping[str, Mapping[Outcome, int]]] = {
     "compare": {"pass": 0, "fail": 1, "inconclusive": 3, "note": 3},
     "session": {"pass": 0, "fail": 1, "inconclusive": 0, "note": 0},
-    "session --require-all": {"pass": 0, "fail": 1, "inconclusive": 1, "note": 0},
+    "session --require-all": {"pass": 0, "fail": 1, "inconclusive": 1, "note": 1},
 }
 """Exit code by command (`ab` has those of `compare`) and `overall` outcome."""
 

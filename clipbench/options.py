@@ -84,7 +84,7 @@ def add_options(parser: pytest.Parser) -> None:
     add("--save-embeddings", action="store_true",
         help="save the rows of retrieval experiments in DIR/embeddings, for `clipbench compare --index`")
     add("--offline", action="store_true", help="open no internet connection (HF_HUB_OFFLINE=1 means the same)")
-    add("--require-all", action="store_true", help="skips and inconclusive verdicts fail: what CI uses")
+    add("--require-all", action="store_true", help="what is skipped, inconclusive, or held to nothing fails: what CI uses")
     # fmt: on
 
 

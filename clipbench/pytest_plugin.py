@@ -308,9 +308,21 @@ class BenchmarkSession:
         unloaded = [f"{name} could not be loaded" for name in measured.failed_to_load() if name not in reported]
         self._judged, missed = self._against_references(run, timings)
         self._to_junit(self._judged)
-        self._problems += [*unloaded, *(f"{reference} does not hold" for reference in missed)]
+        unheld = self._held_to_nothing(self._judged)
+        self._problems += [*unloaded, *(f"{reference} does not hold" for reference in missed), *unheld]
         self._lines += [f"NOTE: {problem}" for problem in measured.cache_problems]
-        return bool(missed or measured.failed_to_load() or self._errors)
+        return bool(missed or unheld or measured.failed_to_load() or self._errors)
+
+    def _held_to_nothing(self, run: Run) -> list[str]:
+        """What --require-all fails though no test did: models that were measured, and held to no reference."""
+        from clipbench.judge.references import judged_by
+
+        if not self.options.require_all:
+            return []
+        what = "was measured and held to no reference (--require-all); give one: --baseline run.json"
+        found = [f"{label} {what}" for label, kinds in judged_by(run).items() if not kinds]
+        self._lines += [f"FAIL: {line}" for line in found]
+        return found
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:
@@ -415,7 +427,7 @@ class BenchmarkSession:
         from clipbench.models.zoo import zoo
         from clipbench.report.summary import terminal_lines
 
-        terminalreporter.section("clipbench")
+        terminalreporter.write_sep("=", "clipbench", bold=True)
         run = self._judged or self.session.run()
         for line in (*terminal_lines(run, self._ranked, self._problems), *self._lines):
             terminalreporter.write_line(line)
@@ -456,32 +468,22 @@ class Subject:
             for k, key in enumerate(keys)
         ]
 
-    def require(self, experiment: str, *metrics: str, kind: str | None = None, dataset: str | None = None) -> Result:
-        """Assert that no verdict of these metrics (all, when none is named) and this kind fails; return the result.
+    def require(self, experiment: str, *metrics: str, dataset: str | None = None) -> Result:
+        """Assert that no reference that speaks of these metrics (all, when none is named) fails; return the result.
 
-        Skips where nothing is claimed of this model. Under --require-all an inconclusive verdict, random weights and images that
-        are broken or absent fail.
+        Where none speaks of this model it was measured, which is all that is asserted. Under --require-all an inconclusive verdict and
+        images that are broken or absent fail.
         """
-        from clipbench.session import RANDOM_REASON
-
         (result,) = self.measure(experiment, dataset=dataset)
         if self._require_all and (lost := result.provenance.left_out):
             pytest.fail(f"{experiment} of {self.spec.label}: {lost} (--require-all)", pytrace=False)
-        judged = self._session.verdicts(result.key)
-        verdicts = [v for v in judged if v.metric in (metrics or (v.metric,)) and v.kind == (kind or v.kind)]
+        verdicts = [v for v in self._session.verdicts(result.key) if v.metric in (metrics or (v.metric,))]
         for verdict in verdicts:
             self._note(result, verdict)
         failing = [v for v in verdicts if v.outcome == "fail" or (self._require_all and v.outcome == "inconclusive")]
         if failing:
-            lines = [f"{v.outcome}: {v.reason}\n    {v.kind} reference: {v.reference}" for v in failing]
-            pytest.fail(f"{experiment} of {self.spec.label}\n  " + "\n  ".join(lines), pytrace=False)
-        if not verdicts and result.model.is_random:
-            self.skip(result.key, RANDOM_REASON)
-        if not verdicts:
-            what = ", ".join(metrics) or experiment
-            reference = "published value" if kind == "published" else kind or "reference"
-            where = f"{what} of {self.spec.label} in {result.model.precision}"
-            pytest.skip(f"no {reference} is stated for {where}: shown only")
+            lines = [f"{v.outcome}: {v.finding}\n    {v.kind} reference: {v.reference}" for v in failing]
+            pytest.fail(f"{result.key}\n  " + "\n  ".join(lines), pytrace=False)
         return result
 
     def skip(self, key: Key, reason: str) -> None:

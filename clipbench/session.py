@@ -46,7 +46,6 @@ SOFTWARE = (
     "clipbench", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "numpy", "pillow",
     "safetensors", "scikit-image", "pydicom", "pycocotools", "scipy", "pytest", "pytest-benchmark",
 )  # fmt: skip
-RANDOM_REASON = "random weights: measured and recorded, not held to floors or published values"
 
 
 class NotLoadedError(ClipbenchError):
@@ -207,8 +206,6 @@ class Session:
                 write_rows(self.options.results, SavedRows.of(result, measured))
         except OSError as error:
             self.unwritten.append(f"{result.key}: {error}")
-        if result.model.is_random and not (result.is_counted or result.is_timed):
-            self.skip(result.key, RANDOM_REASON)
         return result
 
     def verdicts(self, key: Key) -> tuple[Verdict, ...]:
@@ -219,7 +216,7 @@ class Session:
         return self._verdicts[key]
 
     def skip(self, key: Key, reason: str) -> None:
-        """Note that something was not measured or judged, and why."""
+        """Note that something was not measured, and why."""
         self.skipped[key, reason] = Skip(key, reason)
 
     def failed_to_load(self) -> list[str]:
@@ -313,7 +310,8 @@ def evaluate(
     `model` is a name, a list of names, or an object with encode_images and encode_texts. `settings` are those of
     `Options.from_kwargs`: pretrained, activation, device ("auto"), precision ("fp32"), batch_size, workers, offline,
     no_optimizations, cache (a folder), and folders of data (coco, roco, zero_shot={NAME: ROOT}). Nothing is asserted: read
-    `Result.verdicts`; what cannot be had, or fails beside others, is noted in `Run.skipped`. Warns of a cache that failed.
+    `Result.verdicts`; what cannot be had, or fails beside others, is noted in `Run.skipped`. Warns of a cache that failed, and
+    where nothing could be measured.
 
     Raises: UnknownModelError, UsageError; CheckpointError, DataError, EncoderError when nothing could be measured.
     """
@@ -334,7 +332,10 @@ def evaluate(
         raise failures[0]
     for key in session.results:
         session.verdicts(key)
-    for problem in (*session.cache_problems, *(f"not measured: {error}" for error in failures)):
+    problems = [*session.cache_problems, *(f"not measured: {error}" for error in failures)]
+    if not session.results:
+        problems.append(f"nothing was measured: {'; '.join(dict.fromkeys(s.reason for s in session.skipped.values()))}")
+    for problem in problems:
         warnings.warn(problem, stacklevel=2)
     return session.run()
 

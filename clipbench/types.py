@@ -204,7 +204,7 @@ class ModelIdentity:
 
     @property
     def is_random(self) -> bool:
-        """True for seeded random weights: measured and recorded, never held to a floor or a published value."""
+        """True for seeded random weights: measured, and held to their card alone."""
         return self.pretrained.split(":")[0] == "random"
 
     @property
@@ -281,6 +281,13 @@ class Verdict:
     gained: int | None = None
     interval: tuple[float, float] | None = None
 
+    @property
+    def finding(self) -> str:
+        """The reason with the metric before it, and in comparisons the values of base and head."""
+        if self.base is not None and self.head is not None:
+            return f"{self.metric} {self.base:.4g} -> {self.head:.4g}: {self.reason}"
+        return f"{self.metric}: {self.reason}" if self.metric not in self.reason else self.reason
+
 
 @dataclass(frozen=True)
 class Result:
@@ -316,7 +323,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Skip:
-    """Something that was not measured or not held to its reference, and why."""
+    """Something that was not measured, and why."""
 
     key: Key
     reason: str
@@ -356,7 +363,7 @@ def overall(outcomes: Iterable[Verdict | Outcome]) -> Outcome:
 
 
 def by_severity(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
-    """Return the verdicts: what fails, what is undecided, notes, passes; otherwise in their order."""
+    """Return the verdicts: what fails, what is inconclusive, notes, passes; otherwise in their order."""
     return tuple(sorted(verdicts, key=lambda verdict: SEVERITY.index(verdict.outcome)))
 
 

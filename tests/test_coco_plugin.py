@@ -28,7 +28,7 @@ def root(tmp_path):
 
 
 def test_all_three_run_on_a_folder_and_leave_a_run_with_figure_and_table(run, root, pytester):
-    run("--coco", root).assert_outcomes(skipped=6)
+    run("--coco", root).assert_outcomes(passed=3)
     entry = json.loads((pytester.path / "results/run.json").read_text())["clipbench"]
     assert [r["experiment"] for r in entry["results"]] == ["coco_crops", "coco_multilabel", "coco_retrieval"]
     assert {r["dataset"]["name"] for r in entry["results"]} == {"coco_val2017"}
@@ -42,10 +42,10 @@ def test_all_three_run_on_a_folder_and_leave_a_run_with_figure_and_table(run, ro
 def test_a_folder_that_lacks_a_part_of_the_layout_skips_what_needs_it_and_names_it(run, root, absent):
     (root / absent).rename(root / "elsewhere")
     result = run("--coco", root)
-    result.assert_outcomes(skipped=6)
+    needing = {"annotations/instances_val2017.json": 2, "annotations/captions_val2017.json": 1, "val2017": 3}[absent]
+    result.assert_outcomes(skipped=needing, passed=3 - needing)
     result.stdout.fnmatch_lines([f"*lacks {absent}*; expected COCO's official layout: val2017/*"])
-    needing = {"annotations/instances_val2017.json": 4, "annotations/captions_val2017.json": 2, "val2017": 6}[absent]
-    run("--coco", root, "--require-all").assert_outcomes(failed=needing, skipped=6 - needing)
+    run("--coco", root, "--require-all").assert_outcomes(failed=needing, passed=3 - needing)
 
 
 def test_a_folder_that_does_not_exist_is_a_usage_error(run):
@@ -67,7 +67,7 @@ def test_malformed_annotations_fail_with_one_line_and_no_traceback(run, root, ch
     path = root / "annotations/instances_val2017.json"
     path.write_text(change(path.read_text()))
     result = run("--coco", root, files=FILES[:1])
-    result.assert_outcomes(failed=2)
+    result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"*{words}*"])
     result.stdout.no_fnmatch_line("*Traceback*")
 
@@ -75,10 +75,10 @@ def test_malformed_annotations_fail_with_one_line_and_no_traceback(run, root, ch
 def test_a_truncated_image_is_left_out_and_under_require_all_fails_by_name(run, root, pytester):
     picture = root / "val2017" / "000002.png"
     picture.write_bytes(picture.read_bytes()[:60])
-    run("--coco", root).assert_outcomes(skipped=6)
+    run("--coco", root).assert_outcomes(passed=3)
     results = json.loads((pytester.path / "results/run.json").read_text())["clipbench"]["results"]
     assert [r["provenance"]["exclusions"]["broken_images"] for r in results] == [1, 1, 1]
     assert [r["dataset"]["n"] for r in results] == [6, 4, 4]
     result = run("--coco", root, "--require-all")
-    result.assert_outcomes(failed=6)
+    result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(["*1 broken image(s): 000002.png (--require-all)*"])

@@ -251,12 +251,13 @@ def test_evaluate_keeps_what_was_measured_before_somebody_elses_error():
     assert "ZeroDivisionError: the encoder's own fault" in [skip.reason for skip in run.skipped]
 
 
-def test_evaluate_notes_what_could_not_be_had(monkeypatch):
+def test_evaluate_notes_what_could_not_be_had_and_warns_where_that_is_all(monkeypatch):
     def gone(name):
         raise DataUnavailableError("scikit-image is not installed")
 
     monkeypatch.setattr("clipbench.experiments.matching.packaged_dataset", gone)
-    run = clipbench.evaluate(ColourEncoder(), experiments=["natural"], device="cpu")
+    with pytest.warns(UserWarning, match="nothing was measured: scikit-image is not installed"):
+        run = clipbench.evaluate(ColourEncoder(), experiments=["natural"], device="cpu")
     assert (run.results, [s.reason for s in run.skipped]) == ((), ["scikit-image is not installed"])
 
 

@@ -58,6 +58,15 @@ def test_it_passes_without_a_network(outcome):
     assert "9 passed" in done.stdout
 
 
+def test_it_begins_with_pass_and_says_that_nothing_was_skipped_and_what_was_held_to_what(outcome):
+    lines = outcome[0].stdout.splitlines()
+    first = next(k for k, line in enumerate(lines) if "= clipbench =" in line) + 1
+    assert lines[first] == "PASS: 11 pass, 0 fail, 0 inconclusive"
+    natural = next(line for line in lines if line.startswith("  natural of lite on natural: "))
+    assert "text_to_image_top1 0.625 [0.306, 0.863] (floor 0.5000, contract 0.1250)" in natural
+    assert "skipped" not in outcome[0].stdout
+
+
 def test_it_ends_with_the_next_command_and_its_download_size(outcome):
     lines = outcome[0].stdout.strip().splitlines()
     assert "downloads 598 MB once" in lines[-3]

@@ -32,12 +32,14 @@ def run_json(pytester, path="results/run.json"):
 
 def test_a_model_that_meets_its_floor_passes_and_leaves_a_run(run, floor, pytester):
     result = run()
-    result.assert_outcomes(passed=2, skipped=2)
+    result.assert_outcomes(passed=4)
     entry = run_json(pytester)
     jsonschema.validate(entry, run_schema())
     (natural,) = entry["clipbench"]["results"]
     assert natural["metrics"]["text_to_image_top1"]["value"] == 1
-    assert [v["verdict"] for v in natural["verdicts"]] == ["pass", "pass"]
+    assert [(v["kind"], v["verdict"]) for v in natural["verdicts"]] == [("floor", "pass")] * 2 + [
+        ("contract", "pass")
+    ] * 2
     assert "benchmarks" in entry
     assert "machine_info" in entry
     for name in ("summary.md", "summary.html", "figures/natural-known-encoders-Oracle.png"):
@@ -46,15 +48,15 @@ def test_a_model_that_meets_its_floor_passes_and_leaves_a_run(run, floor, pytest
 
 def test_a_model_below_its_floor_fails_with_the_items_it_missed_and_still_leaves_a_run(run, floor, pytester):
     result = run(model="known_encoders:Swapped")
-    result.assert_outcomes(failed=2, skipped=2)
+    result.assert_outcomes(failed=2, passed=2)
     result.stdout.fnmatch_lines(["*text_to_image_top1 is 0.75 at n=8, the floor is 1; missed: page, chelsea*"])
     result.stdout.no_fnmatch_line("*Traceback*")
-    result.stdout.fnmatch_lines(["FAIL: 0 pass, 2 fail*"])
+    result.stdout.fnmatch_lines(["FAIL: 2 pass, 2 fail*"])
     assert run_json(pytester)["clipbench"]["results"]
 
 
 def test_a_session_uses_nothing_that_pytest_deprecates(run):
-    run("-W", "error::pytest.PytestDeprecationWarning").assert_outcomes(skipped=4)
+    run("-W", "error::pytest.PytestDeprecationWarning").assert_outcomes(passed=4)
 
 
 def test_each_model_loads_once(run, monkeypatch):
@@ -68,7 +70,7 @@ def test_each_model_loads_once(run, monkeypatch):
 
 def test_a_failing_model_keeps_the_others_results(run, floor, pytester):
     result = run(model=["known_encoders:Oracle,known_encoders:Nan", "known_encoders:Swapped"])
-    result.assert_outcomes(passed=2, failed=6, skipped=4)
+    result.assert_outcomes(passed=6, failed=6)
     names = [r["model"]["name"] for r in run_json(pytester)["clipbench"]["results"]]
     assert names == ["known_encoders:Oracle", "known_encoders:Swapped"]
     result.stdout.fnmatch_lines(["*known_encoders:Nan: encode_texts returned NaN for input 0*"])
@@ -76,7 +78,7 @@ def test_a_failing_model_keeps_the_others_results(run, floor, pytester):
 
 def test_a_model_that_cannot_load_fails_once_and_its_other_tests_skip_naming_that(run):
     result = run(model=["known_encoders:broken", "known_encoders:Oracle"])
-    result.assert_outcomes(failed=1, skipped=7)
+    result.assert_outcomes(failed=1, skipped=3, passed=4)
     result.stdout.fnmatch_lines(["*the factory failed: RuntimeError: this factory cannot build its encoder*"])
     result.stdout.no_fnmatch_line("*Traceback*")
 
@@ -102,7 +104,7 @@ def test_a_model_that_cannot_load_fails_the_session_even_where_its_failing_test_
 
 def test_an_encoder_that_raises_is_measured_once_and_noted_in_the_run(run, pytester):
     result = run(model=["known_encoders:Raising", "known_encoders:Oracle"])
-    result.assert_outcomes(failed=1, skipped=7)
+    result.assert_outcomes(failed=1, skipped=3, passed=4)
     result.stdout.fnmatch_lines(["*ArithmeticError: no row today*"])
     skipped = run_json(pytester)["clipbench"]["skipped"]
     assert any("natural of known_encoders:Raising did not finish" in s["reason"] for s in skipped)
@@ -213,23 +215,65 @@ def test_what_cannot_be_meant_is_a_usage_error_before_anything_runs(pytester, ar
     assert not (pytester.path / "results").exists()
 
 
-def test_random_weights_are_measured_but_not_judged_and_under_require_all_that_fails(tiny_models, pytester):
-    arguments = (NATURAL, "--model", "tiny-vit", "--pretrained", "random", "--device", "cpu", "-p", "no:cacheprovider")
-    from clipbench.models import zoo
+@pytest.fixture
+def tiny_vit(tiny_models, pytester, monkeypatch):
+    """Run the natural benchmarks on the tiny ViT with weights that these options name; return the result."""
+    known = dict.fromkeys(("tiny-vit", "tiny-vit-quickgelu"), Path("unused"))
+    monkeypatch.setattr("clipbench.models.zoo.open_clip_configs", lambda: known)
 
-    known = zoo.open_clip_configs()
-    known.update({name: Path("unused") for name in ("tiny-vit", "tiny-vit-quickgelu")})
-    try:
-        result = pytester.runpytest_inprocess(*arguments, "-rs")
-        result.assert_outcomes(skipped=4)
-        result.stdout.fnmatch_lines(["*random weights: measured and recorded*"])
-        entry = run_json(pytester)["clipbench"]
-        assert "similarity" in entry["results"][0]["matrices"]
-        assert entry["skipped"][0]["reason"].startswith("random weights")
-        pytester.runpytest_inprocess(*arguments, "--require-all").assert_outcomes(failed=4)
-    finally:
-        for name in ("tiny-vit", "tiny-vit-quickgelu"):
-            known.pop(name)
+    def call(*arguments):
+        command = (NATURAL, "--model", "tiny-vit", *arguments, "--device", "cpu", "-p", "no:cacheprovider")
+        return pytester.runpytest_inprocess(*command)
+
+    return call
+
+
+def test_random_weights_are_measured_but_not_judged_and_under_require_all_that_fails(tiny_vit, pytester):
+    result = tiny_vit("--pretrained", "random")
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["MEASURED, NOT JUDGED: natural of tiny-vit (random*); 0 pass, 0 fail, 0 inconclusive"])
+    entry = run_json(pytester)["clipbench"]
+    assert "similarity" in entry["results"][0]["matrices"]
+    assert entry["skipped"] == []
+    required = tiny_vit("--pretrained", "random", "--require-all")
+    required.assert_outcomes(passed=4)
+    assert required.ret == pytest.ExitCode.TESTS_FAILED
+    required.stdout.fnmatch_lines(["FAIL: *", "FAIL: tiny-vit (random*) was measured and held to no reference*"])
+
+
+def test_a_checkpoint_of_random_values_is_not_better_than_chance_and_no_pass(tiny_vit, pytester):
+    import open_clip
+    import torch
+
+    torch.manual_seed(3)
+    torch.save(open_clip.create_model("tiny-vit").state_dict(), pytester.path / "base.pt")
+    arguments = ("--pretrained", "base.pt", "--activation", "gelu")
+    result = tiny_vit(*arguments)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(
+        [
+            "INCONCLUSIVE: 1 pass, 0 fail, 2 inconclusive*",
+            "  inconclusive: natural of tiny-vit (*base.pt) on natural: text_to_image_top1 is 0* at n=8, not shown to be better "
+            "than chance, which is 0.125 (*4 of 8 would be)*",
+        ]
+    )
+    assert tiny_vit(*arguments, "--require-all").ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_an_encoder_that_only_a_contract_speaks_of_passes_in_part_and_satisfies_require_all(run):
+    result = run("--require-all")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(
+        ["PASS IN PART: 2 pass, 0 fail, 0 inconclusive; held to a contract alone: known_encoders:Oracle"]
+    )
+
+
+def test_what_no_reference_speaks_of_passes_as_measured_and_fails_under_require_all(run):
+    labels = str(benchmarks() / "test_speed.py")
+    result = run("-k", "latency", files=labels)
+    result.assert_outcomes(passed=1, deselected=2)
+    result.stdout.fnmatch_lines(["MEASURED, NOT JUDGED: speed of known_encoders:Oracle; 0 pass*"])
+    assert run("-k", "latency", "--require-all", files=labels).ret == pytest.ExitCode.TESTS_FAILED
 
 
 def test_weights_that_cannot_be_had_skip_with_the_ways_out_and_under_require_all_fail(pytester, monkeypatch, tmp_path):
@@ -241,7 +285,9 @@ def test_weights_that_cannot_be_had_skip_with_the_ways_out_and_under_require_all
     result.stdout.fnmatch_lines(
         ["*no weights for ViT-B/16 with the tag 'openai' (offline)*--pretrained PATH*--model lite*"]
     )
-    result.stdout.fnmatch_lines(["CANNOT TELL: nothing was held against a reference*"])
+    result.stdout.fnmatch_lines(
+        ["NOTHING WAS MEASURED: natural of ViT-B/16", "  skipped: natural of ViT-B/16: no weights*"]
+    )
     assert run_json(pytester)["clipbench"]["skipped"]
     pytester.runpytest_inprocess(*arguments, "--require-all").assert_outcomes(failed=4)
 

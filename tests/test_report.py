@@ -80,12 +80,60 @@ def test_untrusted_text_makes_no_tag_link_image_heading_or_column_in_markdown():
     [
         (["pass", "pass"], "PASS: 2 pass"),
         (["pass", "fail"], "FAIL: 1 pass, 1 fail"),
-        (["pass", "inconclusive"], "CANNOT TELL IN PART: 1 pass, 0 fail, 1 inconclusive"),
-        ([], "CANNOT TELL: nothing was held"),
+        (["pass", "inconclusive"], "INCONCLUSIVE: 1 pass, 0 fail, 1 inconclusive"),
+        ([], "MEASURED, NOT JUDGED: natural of ViT-B/32 (openai); 0 pass"),
+        (["note"], "MEASURED, NOT JUDGED: natural of ViT-B/32 (openai); 0 pass"),
     ],
 )
 def test_the_first_line_is_the_verdict_and_nothing_judged_is_no_pass(words, line):
     assert verdict_line(a_run(*words)).startswith(line)
+
+
+PART = "PASS IN PART: 1 pass, 0 fail, 0 inconclusive"
+
+
+def judged_like(model, *kinds):
+    result = matching(np.eye(8), NAMES, model)
+    return replace(result, verdicts=tuple(Verdict(result.key, "acc1", kind, "pass", "because") for kind in kinds))
+
+
+@pytest.mark.parametrize(
+    ("run", "line"),
+    [
+        (Run({}, ()), "NOTHING WAS MEASURED: nothing was asked for"),
+        (Run({}, (), (Skip(KEY, "no weights"),)), "NOTHING WAS MEASURED: natural of ViT-B/32"),
+        (
+            Run({}, (judged_like("RN50", "floor"), judged_like("RN101"))),
+            f"{PART}; measured, not judged: natural of RN101 (openai)",
+        ),
+        (Run({}, (judged_like("RN50", "contract"),)), f"{PART}; held to a contract alone: RN50 (openai)"),
+        (
+            Run({}, (judged_like("RN50", "floor"),), (Skip(KEY, "no weights"),)),
+            f"{PART}; not measured: natural of ViT-B/32",
+        ),
+    ],
+)
+def test_the_first_line_says_what_was_held_to_nothing_and_what_was_not_measured(run, line):
+    assert verdict_line(run) == line
+
+
+def test_a_card_that_is_right_is_a_pass_only_where_nothing_else_was_measured():
+    right = replace(card("RN50", "openai", params=1), verdicts=(verdict("pass"),))
+    assert verdict_line(Run({}, (right,))).startswith("PASS: 1 pass")
+    beside = verdict_line(Run({}, (right, matching(np.eye(8), NAMES, "RN50"))))
+    assert beside == "MEASURED, NOT JUDGED: natural of RN50 (openai); 1 pass, 0 fail, 0 inconclusive"
+
+
+def test_every_line_names_data_set_and_metric_and_what_it_was_held_to():
+    changed = Verdict(KEY, "margin_mean", "baseline", "fail", "fell", base=0.25, head=0.125)
+    result = replace(matching(np.eye(8), NAMES), verdicts=(verdict("inconclusive"), changed))
+    _, unclear, failed, values = terminal_lines(Run({}, (result,)), ())
+    about = "natural of ViT-B/32 (openai) on natural: "
+    assert unclear == f"  inconclusive: {about}text_to_image_top1: because"
+    assert failed == f"  fail: {about}margin_mean 0.25 -> 0.125: fell"
+    assert values.startswith(f"  {about}")
+    assert "text_to_image_top1 1.000 [0.676, 1.000] (floor 1.0000)" in values
+    assert "(baseline 0.2500)" in values
 
 
 def test_a_failed_test_is_never_summed_up_as_a_pass():
@@ -97,7 +145,7 @@ def test_inconclusive_comes_first_then_failures_each_with_its_reason():
     assert "reason of inconclusive" in lines[1]
     assert "reason of fail" in lines[2]
     text = to_markdown(summary_blocks(a_run("pass", "fail", "inconclusive"), {}))
-    assert text.index("## Cannot tell") < text.index("## Failed") < text.index("## Results")
+    assert text.index("## Inconclusive") < text.index("## Failed") < text.index("## Results")
 
 
 def test_the_summary_holds_values_intervals_verdicts_reasons_skips_and_environment():

@@ -1,7 +1,8 @@
 """Verdicts of one result against every expected value that speaks of it, with the reason in words.
 
 An expected value has a source: the published card, floors that this project enforces, published matrices, tables and labels, the
-contract of expected failure, and the result's own activation. All of it is data in fixtures/; each kind is one section below.
+contracts that hold of every model they name, and the result's own activation. All of it is data in fixtures/; each kind is one section
+below. What nothing speaks of is measured, and is no pass.
 """
 
 import math
@@ -20,6 +21,8 @@ from clipbench.types import FloatArray, ModelIdentity, Outcome, Outcomes, Result
 
 ACTIVATION_ALPHA = 0.01
 ACTIVATION_GAIN = 0.005
+CHANCE_ALPHA = 0.05
+"""Error rate, one-sided and exact, at which a rate is said to be better than chance."""
 MOST_CELLS = 3
 """Cells of a matrix that a reason lists, the furthest off first."""
 PUBLISHED_FILES = ("coco.toml", "zero_shot.toml")
@@ -49,6 +52,20 @@ def weights_of(model: ModelIdentity) -> str:
     """Return the tag whose weights these are: OpenAI's own files are recognised by their SHA-256, however they were given."""
     row = zoo().get(model.name)
     return "openai" if row and model.file_sha256 == row.openai_checkpoint_sha256 else model.pretrained
+
+
+def judged_by(run: Run) -> dict[str, frozenset[str]]:
+    """Return by the label of each measured model the kinds of reference that what was measured of it was held to.
+
+    Empty for a model that nobody claims anything about. A card says which model it is, and nothing of how good it is: it counts
+    only where nothing else was measured.
+    """
+    found = {}
+    for label in dict.fromkeys(r.model.label for r in run.results):
+        results = [r for r in run.results if r.model.label == label]
+        measured = [r for r in results if not r.is_counted] or results
+        found[label] = frozenset(v.kind for r in measured for v in r.verdicts if v.outcome != "note")
+    return found
 
 
 def dropped_optimizations(run: Run) -> Iterator[str]:
@@ -90,6 +107,10 @@ class Floor:
     source: str
 
 
+def _names(row: "Floor | Contract", model: ModelIdentity) -> bool:
+    return row.weights in ("*", weights_of(model)) and not {"*", model.name}.isdisjoint(row.models)
+
+
 @cache
 def floors() -> tuple[Floor, ...]:
     """Return every row of fixtures/floors.toml."""
@@ -97,9 +118,10 @@ def floors() -> tuple[Floor, ...]:
 
 
 def _floor_verdicts(result: Result) -> Iterator[Verdict]:
-    about = (result.experiment, result.dataset.name, weights_of(result.model))
     for floor in floors():
-        if about != (floor.experiment, floor.dataset, floor.weights) or result.model.name not in floor.models:
+        if (floor.experiment, floor.dataset) != (result.experiment, result.dataset.name):
+            continue
+        if not _names(floor, result.model):
             continue
         for metric in floor.metrics:
             outcome: Outcome = "inconclusive"
@@ -368,17 +390,21 @@ def _label_agreement(result: Result, figure: PublishedLabels) -> Iterator[Verdic
 
 @dataclass(frozen=True)
 class Contract:
-    """One row of fixtures/medical_contract.toml: `against` minus `experiment` (and what it is pooled with) > margin."""
+    """One row of fixtures/contracts.toml: `metrics` of `experiment` are better than `chance`.
+
+    With `against`: `against` minus `experiment` (and what it is pooled with) > `margin`.
+    """
 
     experiment: str
-    pooled_with: Sequence[str]
-    against: str
-    metric: str
+    metrics: Sequence[str]
     models: Sequence[str]
-    margin: float
+    weights: str
     chance: float
-    alert_below: float
     source: str
+    pooled_with: Sequence[str] = ()
+    against: str = ""
+    margin: float = 0.0
+    alert_below: float = 0.0
     exempt: str = ""
 
 
@@ -395,45 +421,67 @@ class Hits:
 
 @cache
 def contracts() -> tuple[Contract, ...]:
-    """Return every row of fixtures/medical_contract.toml."""
-    return tuple(Contract(**row) for row in _table("medical_contract.toml")["contract"])
+    """Return every row of fixtures/contracts.toml."""
+    return tuple(Contract(**row) for row in _table("contracts.toml")["contract"])
 
 
 def contract_verdicts(result: Result, beside: Mapping[str, Result]) -> Iterator[Verdict]:
-    """Yield the verdict of a result's contract, the first row of its experiment that names the model, or every model.
+    """Yield the verdicts of a result's contract, the first row of its experiment that names the model, or every model.
 
-    Nothing for random weights, for an experiment without a contract, and for a model that is exempt. `beside`: the same model's
-    results by experiment, where the contract finds what it pools or compares; inconclusive where that was not measured.
+    Nothing for random weights, for a model that no row is claimed of, and for one that is exempt. `beside`: the same model's results
+    by experiment, where the contract finds what it pools or compares; inconclusive where that was not measured.
     """
-    rows = [c for c in contracts() if c.experiment == result.experiment and not result.model.is_random]
-    rows = [c for c in rows if result.model.name in c.models] or [c for c in rows if "*" in c.models]
-    if not rows or rows[0].exempt:
+    rows = [c for c in contracts() if c.experiment == result.experiment and _names(c, result.model)]
+    rows = [c for c in rows if result.model.name in c.models] or rows
+    if not rows or rows[0].exempt or result.model.is_random:
         return
     contract = rows[0]
+    for metric in contract.metrics:
+        if contract.against:
+            outcome, reason = _expected_failure(result, beside, contract, metric)
+            expected: float | str = f"{contract.against} - medical > {contract.margin}"
+        else:
+            outcome, reason = _above_chance(result, contract, metric)
+            expected = contract.chance
+        yield Verdict(result.key, metric, "contract", outcome, reason, f"contract: {contract.source}", expected)
+
+
+def _above_chance(result: Result, contract: Contract, metric: str) -> tuple[Outcome, str]:
+    found = _hits(result, metric)
+    if found is None:
+        return "inconclusive", f"{metric} was not measured"
+    from scipy.stats import binom
+
+    p = float(binom.sf(found.hits - 1, found.n, contract.chance))
+    at = f"{metric} is {found.hits / found.n:.4g} at n={found.n}"
+    if p <= CHANCE_ALPHA:
+        return "pass", f"{at}, better than chance, which is {contract.chance:.4g} (p = {p:.2g})"
+    needed = int(binom.isf(CHANCE_ALPHA, found.n, contract.chance)) + 1
+    reason = f"{at}, not shown to be better than chance, which is {contract.chance:.4g} (p = {p:.2g}; {needed} of {found.n} would be)"
+    return "inconclusive", f"{reason}: are these weights trained, and for captions in English?"
+
+
+def _expected_failure(
+    result: Result, beside: Mapping[str, Result], contract: Contract, metric: str
+) -> tuple[Outcome, str]:
     pooled = [result, *(beside[name] for name in contract.pooled_with if name in beside)]
-    parts = {r.dataset.name: found for r in pooled if (found := _hits(r, contract.metric))}
-    natural = _hits(beside[contract.against], contract.metric) if contract.against in beside else None
-    if natural is None or _hits(result, contract.metric) is None:
-        outcome: Outcome = "inconclusive"
-        missing = f"{contract.metric} of {contract.against if natural is None else contract.experiment}"
-        reason = f"cannot tell: {missing} was not measured for this model"
-    else:
-        medical = Hits(sum(p.hits for p in parts.values()), sum(p.n for p in parts.values()))
-        outcome, finding = contract_decision(natural, medical, contract.margin, contract.chance, contract.alert_below)
-        low, high = _contract_interval(natural, medical)
-        detail = f" ({', '.join(f'{name} {part}' for name, part in parts.items())})" if len(parts) > 1 else ""
-        reason = (
-            f"{finding}: {contract.against} {natural}, medical {medical}{detail}; {contract.against} minus medical is "
-            f"{natural.hits / natural.n - medical.hits / medical.n:+.3f} [{low:+.3f}, {high:+.3f}], "
-            f"the margin {contract.margin}, the alert below {contract.alert_below}"
-        )
-        if outcome == "inconclusive":
-            reason += f"; {contract_reach(natural, medical.n, contract.margin, contract.alert_below)}"
-    expected, source = (
-        f"{contract.against} - medical > {contract.margin}",
-        f"contract of expected failure: {contract.source}",
+    parts = {r.dataset.name: found for r in pooled if (found := _hits(r, metric))}
+    natural = _hits(beside[contract.against], metric) if contract.against in beside else None
+    if natural is None or _hits(result, metric) is None:
+        missing = contract.against if natural is None else contract.experiment
+        return "inconclusive", f"{metric} of {missing} was not measured for this model"
+    medical = Hits(sum(p.hits for p in parts.values()), sum(p.n for p in parts.values()))
+    outcome, finding = contract_decision(natural, medical, contract.margin, contract.chance, contract.alert_below)
+    low, high = _contract_interval(natural, medical)
+    detail = f" ({', '.join(f'{name} {part}' for name, part in parts.items())})" if len(parts) > 1 else ""
+    reason = (
+        f"{finding}: {contract.against} {natural}, medical {medical}{detail}; {contract.against} minus medical is "
+        f"{natural.hits / natural.n - medical.hits / medical.n:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"the margin {contract.margin}, the alert below {contract.alert_below}"
     )
-    yield Verdict(result.key, contract.metric, "contract", outcome, reason, source, expected)
+    if outcome == "inconclusive":
+        reason += f"; {contract_reach(natural, medical.n, contract.margin, contract.alert_below)}"
+    return outcome, reason
 
 
 def contract_decision(natural: Hits, medical: Hits, margin: float, chance: float, alert: float) -> tuple[Outcome, str]:
@@ -447,15 +495,15 @@ def contract_decision(natural: Hits, medical: Hits, margin: float, chance: float
       against) or medical is significantly above 1 minus the alert: fail, "no longer fails" (fine-tuned, leaked, a changed pipeline);
     - its upper end is below the alert otherwise, or natural is significantly below chance plus the margin: fail, "natural itself
       fails", which must not read as medical images being matched any better;
-    - else inconclusive, "cannot tell at n=...". Between margin and alert lies the zone of indifference, where enough data pass.
+    - else inconclusive. Between margin and alert lies the zone of indifference, where enough data pass.
 
     A model whose true difference is the margin passes, and one whose true difference is the alert is alerted on, in at most 2.5 %
     of repetitions. With margin .125 and alert .25:
 
         natural   medical of 8                  medical of 16 (both sets)
-        8 of 8    0-3 pass, 4-8 cannot tell     0-7 pass, 8-15 cannot tell, 16 no longer fails
-        7 of 8    0-1 pass, 2-8 cannot tell     0-4 pass, 5-14 cannot tell, 15-16 no longer fails
-        6 of 8    0 pass, 1-7 cannot tell,      0-3 pass, 4-13 cannot tell, 14-16 no longer fails
+        8 of 8    0-3 pass, 4-8 inconclusive    0-7 pass, 8-15 inconclusive, 16 no longer fails
+        7 of 8    0-1 pass, 2-8 inconclusive    0-4 pass, 5-14 inconclusive, 15-16 no longer fails
+        6 of 8    0 pass, 1-7 inconclusive,     0-3 pass, 4-13 inconclusive, 14-16 no longer fails
                   8 no longer fails
 
     The outcomes of one matrix compete for its images, so that hits vary less than the interval supposes (ratio of variances .4 to
@@ -469,7 +517,7 @@ def contract_decision(natural: Hits, medical: Hits, margin: float, chance: float
         return "fail", "no longer fails"
     if high < alert or natural_high < chance + margin:
         return "fail", "natural itself fails, which does not say that medical images are matched any better"
-    return "inconclusive", f"cannot tell at n={medical.n}"
+    return "inconclusive", f"inconclusive at n={medical.n}"
 
 
 @cache
@@ -513,7 +561,9 @@ def _activation_verdicts(result: Result) -> Iterator[Verdict]:
     if better:
         reason += f": these weights were most likely trained with {other}; run again with --activation {other}"
     outcome: Outcome = "fail" if better else "pass"
-    yield Verdict(result.key, "activation", "floor", outcome, reason, "the same matrix with the other activation", ours)
+    yield Verdict(
+        result.key, "activation", "contract", outcome, reason, "the same matrix with the other activation", ours
+    )
 
 
 def _contrasts(cosines: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from clipbench.data.dataset import Dataset
 from clipbench.experiments import all_experiments
-from clipbench.judge.references import dropped_optimizations, unenforced
+from clipbench.judge.references import dropped_optimizations, judged_by, unenforced
 from clipbench.report.document import (
     Block,
     Heading,
@@ -26,7 +26,7 @@ from clipbench.report.document import (
 from clipbench.report.figures import class_answers, figure_name, figure_of
 from clipbench.report.ranking import Ranked, ranking_blocks, ranking_figure, ranking_file, ranking_lines
 from clipbench.storage import write_atomically
-from clipbench.types import Answers, Encoding, Key, Result, Run, Verdict, overall
+from clipbench.types import Answers, Encoding, Key, Result, Run, Score, Verdict, overall
 
 ORDER = {"inconclusive": 0, "fail": 1, "note": 2, "pass": 3}
 """A reader sees first what is inconclusive, then what failed."""
@@ -101,16 +101,16 @@ def write_report(
 def terminal_lines(run: Run, ranked: Ranked, problems: Sequence[str] = ()) -> Iterator[str]:
     """Return the lines: verdict; inconclusive and failed verdicts with reasons; one line per result, skip and ranking.
 
-    Between them stands what was left out, and which optimizations were dropped.
+    Each names its data set and its metrics, with what they were held to. Between them stands what was left out, and which
+    optimizations were dropped.
     """
     yield verdict_line(run, problems)
     open_verdicts = [(r, v) for r in run.results for v in r.verdicts if v.outcome != "pass"]
     for result, verdict in sorted(open_verdicts, key=lambda pair: ORDER[pair[1].outcome]):
-        yield f"  {verdict.outcome}: {result.experiment} of {result.model.label}: {verdict.reason}"
-    width = max((len(r.model.label) for r in run.results), default=0)
-    for result in run.results:
-        values = _values_text(result)
-        yield f"  {result.model.label:{width}}  {result.experiment:12} {worst_verdict(result):13} {values}"
+        yield f"  {verdict.outcome}: {_about(result)}: {verdict.finding}"
+    rows = [(f"{_about(result)}:", worst_verdict(result), _values_text(result)) for result in run.results]
+    width = max((len(about) for about, _, _ in rows), default=0)
+    yield from (f"  {about:{width}} {word:13} {values}" for about, word, values in rows)
     together: dict[tuple[str, str], list[str]] = {}
     for model, experiment, reason in _skips(run):
         if any(reason in problem for problem in problems):
@@ -140,19 +140,31 @@ def on_several_datasets(run: Run) -> frozenset[str]:
 
 
 def verdict_line(run: Run, problems: Sequence[str] = ()) -> str:
-    """Return one sentence: the verdict of the run and the counts behind it. Nothing judged is never called a pass."""
-    verdicts = [v for r in run.results for v in r.verdicts]
-    count = {word: sum(v.outcome == word for v in verdicts) for word in ORDER}
-    counts = (
-        f"{count['pass']} pass, {count['fail']} fail, {count['inconclusive']} inconclusive, {len(run.skipped)} skipped"
-    )
+    """Return one sentence: the verdict of the run, the counts behind it, and what was held to nothing or not measured.
+
+    PASS is said only where each model's quality was held to a reference that names it; IN PART where something was skipped, or
+    nothing but a contract (which holds of any model) speaks of one.
+    """
+    count = Counter(v.outcome for r in run.results for v in r.verdicts)
+    counts = ", ".join(f"{count[word]} {word}" for word in ("pass", "fail", "inconclusive"))
+    if problems:
+        counts += f"; {len(problems)} test(s) or reference(s) failed"
+    held = judged_by(run)
+    unjudged = _listed(run, [r.key for r in run.results if overall(r.verdicts) == "note"])
+    absent = _listed(run, [skip.key for skip in run.skipped if not any(skip.reason in line for line in problems)])
+    general = ", ".join(label for label, kinds in held.items() if kinds == {"contract"})
+    more = {"measured, not judged": unjudged, "held to a contract alone": general, "not measured": absent}
     if count["fail"] or problems:
-        return f"FAIL: {counts}" + (f"; {len(problems)} test(s) or reference(s) failed" if problems else "")
-    if not verdicts:
-        return f"CANNOT TELL: nothing was held against a reference ({len(run.results)} result(s), {len(run.skipped)} skipped)"
-    if count["inconclusive"]:
-        return f"CANNOT TELL IN PART: {counts}"
-    return f"{'PASS IN PART' if run.skipped else 'PASS'}: {counts}"
+        word = "FAIL"
+    elif not run.results:
+        return f"NOTHING WAS MEASURED: {absent or 'nothing was asked for'}"
+    elif count["inconclusive"]:
+        word = "INCONCLUSIVE"
+    elif not any(held.values()):
+        word, counts = "MEASURED, NOT JUDGED", f"{more.pop('measured, not judged')}; {counts}"
+    else:
+        word = "PASS IN PART" if absent or general or not all(held.values()) else "PASS"
+    return "; ".join([f"{word}: {counts}", *(f"{what}: {which}" for what, which in more.items() if which)])
 
 
 def summary_blocks(
@@ -168,13 +180,13 @@ def summary_blocks(
     return [
         Heading("clipbench summary", 1),
         Paragraph(verdict_line(run, problems)),
-        *_verdicts("Cannot tell", [(r, v) for r, v in judged if v.outcome == "inconclusive"]),
+        *_verdicts("Inconclusive", [(r, v) for r, v in judged if v.outcome == "inconclusive"]),
         *_verdicts("Failed", [(r, v) for r, v in judged if v.outcome == "fail"]),
         *_section("Failed tests and references", ("what failed",), [(line,) for line in problems]),
         *_results(run),
         *_verdicts("Verdicts", judged),
         *_not_enforced(run),
-        *_section("Not measured, or not held to a reference", skips, _skips(run)),
+        *_section("Not measured", skips, _skips(run)),
         *_figure_blocks(run, figures),
         *_section("Missing figures", ("what is missing, and why",), [(line,) for line in missing_figures]),
         *_confusions(run),
@@ -237,9 +249,36 @@ def _skips(run: Run) -> list[tuple[str, str, str]]:
     return [(labels.get(s.key.model, s.key.model), _experiment_name(s.key, several), s.reason) for s in run.skipped]
 
 
+def _listed(run: Run, keys: Sequence[Key]) -> str:
+    """The keys in words, as in "natural, speed of RN50, RN101; medical of lite"."""
+    several = on_several_datasets(run)
+    labels = {r.model.name: r.model.label for r in run.results}
+    by_model: dict[str, dict[str, None]] = {}
+    for key in keys:
+        by_model.setdefault(labels.get(key.model, key.model), {})[_experiment_name(key, several)] = None
+    models: dict[tuple[str, ...], list[str]] = {}
+    for label, experiments in by_model.items():
+        models.setdefault(tuple(experiments), []).append(label)
+    return "; ".join(f"{', '.join(experiments)} of {', '.join(names)}" for experiments, names in models.items())
+
+
+def _about(result: Result) -> str:
+    on = f" on {result.dataset.name}" if result.dataset.n else ""
+    return f"{result.experiment} of {result.model.label}{on}"
+
+
 def _values_text(result: Result) -> str:
-    """The scores that a summary leads with."""
-    return ", ".join(f"{name} {value_text(score)}" for name, score in result.scores.items() if score.spec.headline)
+    """The scores that a summary leads with, each with the values it was held to."""
+    texts = []
+    for name, score in result.scores.items():
+        held = [
+            f"{v.kind} {value_text(Score(score.spec, float(stated), score.n))}"
+            for v in result.verdicts
+            if v.metric == name and isinstance(stated := v.expected if v.base is None else v.base, int | float)
+        ]
+        if score.spec.headline:
+            texts.append(f"{name} {value_text(score)}" + (f" ({', '.join(dict.fromkeys(held))})" if held else ""))
+    return ", ".join(texts)
 
 
 def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> list[Block]:
@@ -254,10 +293,20 @@ def _results(run: Run) -> Iterator[Block]:
     for r in run.results:
         values = _values_text(r) or "nothing could be measured"
         items = f"{r.dataset.name} (n={r.dataset.n})" if r.dataset.n else "-"
-        reasons = "; ".join(v.reason for v in r.verdicts if v.outcome != "pass")
+        reasons = "; ".join(v.finding for v in r.verdicts if v.outcome != "pass")
         rows.append((r.model.label, r.experiment, items, values, worst_verdict(r), reasons or "-"))
     yield Heading("Results")
-    yield Table(("model", "experiment", "data set", "values with 95 % intervals", "verdict", "reason"), rows)
+    yield Table(
+        (
+            "model",
+            "experiment",
+            "data set",
+            "values with 95 % intervals (and what they were held to)",
+            "verdict",
+            "reason",
+        ),
+        rows,
+    )
     if any(r.model.name == "lite" for r in run.results):
         yield Paragraph(LITE_NOTE)
     if len({r.model.label for r in run.results}) > 1:
@@ -266,10 +315,12 @@ def _results(run: Run) -> Iterator[Block]:
 
 def _verdicts(title: str, judged: Sequence[tuple[Result, Verdict]]) -> list[Block]:
     rows = [
-        (v.outcome, r.model.label, r.experiment, v.metric, v.reason, v.kind, v.reference)
+        (v.outcome, r.model.label, r.experiment, r.dataset.name, v.metric, v.finding, v.kind, v.reference)
         for r, v in sorted(judged, key=lambda pair: ORDER[pair[1].outcome])
     ]
-    return _section(title, ("verdict", "model", "experiment", "metric", "reason", "kind", "reference"), rows)
+    return _section(
+        title, ("verdict", "model", "experiment", "data set", "metric", "reason", "kind", "reference"), rows
+    )
 
 
 def _not_enforced(run: Run) -> list[Block]:
