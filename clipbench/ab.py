@@ -30,7 +30,6 @@ from clipbench.data.dataset import DataOptions
 from clipbench.errors import EXIT, ClipbenchError, UsageError
 from clipbench.experiments import experiment, speed
 from clipbench.options import PRECISIONS
-from clipbench.report.comparison import VERDICTS, WORDS
 from clipbench.report.document import Table, aligned, sanitize, value_text
 from clipbench.statistics import Ratio, judged_ratio, round_ratio, rounds_needed
 from clipbench.storage import dump_json
@@ -44,6 +43,7 @@ SLICE_SECONDS = (0.15, 1.0)
 SLICE_CALLS = 5
 """A slice takes 0.15 s at least, and 5 calls where they fit in 1 s: their median is what sheds a call that was interrupted."""
 LOAD_SECONDS = 900.0
+SLOW_SECONDS = 10.0
 TIMED = (speed.IMAGES, speed.TEXTS, speed.LATENCY[0])
 SPECS = {spec.name: spec for spec in (*TIMED, speed.MEMORY)}
 WORKER = ("-m", "clipbench.ab")
@@ -220,7 +220,7 @@ def ab_text(report: AbReport) -> str:
     """Return the report as lines: verdict, a line a metric, what differs, how it was measured."""
     counts = {word: sum(r.verdict == word for r in report.metrics) for word in ("fail", "inconclusive", "pass")}
     lines = [
-        f"{VERDICTS[report.verdict]}: {counts['fail']} fail, {counts['inconclusive']} cannot tell, {counts['pass']} pass "
+        f"{report.verdict.upper()}: {counts['fail']} fail, {counts['inconclusive']} inconclusive, {counts['pass']} pass "
         f"(a loss beyond {report.tolerance:.3g} of base's value fails when it is shown, passes when it is excluded)",
         "",
     ]
@@ -281,7 +281,7 @@ def _row(ratio: Ratio) -> tuple[str, ...]:
     better, worse = ("less", "more") if spec.kind == "bytes" else ("faster", "slower")
     change = f"{abs(ratio.ratio - 1):.1%} {better if ratio.direction == 'better' else worse}"
     shown = "no difference shown" if ratio.direction == "inconclusive" else change
-    return (ratio.metric, *values, f"{ratio.ratio:.3f}", interval, shown, WORDS[ratio.verdict])
+    return (ratio.metric, *values, f"{ratio.ratio:.3f}", interval, shown, ratio.verdict)
 
 
 def _undecided(report: AbReport) -> Iterator[str]:
@@ -290,8 +290,8 @@ def _undecided(report: AbReport) -> Iterator[str]:
             needed = rounds_needed(ratio, report.tolerance)
             way = "it lies close to the tolerance: more --rounds, or another --tolerance"
             if needed:
-                way = f"about {needed} rounds would tell (--rounds {needed})"
-            yield f"cannot tell {ratio.metric}: {way}"
+                way = f"about {needed} rounds would decide (--rounds {needed})"
+            yield f"inconclusive: {ratio.metric}: {way}"
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -371,6 +371,61 @@ def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any]
     return hello, calls
 
 
+PROCESSES = 5
+"""Fresh processes that `--speed gate` times: three a side are the least, five decide more often."""
+CALLS_FOR_GROWTH = 100
+MEASURE = "--measure"
+
+
+def timed_in_processes(options: Sequence[str], count: int = PROCESSES) -> dict[str, tuple[float, ...]]:
+    """Return what fresh processes of this interpreter measure, one value each, by metric: seconds of a batch or a call, and bytes.
+
+    `options`: as after `--`. Raises: AbError when a process fails.
+    """
+    found: dict[str, list[float]] = {}
+    for _ in range(count):
+        command = [sys.executable, *WORKER, MEASURE, *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_SECONDS)  # noqa: S603  # this interpreter
+        try:
+            answer = json.loads(done.stdout)
+        except json.JSONDecodeError as error:
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise AbError(f"a process that times the model ended with code {done.returncode}: {last}") from error
+        if "error" in answer:
+            raise AbError(f"a process that times the model: {answer['error']}")
+        for name, value in answer.items():
+            found.setdefault(name, []).append(value)
+    return {name: tuple(values) for name, values in found.items() if len(values) == count}
+
+
+def measure_once(arguments: Sequence[str], answers: TextIO) -> int:
+    """Time what the options name in this process, and answer with one JSON object: seconds, and bytes, by metric.
+
+    `memory_growth_bytes` is what a hundred calls added to the memory in use. Returns 1 after an error in one line.
+    """
+    with ExitStack() as held:
+        try:
+            hello, calls = _ready(read_options(arguments), held)
+        except (ClipbenchError, ValueError) as error:
+            _answer(answers, {"error": str(error)})
+            return 1
+        from clipbench.models.device import memory_in_use
+
+        device = hello["model"]["device"]
+        found: dict[str, float] = {}
+        before = memory_in_use(device)
+        for metric, call in calls.items():
+            count = max(SLICE_CALLS, min(CALLS_FOR_GROWTH, int(SLOW_SECONDS / max(hello["seconds"][metric], 1e-6))))
+            seconds = sorted(speed.perf_counter_timer(call, count))
+            found[metric] = float(statistics.median(seconds))
+            if metric == speed.LATENCY[0].name and count == CALLS_FOR_GROWTH:
+                found[speed.LATENCY[2].name] = seconds[-2]
+        found[speed.GROWTH.name] = float(max(0, memory_in_use(device) - before))
+        found |= {speed.MEMORY.name: float(hello[speed.MEMORY.name])} if hello[speed.MEMORY.name] else {}
+        _answer(answers, found)
+    return 0
+
+
 def _answer(answers: TextIO, entry: dict[str, Any]) -> None:
     answers.write(json.dumps(entry) + "\n")
     answers.flush()
@@ -380,4 +435,6 @@ if __name__ == "__main__":
     # The answers keep the real standard output; everything else that is written there goes to standard error.
     kept = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    if sys.argv[1:2] == [MEASURE]:
+        sys.exit(measure_once(sys.argv[2:], kept))
     sys.exit(serve(sys.argv[1:], sys.stdin, kept))

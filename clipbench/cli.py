@@ -67,9 +67,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     add = commands.add_parser(
         "compare",
-        help="compare two runs: pass, fail, or cannot tell",
-        description="Exit codes: 0 pass, 1 fail, 2 usage or unreadable input, 3 undecided (a declared metric is inconclusive, not "
-        "comparable, or something the base had is missing).",
+        help="compare two runs: pass, fail, or inconclusive",
+        description="Exit codes: 0 pass, 1 fail, 2 usage or unreadable input, 3 inconclusive (something could not be decided or "
+        "compared, or is missing).",
     ).add_argument
     # fmt: off
     add("base", type=Path, metavar="BASE.json", help="the run to hold the other one to")
@@ -77,7 +77,13 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--tolerance", action="append", default=[], metavar="[METRIC=]VALUE",
         help="allowed drop, a fraction: of every declared metric, or of one; repeatable")
     add("--alpha", type=float, metavar="A", help="one-sided error rate (default: 0.05)")
-    add("--only", default="", metavar="EXPERIMENT[,...]", help="compare these experiments alone")
+    add("--only", action="append", default=[], metavar="GLOB", help="judge these cells alone, by glob (or experiment); repeatable")
+    add("--accept", action="append", default=[], metavar="CELL",
+        help="accept what a cell says, by its id as it was printed, with --reason; repeatable")
+    add("--reason", default="", metavar="TEXT", help="why that is accepted")
+    add("--anchor", type=Path, metavar="RUN.json", help="hold the head to this run of a frozen release, too")
+    add("--speed", choices=("off", "note", "gate"), default="note", help="what a change of speed does: off, note (default) or gate")
+    add("--max-cosine-distance", type=float, metavar="D", help="fail where any item's row moved by more than this cosine distance")
     add("--format", choices=FORMATS, default="text", help="text (default), json, markdown or github")
     add("--rules", type=Path, metavar="FILE.toml",
         help="declared metrics, budgets and items that must pass, in place of fixtures/tolerances.toml")
@@ -189,17 +195,27 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from clipbench.judge.compare import compare_runs
+    from clipbench.judge.baseline import compare_with, read_base
+    from clipbench.judge.compare import with_anchor
     from clipbench.judge.tolerances import read_rules, with_options
     from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
     from clipbench.storage import read_document, run_of, timings_of
 
-    before, after = read_document(options.base), read_document(options.head)
-    base, head = run_of(options.base, before), run_of(options.head, after)
+    if options.accept and not options.reason.strip():
+        raise UsageError("--accept needs --reason TEXT: why is that accepted?")
+    before, after = read_base(options.base, "baseline"), read_document(options.head)
+    base, head = before.run, run_of(options.head, after)
     known = [metric for run in (base, head) for result in run.results for metric in result.scores]
     rules = with_options(read_rules(options.rules), options.tolerance, options.alpha, known)
-    only = tuple(name for name in options.only.split(",") if name)
-    comparison = compare_runs(base, head, rules, timings_of(before), timings_of(after), only)
+    rules = replace(rules, row_limit=options.max_cosine_distance)
+    only = [name for pattern in options.only for name in pattern.split(",") if name]
+    accepted = dict.fromkeys(options.accept, options.reason)
+    comparison = compare_with(
+        before, head, rules, timings_of(after), only, accepted, options.speed, rows=options.head.parent
+    )
+    if options.anchor is not None:
+        anchor = read_base(options.anchor, "anchor")
+        comparison = with_anchor(comparison, compare_with(anchor, head, rules, None, only, {}, options.speed))
     comparison = _with_index(comparison, options, base, head)
     command = _compare_command(options)
     if options.format == "github":
@@ -218,7 +234,12 @@ def _compare_command(options: argparse.Namespace) -> str:
     words = ["clipbench", "compare", str(options.base), str(options.head)]
     words += [word for text in options.tolerance for word in ("--tolerance", text)]
     words += ["--alpha", f"{options.alpha:g}"] if options.alpha is not None else []
-    words += ["--only", options.only] if options.only else []
+    for option in ("only", "accept"):
+        words += [word for text in getattr(options, option) for word in (f"--{option}", text)]
+    words += ["--reason", options.reason] if options.reason else []
+    words += ["--anchor", str(options.anchor)] if options.anchor else []
+    words += ["--speed", options.speed] if options.speed != "note" else []
+    words += ["--max-cosine-distance", f"{options.max_cosine_distance:g}"] if options.max_cosine_distance else []
     words += ["--rules", str(options.rules)] if options.rules else []
     words += ["--index", *map(str, options.index)] if options.index is not None else []
     words += ["--queries", *map(str, options.queries)] if options.queries else []
@@ -230,7 +251,7 @@ def _compare_command(options: argparse.Namespace) -> str:
 
 
 def _with_index(comparison: "Comparison", options: argparse.Namespace, base: "Run", head: "Run") -> "Comparison":
-    """The comparison with the answer to --index, which fails, passes or is undecided like any verdict."""
+    """The comparison with the answer to --index, which fails, passes or is inconclusive like any verdict."""
     from clipbench.judge.reindex import QueryModels, reindex_answers
     from clipbench.report.comparison import index_verdicts
     from clipbench.types import by_severity

@@ -10,22 +10,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clipbench.data.dataset import Choice, DataOptions, Root
 from clipbench.embed.store import CACHE_BYTES
 from clipbench.errors import UsageError, closest
 from clipbench.experiments import all_experiments, experiment
 from clipbench.paths import CACHE_VARIABLE
-from clipbench.storage import RunFormatError, read_run
 from clipbench.types import Precision
 
 if TYPE_CHECKING:
     import pytest
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+SPEEDS = ("off", "note", "gate")
 AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "workers", "no_optimizations", "update_baseline",
-    "save_embeddings", "require_all")  # fmt: skip
+    "save_embeddings", "require_all", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
 """The options that a command line gives as they are meant."""
 
 
@@ -78,9 +78,19 @@ def add_options(parser: pytest.Parser) -> None:
     add("--baseline", type=Path, metavar="RUN.json", help="judge the session against this stored run")
     add("--anchor", type=Path, metavar="RUN.json",
         help="judge the cumulative change against the run of a frozen release")
+    add("--accept", action="append", metavar="CELL", default=None,
+        help="accept what a cell says, by its id as it was printed, with --reason; repeatable")
+    add("--only", action="append", metavar="GLOB", default=None,
+        help="judge these cells of the baseline alone, by glob (or experiment); repeatable")
+    add("--allow-inconclusive", action="store_true",
+        help="let cells of a baseline that are inconclusive pass; they are named")
+    add("--speed", choices=SPEEDS, default="note",
+        help="what a change of speed does: off, note (default) or gate")
+    add("--max-cosine-distance", type=float, metavar="D",
+        help="fail where any item's row moved by more than this cosine distance: for owners of an index")
     add("--update-baseline", action="store_true",
-        help="write this session's run to --baseline, with --reason, if it passed")
-    add("--reason", metavar="TEXT", help="why the baseline is updated; kept in it")
+        help="write this session's run to --baseline, with --reason, if no cell stands against it")
+    add("--reason", metavar="TEXT", help="why cells are accepted, or the baseline is updated; kept in it")
     add("--save-embeddings", action="store_true",
         help="save the rows of retrieval experiments in DIR/embeddings, for `clipbench compare --index`")
     add("--offline", action="store_true", help="open no internet connection (HF_HUB_OFFLINE=1 means the same)")
@@ -110,11 +120,21 @@ class Options:
     benchmark_json: Path | None = None
     baseline: Path | None = None
     anchor: Path | None = None
+    accept: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    allow_inconclusive: bool = False
+    speed: Literal["off", "note", "gate"] = "note"
+    max_cosine_distance: float | None = None
     update_baseline: bool = False
     reason: str = ""
     save_embeddings: bool = False
     offline: bool = False
     require_all: bool = False
+
+    @property
+    def is_gate(self) -> bool:
+        """True where a stored run judges this one, or this one is to be stored: everything is executed then."""
+        return self.baseline is not None or self.anchor is not None
 
     @classmethod
     def from_pytest(cls, config: pytest.Config) -> Options:
@@ -147,6 +167,8 @@ class Options:
             benchmark_json=path(given.benchmark_json),
             baseline=path(given.baseline),
             anchor=path(given.anchor),
+            accept=tuple(given.accept or ()),
+            only=tuple(given.only or ()),
             reason=(given.reason or "").strip(),
             offline=given.offline or is_offline(),
         )
@@ -173,6 +195,14 @@ class Options:
         options = cls(**chosen, data=_data_options(given, Path()))
         options._check()
         return options
+
+    def timed_by(self, model: str) -> list[str]:
+        """Return the options of a process that times a model as this session does (see `ab.read_options`)."""
+        words = ["--model", model, "--device", self.device, "--precision", self.precision]
+        words += ["--pretrained", self.pretrained] if self.pretrained else []
+        words += ["--activation", self.activation] if self.activation else []
+        words += ["--batch-size", str(self.batch_size)] if self.batch_size else []
+        return words + (["--offline"] if self.offline else [])
 
     def datasets_of(self, name: str) -> list[str]:
         """Return the names of the data sets that an experiment has with these options. Raises: UsageError for an unknown one."""
@@ -207,20 +237,33 @@ class Options:
             raise UsageError(
                 "--update-baseline needs --baseline PATH (what to write) and --reason TEXT (why it is accepted)"
             )
-        if self.reason and not self.update_baseline:
-            raise UsageError("--reason says why a baseline is updated: give --update-baseline, too")
+        for option, is_given in (
+            ("--accept", self.accept),
+            ("--only", self.only),
+            ("--allow-inconclusive", self.allow_inconclusive),
+            ("--max-cosine-distance", self.max_cosine_distance is not None),
+            ("--speed gate", self.speed == "gate"),
+        ):
+            if is_given and not self.is_gate:
+                raise UsageError(
+                    f"{option} is about cells of a base: give --baseline RUN.json or --anchor RUN.json, too"
+                )
+        if self.accept and not self.reason:
+            raise UsageError("--accept needs --reason TEXT: why is that accepted?")
+        if self.reason and not (self.update_baseline or self.accept):
+            raise UsageError("--reason says why: give --accept CELL or --update-baseline, too")
+        if self.allow_inconclusive and self.require_all:
+            raise UsageError("--allow-inconclusive and --require-all ask for opposite things; drop one")
+        if self.only and self.update_baseline:
+            raise UsageError("--only leaves cells unjudged, and --update-baseline needs all of them; drop one")
+        if self.max_cosine_distance is not None and not 0 < self.max_cosine_distance <= 2:
+            raise UsageError(f"--max-cosine-distance {self.max_cosine_distance}: expected a number above 0, 2 at most")
         if self.baseline and not self.baseline.exists() and not self.update_baseline:
             raise UsageError(
                 f"--baseline {self.baseline} is not there; make the first one with --update-baseline --reason TEXT"
             )
         if self.anchor and not self.anchor.exists():
             raise UsageError(f"--anchor {self.anchor} is not there; give the run file of a frozen release")
-        for path in (self.baseline, self.anchor):
-            if path is not None and path.exists():
-                try:
-                    read_run(path)
-                except RunFormatError as error:
-                    raise UsageError(str(error)) from error
 
     def _check_targets(self) -> None:
         """Raises: UsageError, before anything is measured, for what could only fail at the end."""

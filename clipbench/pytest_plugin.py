@@ -14,16 +14,20 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from clipbench.errors import EXIT, ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
+from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
 from clipbench.paths import benchmarks
 
 if TYPE_CHECKING:
+    from clipbench.judge.baseline import Base
+    from clipbench.judge.compare import Cell, Comparison
+    from clipbench.judge.tolerances import Rules
     from clipbench.models.zoo import ModelSpec
     from clipbench.options import Options
     from clipbench.report.ranking import Ranked
@@ -154,6 +158,10 @@ class BenchmarkSession:
         self._errors: list[str] = []
         self._judged: Run | None = None
         self._ranked: Ranked = ()
+        self._bases = self._read_bases()
+        self._cells: dict[str, tuple[Base, str]] = {}
+        self._comparisons: dict[str, Comparison | Exception] = {}
+        self._judged_cells: dict[str, Cell] = {}
 
     def _make_session(self) -> Session:
         from clipbench.models.encoder import find_factory
@@ -165,6 +173,61 @@ class BenchmarkSession:
         session = Session(self.options, resources_of(self.options), _ProgressBar())
         session.parts = self.options.results / "parts" / session.id
         return session
+
+    def _read_bases(self) -> tuple[Base, ...]:
+        """What this session is held to, of the models asked for; a baseline that is not there yet judges nothing."""
+        from clipbench.judge.baseline import read_base
+        from clipbench.storage import RunFormatError
+
+        given: list[tuple[ReferenceKind, Path | None]] = [
+            ("baseline", self.options.baseline),
+            ("anchor", self.options.anchor),
+        ]
+        try:
+            bases = [read_base(path, kind) for kind, path in given if path is not None and path.exists()]
+        except RunFormatError as error:
+            raise UsageError(str(error)) from error
+        return tuple(base.of(self._models_in(base)) for base in bases)
+
+    def _models_in(self, base: Base) -> list[str]:
+        """The base's models that this session is about: by name, or the one encoder of somebody's own that each has."""
+        names = list(dict.fromkeys(result.model.name for result in base.run.results))
+        own = [spec.name for spec in self.specs.values() if spec.source == "factory"]
+        is_one = len(names) == 1 == len(self.specs) and len(own) == 1
+        is_own = is_one and all(subject.asked.get("loader") == "factory" for subject in base.run.subjects)
+        found = names if is_own else [name for name in names if name in self.specs]
+        if not found:
+            raise UsageError(f"{base.name} holds {', '.join(names)}, and this session measures {', '.join(self.specs)}")
+        return found
+
+    def _base_keys(self, base: Base) -> list[Key]:
+        """What this session can measure of a base's results, under its own models' names."""
+        found = []
+        for key in (result.key for result in base.run.results):
+            model = key.model if key.model in self.specs else next(iter(self.specs))
+            with suppress(UsageError):  # an experiment that is not here: `complete` says so
+                if key.dataset in self.options.datasets_of(key.experiment):
+                    found.append(key._replace(model=model))
+        return found
+
+    def _make_cells(self, session: pytest.Session) -> list[pytest.Item]:
+        """A test for each cell of each base. Raises: UsageError for --only and --accept without such a cell."""
+        from clipbench.judge.compare import cells_of, check_accepted, named_cells
+
+        items: list[pytest.Item] = []
+        known: set[str] = set()
+        for base in self._bases:
+            here = {key[0::2] for key in self._base_keys(base)}
+            keys = [r.key for r in base.run.results if r.key[0::2] in here]
+            cells = cells_of(base.run, keys, self.options.speed)
+            known |= cells.keys()
+            for cell in named_cells(cells, self.options.only):
+                nodeid = f"{base.kind}::{cell}"
+                item = CellItem.from_parent(session, name=cell, nodeid=nodeid, running=self, base=base)
+                self._cells[nodeid] = (base, cell)
+                items.append(item)
+        check_accepted(self.options.accept if self._bases else (), known)
+        return items
 
     @property
     def session(self) -> Session:
@@ -214,8 +277,11 @@ class BenchmarkSession:
         return tuple(keys)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave out benchmarks of data that was not given (not asked for is not skipped); remember the benchmarks."""
+    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        """Leave out benchmarks of data that was not given (not asked for is not skipped); remember the benchmarks; add cells.
+
+        Cells come last, and after whatever was deselected: -k and --lf choose what is measured, not what is judged.
+        """
         from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 
         ours = [i for i in items if isinstance(i, pytest.Function) and "subject" in i.fixturenames]
@@ -229,12 +295,98 @@ class BenchmarkSession:
         if not (self.config.option.setuponly or self.config.option.setupplan):
             self._benchmarks = {item.nodeid: self._keys_of(item) for item in found}
             if self._session is not None:
-                self._session.plan = tuple(dict.fromkeys(key for keys in self._benchmarks.values() for key in keys))
+                asked = [key for keys in self._benchmarks.values() for key in keys]
+                asked += [key for base in self._bases for key in self._base_keys(base)] if not self.options.only else []
+                self._session.plan = tuple(dict.fromkeys(asked))
         if self._benchmarks:  # pytest-benchmark writes nothing when no timed test ran: this plugin writes the file
             self.config._benchmarksession.json = None  # type: ignore[attr-defined]  # pytest-benchmark's handle on the config
         several = len({(i.path, i.callspec.params["subject"]) for i in found}) > 1
         if self._session is not None and several and not self.options.no_optimizations:
             self._pictures.enter_context(kept_pictures(picture_budget_bytes()))
+        if self._bases:
+            try:
+                items += self._make_cells(session)
+            except UsageError as error:
+                raise pytest.UsageError(str(error)) from error
+
+    def judge_cell(self, base: Base, nodeid: str) -> None:
+        """Assert what a cell says. Raises: pytest's failure for one that fails, or is inconclusive and nobody allows that."""
+        from clipbench.judge.compare import Cell
+        from clipbench.types import Key, Verdict
+
+        _, name = self._cells[nodeid]
+        comparison = self._comparison(base)
+        cell = next((cell for cell in comparison.cells if cell.id == name), None)
+        if cell is None:
+            reason = "nothing in this session could be judged"
+            cell = Cell(name, (Verdict(Key(name, "", ""), "", "unjudged", "inconclusive", reason, cell=name),))
+        self._judged_cells[nodeid] = cell
+        if cell.outcome in ("pass", "note") or (cell.outcome == "inconclusive" and self.options.allow_inconclusive):
+            return
+        way_out = f"\n  to accept it: {cell.way_out}" if cell.way_out else ""
+        pytest.fail(
+            f"{name}: {cell.outcome} against {base.name}\n  " + "\n  ".join(cell.reasons) + way_out, pytrace=False
+        )
+
+    def _comparison(self, base: Base) -> Comparison:
+        """The comparison with a base, made once: what it holds and nobody measured yet is measured first."""
+        if base.kind not in self._comparisons:
+            try:
+                self._comparisons[base.kind] = self._compare(base)
+            except Exception as error:  # noqa: BLE001  # the boundary: every cell says so, and fails
+                self._comparisons[base.kind] = error
+        found = self._comparisons[base.kind]
+        if isinstance(found, Exception):
+            pytest.fail(f"{base.name} could not be compared with: {type(found).__name__}: {found}", pytrace=False)
+        return found
+
+    def _compare(self, base: Base) -> Comparison:
+        from clipbench.judge.baseline import compare_with
+        from clipbench.storage import timings_of
+
+        measured = self.session
+        for key in self._base_keys(base) if not self.options.only else ():
+            try:
+                measured.measure(self.specs[key.model], key)
+            except (Exception, pytest.skip.Exception) as error:  # noqa: BLE001  # an encoder of somebody else's may raise anything
+                measured.skip(key, str(error) or type(error).__name__)
+        for key in measured.results:
+            measured.verdicts(key)
+        measured.encode_again()
+        self._time_processes()
+        return compare_with(
+            base,
+            measured.run(),
+            self._rules(),
+            timings_of(_benchmark_json(self.config)),
+            self.options.only,
+            {cell: self.options.reason for cell in self.options.accept if f"{base.kind}::{cell}" in self._cells},
+            self.options.speed,
+            measured.rescored(base.run),
+            self.options.results,
+        )
+
+    def _time_processes(self) -> None:
+        """Under `--speed gate`, time each model that was timed in several fresh processes, too: one cannot tell noise from change."""
+        from clipbench.ab import PROCESSES, timed_in_processes
+        from clipbench.experiments.speed import METRICS
+        from clipbench.types import Score
+
+        for key, result in self.session.results.items() if self.options.speed == "gate" else ():
+            if not result.is_timed or any(score.processes for score in result.scores.values()):
+                continue
+            found = timed_in_processes(self.options.timed_by(key.model))
+            scores = dict(result.scores)
+            for spec in METRICS:
+                if values := found.get(spec.name, ()):
+                    scores.setdefault(spec.name, Score(spec, max(values), PROCESSES))
+                    scores[spec.name] = replace(scores[spec.name], processes=values)
+            self.session.results[key] = replace(result, scores=scores)
+
+    def _rules(self) -> Rules:
+        from clipbench.judge.tolerances import read_rules
+
+        return replace(read_rules(), row_limit=self.options.max_cosine_distance)
 
     @pytest.fixture(scope="session")
     @classmethod  # an instance method with this scope is deprecated since pytest 9.1
@@ -257,7 +409,7 @@ class BenchmarkSession:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember which benchmarks ran and which failed."""
-        if report.nodeid not in self._benchmarks:
+        if report.nodeid not in self._benchmarks and report.nodeid not in self._cells:
             return
         if report.when == "call" or not report.passed:
             self._ran.add(report.nodeid)
@@ -280,6 +432,8 @@ class BenchmarkSession:
         Judged before the others finish, so that JUnit's file holds the verdicts; written after them, whatever they raise.
         """
         if not self._ran:
+            if self._cells and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
             return (yield)
         timings: JsonObject = {}
         with self._surviving("pytest-benchmark's timings"):
@@ -301,17 +455,24 @@ class BenchmarkSession:
         left = [key for node, keys in self._benchmarks.items() if node not in self._ran for key in keys]
         for key, count in Counter(left).items():
             measured.skip(key, f"the session ended before {count} of its benchmarks ran")
+        with self._surviving("timing fresh processes"):
+            self._time_processes()
         for key in measured.results:
             with self._surviving(f"judging {key}"):
                 measured.verdicts(key)
         run, reported = measured.run(), " ".join(self._problems)
         unloaded = [f"{name} could not be loaded" for name in measured.failed_to_load() if name not in reported]
-        self._judged, missed = self._against_references(run, timings)
-        self._to_junit(self._judged)
+        self._judged = self._with_bases(run)
         unheld = self._held_to_nothing(self._judged)
-        self._problems += [*unloaded, *(f"{reference} does not hold" for reference in missed), *unheld]
+        self._problems += [*unloaded, *unheld]
         self._lines += [f"NOTE: {problem}" for problem in measured.cache_problems]
-        return bool(missed or unheld or measured.failed_to_load() or self._errors)
+        return bool(self._standing() or unheld or measured.failed_to_load() or self._errors)
+
+    def _standing(self) -> list[str]:
+        """The cells that stand against a green: failed, inconclusive where nobody allows that, or never judged."""
+        allowed = ("pass", "note", *(["inconclusive"] if self.options.allow_inconclusive else []))
+        judged = self._judged_cells
+        return [node for node in self._cells if node not in judged or judged[node].outcome not in allowed]
 
     def _held_to_nothing(self, run: Run) -> list[str]:
         """What --require-all fails though no test did: models that were measured, and held to no reference."""
@@ -334,46 +495,33 @@ class BenchmarkSession:
         except Exception as error:  # noqa: BLE001  # the boundary: whatever it is, the run is written all the same
             self._errors.append(f"{what}: {type(error).__name__}: {error}")
 
-    def _against_references(self, run: Run, timings: JsonObject) -> tuple[Run, list[str]]:
-        """The run with its verdicts against baseline and anchor, and which of the two do not hold.
+    def _with_bases(self, run: Run) -> Run:
+        """The run with what its bases say of it; and that in lines, each base's headline first."""
+        from clipbench.judge.baseline import accepted_entry, with_verdicts
+        from clipbench.judge.compare import headline
 
-        A baseline that is about to be replaced judges nothing. Where one cannot be judged, the run is written all the same.
-        """
-        from clipbench.judge.baseline import judge_against
-        from clipbench.judge.tolerances import read_rules
-        from clipbench.storage import timings_of
-
-        exits = EXIT["session --require-all" if self.options.require_all else "session"]
-        baseline = None if self.options.update_baseline else self.options.baseline
-        references: dict[ReferenceKind, Path | None] = {"baseline": baseline, "anchor": self.options.anchor}
-        missed = []
-        for kind, path in references.items():
-            if path is None:
+        date, accepted = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), []
+        for base in self._bases:
+            nodes = [node for node, (other, _) in self._cells.items() if other is base]
+            cells = [self._judged_cells[node] for node in nodes if node in self._judged_cells]
+            comparison = self._comparisons.get(base.kind)
+            if comparison is None or isinstance(comparison, Exception):
+                self._lines.append(f"{base.name}: NOT JUDGED (0 of {len(nodes)} cells)")
+                self._problems.append(f"{base.name}: 0 of {len(nodes)} cells were judged")
                 continue
-            with self._surviving(f"judging against {kind} {path}"):
-                judged = judge_against(run, path, kind, read_rules(), timings_of(timings))
-                run, comparison = judged.run, judged.comparison
-                here = {result.key for result in run.results}
-                gone = [v for v in comparison.verdicts if v.key not in here and v.outcome != "pass"]
-                self._lines.append(f"{kind} {path}: {comparison.outcome}")
-                self._lines += [f"  {v.outcome}: {v.key.experiment} of {v.key.model}: {v.reason}" for v in gone]
-                missed += [f"{kind} {path}"] if exits[comparison.outcome] else []
-        return run, missed
-
-    def _to_junit(self, run: Run) -> None:
-        """Put the verdicts against baseline and anchor into JUnit's file (--junitxml), as properties of the suite.
-
-        Pytest's own plugin writes it, and is only there with that option.
-        """
-        said = [(line.partition(" ")[0], line) for line in self._lines if not line.startswith(" ")]
-        for r in run.results:
-            found = [v for v in r.verdicts if v.kind in ("baseline", "anchor")]
-            said += [(f"{r.experiment}:{r.model.name}:{v.metric}:{v.kind}", f"{v.outcome}: {v.reason}") for v in found]
-        for plugin in self.config.pluginmanager.get_plugins():
-            add = getattr(plugin, "add_global_property", None)
-            if add is not None:
-                for name, value in said:
-                    add(f"clipbench:{name}", value)
+            if len(cells) < len(nodes):
+                self._problems.append(f"{base.name}: {len(cells)} of {len(nodes)} cells were judged")
+            judged = {cell.id for cell in cells}
+            seen = replace(comparison, verdicts=tuple(v for v in comparison.verdicts if v.cell in judged))
+            run = with_verdicts(run, base, seen)
+            self._lines.append(f"{base.name}: {headline(seen, len(nodes))}")
+            for cell in seen.cells:
+                word = "accepted" if cell.is_accepted else cell.outcome
+                said = cell.reasons if word in ("fail", "inconclusive", "accepted") else ()
+                self._lines += [f"  {word}: {cell.id}: {reason}" for reason in said]
+                self._lines += [f"    {cell.way_out}"] if cell.way_out else []
+            accepted += [accepted_entry(cell, _author(), date) for cell in cells if cell.is_accepted]
+        return replace(run, accepted=tuple(accepted))
 
     def _write(self, timings: JsonObject, session: pytest.Session) -> None:
         from clipbench.report.ranking import rankings_by_experiment
@@ -402,27 +550,44 @@ class BenchmarkSession:
             with suppress(OSError):  # another session's parts are in it
                 self.session.parts.parent.rmdir()
         if self.options.baseline and self.options.update_baseline:
-            if session.exitstatus == pytest.ExitCode.OK and not self._errors:
-                self._update_baseline(self.options.baseline, document)
+            stands = self._against_update(session, run)
+            if stands:
+                self._lines.append(f"baseline {self.options.baseline} stays as it is: {'; '.join(stands)}")
             else:
-                self._lines.append(f"baseline {self.options.baseline} stays as it is: the session did not pass")
+                self._update_baseline(self.options.baseline, document)
+
+    def _against_update(self, session: pytest.Session, run: Run) -> list[str]:
+        """Why this session's run does not become the baseline."""
+        from clipbench.judge.baseline import not_a_baseline
+
+        if session.exitstatus != pytest.ExitCode.OK or self._errors:
+            return ["the session did not pass"]
+        allowed = [node for node, cell in self._judged_cells.items() if cell.outcome in ("fail", "inconclusive")]
+        found = [f"{node} is {self._judged_cells[node].outcome}" for node in allowed if node.startswith("baseline::")]
+        found += not_a_baseline(run, self._rules()) if not any(base.kind == "baseline" for base in self._bases) else []
+        if found:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return found
 
     def _update_baseline(self, baseline: Path, document: JsonObject) -> None:
         """Write the baseline, and say what changed."""
         from clipbench.judge.baseline import update_baseline
-        from clipbench.judge.tolerances import read_rules
 
         reason, protected = self.options.reason, [self.options.anchor] if self.options.anchor else []
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        done = update_baseline(baseline, document, reason, _author(), date, read_rules(), protected)
-        first = "there was no baseline before: this is the first, nothing was judged" if done.is_first else "changed:"
-        self._lines.append(f"baseline {done.path} written ({reason}); {first}")
-        self._lines += [f"  {line}" for line in done.changed]
+        compared = self._comparisons.get("baseline")
+        comparison = None if isinstance(compared, Exception) else compared
+        changed = update_baseline(baseline, document, reason, _author(), date, comparison, protected)
+        first = "there was no baseline before: this is the first" if comparison is None else "changed:"
+        self._lines.append(f"baseline {baseline} written ({reason}); {first}")
+        self._lines += [f"  {line}" for line in changed]
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the summary in short: the verdict, what is inconclusive first, where the files are, what to do next."""
         if not self._ran:
+            for base in self._bases if self._cells else ():
+                terminalreporter.write_line(f"{base.name}: NOT JUDGED (0 of {len(self._cells)} cells)", red=True)
             return
         from clipbench.models.zoo import zoo
         from clipbench.report.summary import terminal_lines
@@ -446,6 +611,22 @@ class BenchmarkSession:
         self._pictures.close()
         if self._session is not None:
             self._session.close()
+
+
+class CellItem(pytest.Item):
+    """One cell of a base, as a test: it asks the session for its verdict."""
+
+    def __init__(self, *, running: BenchmarkSession, base: Base, **given: Any) -> None:
+        super().__init__(**given)
+        self.running, self.base = running, base
+
+    def runtest(self) -> None:
+        """Judge the cell; everything that it needs is measured where it was not."""
+        self.running.judge_cell(self.base, self.nodeid)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Where it came from: the base's file."""
+        return self.base.path, None, self.nodeid
 
 
 class Subject:

@@ -73,6 +73,7 @@ class Session:
     traces: dict[str, JsonObject] = field(default_factory=dict)
     unwritten: list[str] = field(default_factory=list)
     _spec: ModelSpec | None = None
+    _specs: set[ModelSpec] = field(default_factory=set)
     _embedder: Embedder | None = None
     _float32: ExitStack = field(default_factory=ExitStack)
     _failed: dict[ModelSpec, ClipbenchError] = field(default_factory=dict)
@@ -97,6 +98,7 @@ class Session:
             raise self._failed[spec]
         if self._spec == spec and self._embedder is not None:
             return self._embedder
+        self.encode_again()
         self.free()
         self._failed[spec] = NotLoadedError(f"{spec.label} did not load; its first test says why")
         try:
@@ -113,10 +115,22 @@ class Session:
         self.free()
         self.subjects[spec.name] = subject_of(spec, encoder, self.options)
         self._float32.enter_context(ieee_float32(self.resources.device, self.resources.precision))
-        cache = cache_of(encoder, self.resources.device, self._store)
+        cache = cache_of(encoder, self.resources.device, self._store, reads=not self.options.is_gate)
         self._spec = spec
+        self._specs.add(spec)
         self._embedder = Embedder(encoder, self.resources, cache, not self.options.no_optimizations, self.progress)
         return self._embedder
+
+    def encode_again(self) -> None:
+        """In a gate, encode a sample of the loaded encoder's rows again, once, and note in its trace how far they moved."""
+        if not self.options.is_gate or self._spec is None or self._embedder is None:
+            return
+        trace = self.traces.get(self._spec.name)
+        if trace is not None and "again" not in trace:
+            try:
+                trace["again"] = self._embedder.encode_again()
+            except ClipbenchError as error:
+                trace["error"] = f"rows of this run could not be encoded again: {error}"
 
     def free(self) -> None:
         """Free the loaded encoder's memory."""
@@ -177,8 +191,8 @@ class Session:
             try:
                 measured = one.measure(embedder, dataset)
                 self.record(spec, one, dataset, measured)
-                if one.traced and measured.images is not None and measured.texts is not None:
-                    self.traces[spec.name] = trace_of(embedder.encoder, dataset, measured.images, measured.texts)
+                if measured.images is not None and spec.name not in self.traces:
+                    self.traces[spec.name] = trace_of(embedder.encoder)
             except ClipbenchError as error:
                 self._errors[key] = error
                 raise
@@ -188,6 +202,26 @@ class Session:
                 self.skip(key, reason)
                 raise
         return self.results[key]
+
+    def rescored(self, base: Run) -> list[Result]:
+        """Return results on exactly the items and classes of base's, of data sets that hold more than these by now."""
+        found = []
+        by_name = {spec.name: spec for spec in self._specs}
+        for before in base.results:
+            after, images = self.results.get(before.key), before.evidence.get("images")
+            if after is None or images is None or before.dataset.fingerprint == after.dataset.fingerprint:
+                continue
+            one = experiment(before.experiment)
+            whole = self.dataset(one, before.key.dataset)
+            if not set(before.protocol.classes) <= set(whole.classes):
+                continue
+            part = whole.part(images.ids, before.protocol.classes or whole.classes)
+            if len(part) > 1 and (len(part) < len(whole) or part.classes != whole.classes):
+                spec = by_name[before.model.name]
+                embedder = self.embedder(spec)
+                result = result_of(one, embedder.encoder, part, one.measure(embedder, part))
+                found.append(replace(result, model=replace(result.model, name=spec.name)))
+        return found
 
     def record(self, spec: ModelSpec, one: Experiment, dataset: Dataset, measured: Measured) -> Result:
         """Keep what was measured, on disk too; scores of the same key recorded before are kept beside it."""

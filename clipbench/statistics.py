@@ -37,6 +37,10 @@ EXACT_UP_TO = 50
 NUISANCE_POINTS = 401
 STEP = 0.01
 RATIO_CONFIDENCE = 0.95
+DRAWS, FIRST_DRAWS = 20_000, 2_000
+PLAINLY_NOT = 0.05
+"""Draws of `flip_test`: more than the first where fewer than this share are as large, so that Holm's .01 / 20 can be reached."""
+ROUNDING = 1e-9
 
 
 def wilson_interval(hits: float, n: float, confidence: float = 0.95) -> Interval:
@@ -240,14 +244,62 @@ def paired_difference_interval(
     return -float(high), -float(low)
 
 
-def paired_bootstrap(
-    base: Values, head: Values, confidence: float = 0.95, clusters: Clusters | None = None
-) -> Interval | None:
-    """Return the `bootstrap_interval` of the mean of head minus base, (n,) outcomes that are not 0/1 (margins, precision).
+def mean_change(differences: Values, n: int, alpha: float = 0.05, clusters: Clusters | None = None) -> float:
+    """Return the one-sided lower 1 - alpha limit of the mean of (m,) differences, head minus base, that are not all -1, 0 or 1.
 
-    An end at confidence 1 - 2 alpha is the one-sided bound at alpha. Raises: also ValueError for rows of different length.
+    `n`: how many independent witnesses are behind them. Student's t on the totals of clusters, but never closer than the rule of
+    three: what no witness showed may still befall one in 1 / (1 - alpha ** (1 / n)).
+    Raises: ValueError for no difference, NaN or infinity, clusters of another length.
+    Source: ratio estimator, Cochran 1977, Sampling Techniques, ch. 6; Hanley & Lippman-Hand 1983, JAMA 249:1743.
     """
-    return bootstrap_interval(_differences(base, head), confidence, clusters)
+    array = _finite(differences, "differences")
+    sums, sizes = _totals(array, np.arange(len(array)) if clusters is None else _codes(clusters, len(array)))
+    mean, count = float(array.mean()), len(sums)
+    if count < 2:
+        return -1.0
+    from scipy.special import stdtrit
+
+    error = math.sqrt(float(np.sum((sums - mean * sizes) ** 2)) * count / (count - 1)) / len(array)
+    least: float = 1 - alpha ** (1 / n)
+    return max(-1.0, mean - max(float(stdtrit(count - 1, 1 - alpha)) * error, least))
+
+
+def flip_test(
+    differences: Values, clusters: Clusters | None = None, classes: npt.NDArray[np.integer[Any]] | None = None
+) -> float:
+    """Return how likely as large a loss is if the sign of each cluster's differences is a coin's: 1 where nothing changed.
+
+    With `classes`, (m,) the class of each difference, the loss is the sum of the squared net losses of classes, jointly over all.
+    20,000 draws at most (2,000 with classes), fewer where it is plain that nothing is significant; the same every time.
+    Raises: ValueError for no difference, NaN or infinity, clusters of another length.
+    Source: Fisher's randomisation test; Pitman 1937, J. R. Stat. Soc. Suppl. 4:119.
+    """
+    array = _finite(differences, "differences")
+    codes = np.arange(len(array)) if clusters is None else _codes(clusters, len(array))
+    moved = np.flatnonzero(array)
+    if not len(moved):
+        return 1.0
+    group = np.unique(codes[moved], return_inverse=True)[1]
+    generator, count, drawn = np.random.default_rng(0), 0, 0
+    if classes is None:
+        totals = np.bincount(group, array[moved])
+        observed = totals.sum() + ROUNDING
+    else:
+        of = np.unique(classes[moved], return_inverse=True)[1]
+        observed = float((np.maximum(-np.bincount(of, array[moved]), 0) ** 2).sum()) - ROUNDING
+    size = int(group.max()) + 1
+    at_once = max(1, min(FIRST_DRAWS, CELLS_AT_ONCE * 4 // size))
+    most = DRAWS if classes is None else FIRST_DRAWS
+    while drawn < most and not (drawn >= FIRST_DRAWS and count > drawn * PLAINLY_NOT):
+        signs = generator.integers(0, 2, size=(at_once, size), dtype=np.int8).astype(np.float64) * 2 - 1
+        if classes is None:
+            count += int(np.sum(signs @ totals <= observed))
+        else:
+            flipped = signs[:, group] * array[moved]
+            net = np.stack([np.bincount(of, row) for row in flipped])
+            count += int(np.sum((np.maximum(-net, 0) ** 2).sum(axis=1) >= observed))
+        drawn += at_once
+    return (count + 1) / (drawn + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -606,6 +658,28 @@ def judged_ratio(
             verdict = "fail" if high < 1 - tolerance else "pass" if low >= 1 - tolerance else "inconclusive"
     base, head = (statistics.median(column) for column in list(zip(*rounds, strict=True))[1:])
     return Ratio(metric, better, base, head, ratios, math.exp(centre), low, high, direction, verdict)
+
+
+def unpaired_ratio(base: Sequence[float], head: Sequence[float]) -> tuple[float, float, float]:
+    """Return (head / base, its low, its high): the ratio of geometric means, with Welch's 95 % interval on the logarithms.
+
+    `base`, `head`: what each of several processes measured, two a side or more.
+    Raises: ValueError for fewer, or a value that is not above 0.
+    Source: Welch 1947, Biometrika 34:28; the unit of repetition is the process (Kalibera & Jones 2013).
+    """
+    if min(len(base), len(head)) < 2 or not all(0 < v < math.inf for v in (*base, *head)):
+        raise ValueError(f"{len(base)} and {len(head)} processes: expected two or more, each with a value above 0")
+    from scipy.special import stdtrit
+
+    logs = [[math.log(value) for value in side] for side in (base, head)]
+    centre = statistics.fmean(logs[1]) - statistics.fmean(logs[0])
+    parts = [statistics.variance(side) / len(side) for side in logs]
+    total = sum(parts)
+    if total == 0:
+        return (math.exp(centre),) * 3
+    freedom = total**2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, logs, strict=True))
+    half = float(stdtrit(freedom, 0.5 + RATIO_CONFIDENCE / 2)) * math.sqrt(total)
+    return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
 
 
 def rounds_needed(ratio: Ratio, tolerance: float) -> int | None:

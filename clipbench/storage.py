@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -46,6 +47,8 @@ from clipbench.types import (
 )  # fmt: skip
 
 SCHEMA_VERSION = 2
+COSINE_STEP = 2.0**-14
+MAX_COLUMN_BYTES = 1 << 28
 MAX_STORED_CELLS = 256 * 256
 MEAN_TOLERANCE = 1e-6
 _HINT = "make one with `pytest benchmarks --benchmark-json run.json`"
@@ -79,6 +82,7 @@ def run_to_json(run: Run) -> JsonObject:
         "skipped": [{**skip.key._asdict(), "reason": skip.reason} for skip in run.skipped],
         "subjects": [_fields(subject) for subject in run.subjects],
         "traces": list(run.traces),
+        "accepted": list(run.accepted),
     }
 
 
@@ -152,18 +156,19 @@ def _score_to_json(score: Score) -> JsonObject:
     entry: JsonObject = {"value": _finite(score.value, spec.pop("name")), "n": score.n, "spec": spec}
     if score.interval is not None:
         entry["low"], entry["high"] = (_finite(end, score.spec.name) for end in score.interval)
-    return entry | ({} if score.spread is None else {"spread": score.spread})
+    entry |= {} if score.spread is None else {"spread": score.spread}
+    return entry | ({"processes": list(score.processes)} if score.processes else {})
 
 
 def _answers_to_json(answers: Answers, lists: dict[tuple[str, ...], str]) -> JsonObject:
     entry: JsonObject = {
         "ids": _name_in(lists, answers.ids, "queries"),
         "candidates": _name_in(lists, answers.candidates, "candidates"),
-        "top": _pack(answers.top, "<i4"),
-        "scores": _pack(answers.scores, "<f4"),
+        "top": _pack(answers.top, _index_dtype(answers)),
+        "scores": _pack_cosines(answers.scores),
         "margins": _pack(answers.margins, "<f4"),
     }
-    entry |= {} if answers.labels is None else {"labels": _pack(answers.labels, "<i4")}
+    entry |= {} if answers.labels is None else {"labels": _pack(answers.labels, _index_dtype(answers))}
     return entry | ({} if answers.groups is None else {"groups": list(answers.groups)})
 
 
@@ -173,14 +178,14 @@ def _evidence_to_json(tower: str, evidence: Evidence, lists: dict[tuple[str, ...
         "dim": evidence.dim,
         "contents": _pack(evidence.contents, "<u8"),
         "pixels": _pack(evidence.pixels, "<u8"),
-        "lengths": _pack(evidence.lengths, "<f4"),
+        "lengths": _pack(evidence.lengths, "<f2" if _fits_half(evidence.lengths) else "<f4"),
         "sketches": _pack(evidence.sketches, "<i2"),
     }
 
 
 def _verdict_to_json(verdict: Verdict) -> JsonObject:
-    stated = {name: value for name, value in _fields(verdict).items() if value is not None}
-    del stated["key"]
+    without = ("key", "items")
+    stated = {name: value for name, value in _fields(verdict).items() if value is not None and name not in without}
     return stated | {"verdict": stated.pop("outcome")}
 
 
@@ -198,20 +203,47 @@ def _finite_rows(matrix: Matrix) -> list[list[float]]:
 
 
 def _pack(array: npt.NDArray[Any], dtype: str) -> JsonObject:
+    """A column: its bytes in base64, deflated where that makes them a tenth smaller."""
     stored = np.ascontiguousarray(array).astype(dtype)
-    return {"dtype": dtype, "shape": list(stored.shape), "base64": base64.b64encode(stored.tobytes()).decode()}
+    content, entry = stored.tobytes(), {"dtype": dtype, "shape": list(stored.shape)}
+    deflated = zlib.compress(content, 6)
+    if len(deflated) < 0.9 * len(content):
+        return entry | {"deflated": True, "base64": base64.b64encode(deflated).decode()}
+    return entry | {"base64": base64.b64encode(content).decode()}
+
+
+def _pack_cosines(scores: npt.NDArray[Any]) -> JsonObject:
+    """Cosines in steps of 2^-14, as sketches are; what is none as it is."""
+    if not scores.size or not np.abs(scores).max() < 2:  # written so that NaN is kept
+        return _pack(scores, "<f4")
+    return _pack(np.round(scores.astype(np.float64) / COSINE_STEP), "<i2") | {"step": COSINE_STEP}
+
+
+def _index_dtype(answers: Answers) -> str:
+    return "<u2" if len(answers.candidates) < 1 << 16 else "<i4"
+
+
+def _fits_half(lengths: npt.NDArray[Any]) -> bool:
+    """Half a thousandth is near enough for a length, where half precision can hold it."""
+    return bool(lengths.size) and bool((lengths > 1e-3).all() and (lengths < 6e4).all())
 
 
 def _unpack(entry: JsonObject) -> npt.NDArray[Any]:
     """Raises: ValueError for more or fewer numbers than the shape says."""
     dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+    size = math.prod(shape) * dtype.itemsize
+    if size > MAX_COLUMN_BYTES:
+        raise ValueError(f"a column has shape {shape}: more than {MAX_COLUMN_BYTES:,} bytes")
     try:
         content = base64.b64decode(entry["base64"], validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"a column is no base64: {error}") from error
-    if len(content) != math.prod(shape) * dtype.itemsize:
+        if entry.get("deflated"):
+            content = zlib.decompressobj().decompress(content, size + 1)  # never more than the shape says
+    except (binascii.Error, zlib.error) as error:
+        raise ValueError(f"a column is damaged: {error}") from error
+    if len(content) != size:
         raise ValueError(f"a column has {len(content)} bytes of {entry['dtype']} for shape {shape}")
-    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+    column = np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+    return column * np.float32(entry["step"]) if "step" in entry else column
 
 
 def run_from_json(entry: JsonObject) -> Run:
@@ -228,6 +260,7 @@ def run_from_json(entry: JsonObject) -> Run:
         plan=tuple(Key(*key) for key in entry["plan"]),
         id=entry["id"],
         time=entry["time"],
+        accepted=tuple(entry.get("accepted", ())),
     )
 
 
@@ -250,7 +283,8 @@ def result_from_json(entry: JsonObject) -> Result:
             outcomes = Outcomes(_ids(lists, axis), np.asarray(items[name], dtype=np.float64), own, axis)
         interval = (metric["low"], metric["high"]) if "low" in metric and "high" in metric else None
         spec = _take(MetricSpec, {"name": name, **metric["spec"]})
-        scores[name] = Score(spec, metric["value"], metric["n"], interval, outcomes, metric.get("spread"))
+        repeats = metric.get("spread"), tuple(metric.get("processes", ()))
+        scores[name] = Score(spec, metric["value"], metric["n"], interval, outcomes, *repeats)
     asked, how = entry["protocol"], entry["provenance"]
     encoding = {tower: _take(Encoding, made) for tower, made in how["encoding"].items()}
     return Result(
@@ -283,7 +317,8 @@ def _matrix(entry: JsonObject) -> Matrix:
 def _answers(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Answers:
     ids, candidates = _ids(lists, entry["ids"]), _ids(lists, entry["candidates"])
     top, scores, margins = (_unpack(entry[name]) for name in ("top", "scores", "margins"))
-    labels = _unpack(entry["labels"]) if "labels" in entry else None
+    top = top.astype(np.int32)
+    labels = _unpack(entry["labels"]).astype(np.int32) if "labels" in entry else None
     groups = tuple(entry["groups"]) if "groups" in entry else None
     aligned = [column for column in (top, margins, labels, groups) if column is not None]
     indices = [column for column in (top, labels) if column is not None]
@@ -307,7 +342,7 @@ def _evidence(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Eviden
         or not np.isfinite(lengths).all()
     ):
         raise ValueError("evidence does not fit its items")
-    return Evidence(ids, contents, pixels, lengths, sketches, entry["dim"])
+    return Evidence(ids, contents, pixels, lengths.astype(np.float32), sketches, entry["dim"])
 
 
 def _verdict(key: Key, entry: JsonObject) -> Verdict:

@@ -85,7 +85,8 @@ class Outcomes:
 class Score:
     """One metric's value over `n` outcomes with its 95 % interval, where one can be given, and the outcomes themselves.
 
-    `spread`: how far the repeats of a timing lie apart (5th to 95th percentile), as a share of their median.
+    `spread`: how far the repeats of a timing lie apart (5th to 95th percentile), as a share of their median. `processes`: the seconds
+    (or bytes) that each of several fresh processes measured.
     """
 
     spec: MetricSpec
@@ -94,6 +95,7 @@ class Score:
     interval: tuple[float, float] | None = None
     outcomes: Outcomes | None = None
     spread: float | None = None
+    processes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,8 @@ class Verdict:
     """One judgement, with the reason in words: a score against a reference, or a head against its base.
 
     `metric` is "" where the whole result is meant. `reference` and `expected` say what it was held to; `base`, `head`, `lost`,
-    `gained` and `interval` (of head minus base) what changed, in comparisons.
+    `gained` and `interval` (of head minus base) what changed, in comparisons; `cell` is the judgement that it is part of, `items` are
+    those that it names. `is_loss`: a loss that is significant and within what is allowed.
     """
 
     key: Key
@@ -280,6 +283,9 @@ class Verdict:
     lost: int | None = None
     gained: int | None = None
     interval: tuple[float, float] | None = None
+    cell: str = ""
+    items: tuple[str, ...] = ()
+    is_loss: bool = False
 
     @property
     def finding(self) -> str:
@@ -344,7 +350,9 @@ class SubjectRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """All results of one invocation, with what it was asked for. `traces`: see `embed.trace`."""
+    """All results of one invocation, with what it was asked for. `traces`: see `embed.trace`. `accepted`: cells that did not pass and
+    that somebody accepted, with numbers, reason, author and date.
+    """
 
     environment: Mapping[str, Any]
     results: tuple[Result, ...] = ()
@@ -354,6 +362,7 @@ class Run:
     plan: Plan = ()
     id: str = ""
     time: str = ""
+    accepted: tuple[JsonObject, ...] = ()
 
 
 def overall(outcomes: Iterable[Verdict | Outcome]) -> Outcome:

@@ -268,8 +268,8 @@ def decoded(change):
     def inject(head, dose):
         original = data_module._decoded
 
-        def decode(path):
-            image, key = original(path), first_bits(file_sha256(path))
+        def decode(path, *how):
+            image, key = original(path, *how), first_bits(file_sha256(path))
             found = change(image, path) if is_chosen(key, dose) else image
             head.marks.update([key] if found is not image else [])
             return found

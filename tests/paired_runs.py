@@ -1,57 +1,122 @@
-"""Runs made on the spot for comparisons: outcomes with a known number of flips, on sets small and large."""
+"""Runs made on the spot for comparisons: outcomes with a known number of flips, on sets small and large.
 
-from dataclasses import replace
+Rows are made from the items' ids: two runs have the same rows, unless one is asked to `move` its own. A head whose rows moved says why
+(`precision="int8"`), or nobody asked for it.
+"""
+
+import hashlib
+from dataclasses import asdict, replace
+from functools import cache
 
 import numpy as np
 from fakes import matching
 
+from clipbench.embed.evidence import evidence_of, hash_text
 from clipbench.experiments import all_experiments
 from clipbench.judge.compare import compare_runs
 from clipbench.judge.tolerances import read_rules
-from clipbench.types import DatasetIdentity, MetricSpec, ModelIdentity, Outcomes, Protocol, Result, Run, Score
+from clipbench.types import (
+    Answers,
+    DatasetIdentity,
+    MetricSpec,
+    ModelIdentity,
+    Outcomes,
+    Protocol,
+    Result,
+    Run,
+    Score,
+    SubjectRecord,
+)  # fmt: skip
 
 MACHINE = {"processor": "P", "threads": 2, "accelerator": "", "driver": ""}
 PROTOCOL = Protocol(("a photo of a {}.",))
 NAMES = ("page", "chelsea", "astronaut", "rocket", "motorcycle_right", "camera", "horse", "coffee")
+CLASSES = tuple(f"class {k}" for k in range(100))
+INT8 = {"precision": "int8", "move": 0.02}
+"""A head that was asked for in int8, and whose rows moved as int8 moves them."""
 
 
-def run_of(*results, machine=None, software=None, skipped=(), traces=()):
-    """A run of these results."""
+def run_of(*results, machine=None, software=None, traces=None, asked=None, observed=None, **more):
+    """A run of these results, with a subject and a trace of each model; `asked`, `observed`: more that is said of each subject."""
     environment = {"machine": MACHINE if machine is None else machine, "software": software or {"torch": "2"}}
-    return Run(environment, results, tuple(skipped), traces=tuple(traces))
+    models = {result.model.name: result.model for result in results}
+    subjects = [subject_of(model, asked or {}, observed or {}) for model in models.values()]
+    traces = [trace_of(model) for model in models.values()] if traces is None else traces
+    return Run(environment, results, subjects=tuple(subjects), traces=tuple(traces), **more)
+
+
+def subject_of(model, asked, observed):
+    """What is said of a model: its weights and precision were asked for, the rest was observed."""
+    found = {"weights": model.weights_sha256, "activation": model.activation, "preprocessing": model.preprocessing}
+    chosen = {"precision": model.precision, "weights": model.pretrained}
+    return SubjectRecord(model.name, chosen | asked, found | {"device": model.device} | observed)
+
+
+def trace_of(model, **more):
+    """A trace of a model that repeats."""
+    return {"version": 3, "model": asdict(model), "stages": {}, "repeat": 0.0, "batches": 1e-6} | more
 
 
 def spec_of(metric):
-    """What an experiment declares of a metric; a rate where none has it."""
+    """What an experiment declares of a metric; a headline rate where none has it."""
     declared = {spec.name: spec for one in all_experiments().values() for spec in one.metrics}
-    return declared.get(metric, MetricSpec(metric, "rate"))
+    return declared.get(metric, MetricSpec(metric, "rate", headline=True))
 
 
-def score_of(metric, values, ids, clusters=None):
+def score_of(metric, values, ids, clusters=None, axis="ids"):
     """A score that is the mean of these outcomes; `metric` is a spec or the name of one."""
     spec = spec_of(metric) if isinstance(metric, str) else metric
     values = np.asarray(values, dtype=np.float64)
-    return Score(spec, float(values.mean()), len(values), None, Outcomes(tuple(ids), values, clusters))
+    return Score(spec, float(values.mean()), len(values), None, Outcomes(tuple(ids), values, clusters, axis))
 
 
-def scored(hits, metric="acc1", experiment="coco_crops", model="ViT-B/32", protocol=PROTOCOL, **more):
+@cache
+def evidence(ids, move=0.0, files=None, pictures=None):
+    """What is kept of these items' rows, each made from its own id and then moved by `move`; the file and picture of each by name."""
+    digests = b"".join(hashlib.sha256(item.encode()).digest() for item in ids)
+    rows = np.unpackbits(np.frombuffer(digests, np.uint8)).reshape(len(ids), 256) / 8.0 - 1 / 16
+    noise = np.random.default_rng(0).normal(size=rows.shape)
+    rows = rows + move * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    hashes = ([hash_text(name) for name in names or ids] for names in (files, pictures or files))
+    return evidence_of(ids, rows, rows, *hashes)
+
+
+def taken_for(ids, outcomes, margin=0.1, labels=None, groups=None):
+    """What each item was taken for: its own class where it is a hit, else the next one, the two `margin` apart."""
+    hit, own = np.asarray(outcomes) > 0, np.arange(len(ids)) % 100 if labels is None else np.asarray(labels)
+    order = np.stack([np.where(hit, own, (own + 1) % 100), np.where(hit, (own + 1) % 100, own)], axis=1)
+    scores = np.tile(np.float32([0.3, 0.3 - margin]), (len(ids), 1))
+    margins = np.where(hit, margin, -margin).astype(np.float32)
+    return Answers(tuple(ids), CLASSES, order.astype(np.int32), scores, margins, own.astype(np.int32), groups)
+
+
+def scored(hits, metric="acc1", experiment="coco_crops", **more):
     """A result with one metric whose outcomes are `hits`."""
-    return several({metric: hits}, experiment, model, protocol, **more)
+    return several({metric: hits}, experiment, **more)
 
 
 def several(
-    outcomes, experiment="coco_crops", model="ViT-B/32", protocol=PROTOCOL, dataset=None, ids=None, clusters=None, **identity
+    outcomes, experiment="coco_crops", model="ViT-B/32", protocol=PROTOCOL, dataset=None, ids=None, clusters=None,
+    axis="ids", move=0.0, files=None, pictures=None, answers=None, **identity,
 ):  # fmt: skip
-    """A result with several metrics that go by the same ids; each metric is the mean of its outcomes."""
+    """A result with several metrics that go by the same ids; each metric is the mean of its outcomes.
+
+    `move`: how far its rows lie from where their ids put them. `files`, `pictures`: what each item is in. `answers`: margins, labels
+    and groups, as `taken_for` has them; without it only outcomes are known.
+    """
     n = len(next(iter(outcomes.values())))
     names = tuple(ids or (f"i{k}" for k in range(n)))
-    found = [score_of(metric, values, names, clusters) for metric, values in outcomes.items()]
+    found = [score_of(metric, values, names, clusters, axis) for metric, values in outcomes.items()]
+    known = {} if answers is None else {found[0].spec.answers: taken_for(names, found[0].outcomes.values, **answers)}
     return Result(
         experiment,
-        ModelIdentity(model, "openai", **{"preprocessing": "bicubic", **identity}),
+        ModelIdentity(model, **{"pretrained": "openai", "preprocessing": "bicubic", **identity}),
         dataset or DatasetIdentity("items", "f" * 64, n),
         protocol,
         {score.spec.name: score for score in found},
+        answers=known,
+        evidence={"images": evidence(names, move, files, pictures)},
     )
 
 
@@ -67,18 +132,19 @@ def hits(n, right):
 
 def flipped(outcomes, lost=0, gained=0):
     """The outcomes with the first `lost` hits missed and the first `gained` misses hit."""
-    rights = [k for k, hit in enumerate(outcomes) if hit][:lost]
-    wrongs = [k for k, hit in enumerate(outcomes) if not hit][:gained]
-    return [0 if k in set(rights) else 1 if k in set(wrongs) else hit for k, hit in enumerate(outcomes)]
+    rights, wrongs = ([k for k, hit in enumerate(outcomes) if bool(hit) is right] for right in (True, False))
+    rights, wrongs = set(rights[:lost]), set(wrongs[:gained])
+    return [0 if k in rights else 1 if k in wrongs else hit for k, hit in enumerate(outcomes)]
 
 
-def natural(similarity=None, **identity):
+def natural(similarity=None, move=0.0, **identity):
     """The natural result of a matrix, by default one in which every item is matched."""
-    return matching(np.eye(8) * 0.2 + 0.1 if similarity is None else similarity, NAMES, **identity)
+    result = matching(EYE if similarity is None else similarity, NAMES, **{"preprocessing": "bicubic", **identity})
+    return replace(result, evidence={tower: evidence(NAMES, move) for tower in ("images", "texts")})
 
 
-def speed(batch=4, model="ViT-B/32", device="cpu", spread=None, **values):
-    """A speed result with these values, the others as they usually are; `spread`: that of repeats, by metric."""
+def speed(batch=4, model="ViT-B/32", device="cpu", processes=None, **values):
+    """A speed result with these values, the others as they usually are; `processes`: what each of several measured, by metric."""
     usual = {"images_per_second": 100.0, "texts_per_second": 200.0, "latency_p50": 0.01, "peak_memory_bytes": 1e9}
     return Result(
         "speed",
@@ -86,7 +152,7 @@ def speed(batch=4, model="ViT-B/32", device="cpu", spread=None, **values):
         DatasetIdentity("natural", "f" * 64, 8),
         replace(PROTOCOL, options={"batch": batch}),
         {
-            name: Score(spec_of(name), value, 50, spread=(spread or {}).get(name))
+            name: Score(spec_of(name), value, 50, processes=tuple((processes or {}).get(name, ())))
             for name, value in (usual | values).items()
         },
     )
@@ -103,8 +169,19 @@ def compared(base, head, rules=RULES, **more):
 
 
 def crops(lost=0, gained=0, outcomes=RIGHT, **more):
-    """A pair of results on the same items, before and after these flips."""
-    return [scored(outcomes, **more)], [scored(flipped(outcomes, lost, gained), **more)]
+    """A pair of results on the same items, before and after these flips, which came with int8."""
+    return [scored(outcomes, **more)], [scored(flipped(outcomes, lost, gained), **INT8, **more)]
+
+
+def cell(comparison, name):
+    """The one cell whose id begins with this."""
+    (found,) = [one for one in comparison.cells if one.id.startswith(name)]
+    return found
+
+
+def quality(comparison, metric="acc1"):
+    """The one verdict of quality on a metric."""
+    return verdict_of(comparison, "quality", metric)
 
 
 def verdict_of(comparison, kind, metric=None):

@@ -15,6 +15,7 @@ from clipbench.ab import (
     check_request,
     compare_speed,
     find_python,
+    measure_once,
     read_options,
     serve,
 )
@@ -215,6 +216,27 @@ def test_the_real_worker_says_what_it_is_and_times_as_many_calls_as_asked(tmp_pa
     assert (hello["protocol"], hello["batch"], hello["model"]["name"]) == (1, 3, "ab_encoder:Mean")
     assert "torch" in hello["environment"]["software"]
     assert [len(t["seconds"]) for t in timed] == [2, 1, 3]
+
+
+def test_a_process_that_measures_once_gives_each_metric_as_seconds_or_bytes(tmp_path, monkeypatch):
+    pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
+    (tmp_path / "ab_other.py").write_text(
+        "import numpy as np\n"
+        "class Mean:\n"
+        "    def encode_images(self, images):\n"
+        "        return np.stack([np.asarray(i, dtype=float).mean(axis=(0, 1)) for i in images])\n"
+        "    def encode_texts(self, texts):\n"
+        "        return np.array([[len(t), 1.0, 2.0] for t in texts])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    answers = io.StringIO()
+    assert measure_once(["--model", "ab_other:Mean", "--device", "cpu"], answers) == 0
+    found = json.loads(answers.getvalue())
+    assert {"images_per_second", "texts_per_second", "latency_p50", "memory_growth_bytes"} <= found.keys()
+    assert all(value >= 0 for value in found.values())
+    answers = io.StringIO()
+    assert measure_once(["--model", "ViT-B/61"], answers) == 1
+    assert "closest" in json.loads(answers.getvalue())["error"]
 
 
 def test_the_real_worker_answers_a_model_that_it_does_not_know_in_one_line():

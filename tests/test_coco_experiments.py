@@ -100,6 +100,7 @@ def test_multilabel_ties_equal_the_slow_oracle(coco):
 
     result = measured("coco_multilabel", encoder := Coarse(dim=3), coco=coco)
     outcomes = result.scores["mean_average_precision"].outcomes
+    assert outcomes.axis == "classes"  # a comparison counts the images behind them
     for name, found in zip(outcomes.ids, outcomes.values, strict=True):
         scores = [int(encoder.image_row(m) @ encoder.text_row(f"a photo of a {name}.")) for m in middles()]
         relevant = [int(name.split()[1]) in image for image in BOXES]

@@ -1,12 +1,14 @@
 """`clipbench compare` at the command line: exit codes, formats, bad input in one line, and no torch."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from paired_runs import EYE, RIGHT, flipped, moved, natural, run_of, scored
+from paired_runs import EYE, INT8, RIGHT, flipped, moved, natural, run_of, scored
 
 from clipbench.cli import main
 from clipbench.storage import dump_json, run_to_json
@@ -24,16 +26,19 @@ def stored(path, *results, **more):
 def pair(tmp_path):
     """Two run files: head is worse on a large set and has changed on a small one."""
     base = stored(tmp_path / "base.json", natural(), scored(RIGHT), software={"torch": "2.6"})
-    head = stored(tmp_path / "head.json", natural(moved(EYE, 2, 5, 0.5)), scored(WORSE), software={"torch": "2.14"})
-    return base, head
+    worse = natural(moved(EYE, 2, 5, 0.5), **INT8), scored(WORSE, **INT8)
+    return base, stored(tmp_path / "head.json", *worse, software={"torch": "2.14"})
+
+
+QUALITY, SMALL = "quality[coco_crops/items/ViT-B/32]", "quality[natural/natural/ViT-B/32]"
 
 
 @pytest.mark.parametrize(
     ("head", "code", "word"),
     [
-        ([natural(), scored(RIGHT)], 0, "PASS: 0 fail"),
-        ([natural(), scored(WORSE)], 1, "FAIL: 1 fail"),
-        ([natural()], 3, "CANNOT TELL: 0 fail, 1 cannot tell"),
+        ([natural(), scored(RIGHT)], 0, "PASS: 8 pass"),
+        ([natural(EYE * 0.99, **INT8), scored(WORSE, **INT8)], 1, "FAIL: 1 fail, 7 pass"),
+        ([natural()], 3, "INCONCLUSIVE: 1 inconclusive, 5 pass"),
     ],
 )
 def test_the_exit_code_and_the_first_line_are_the_verdict(tmp_path, capsys, head, code, word):
@@ -46,8 +51,9 @@ def test_text_says_what_failed_what_changed_which_items_and_how_to_reproduce(pai
     main(["compare", *pair])
     text = capsys.readouterr().out
     for words in (
-        "acc1: 0.6000 -> 0.5600: fell by 0.04, more than the 0.01 allowed",
-        "torch  2.6 -> 2.14",
+        f"fail         {QUALITY}: acc1 0.6 -> 0.56: fell by 0.04, more than the 0.01 allowed",
+        f'--accept "{QUALITY}" --reason TEXT',
+        "2.6 -> 2.14",
         "lost   astronaut  margin +0.2000 -> -0.2000",
         "after:  camera 0.500, astronaut 0.300",
         f"reproduce: clipbench compare {pair[0]} {pair[1]}",
@@ -56,12 +62,18 @@ def test_text_says_what_failed_what_changed_which_items_and_how_to_reproduce(pai
 
 
 def test_json_is_complete_and_finite(pair, capsys):
-    assert main(["compare", *pair, "--format", "json"]) == 1
+    assert main(["compare", *pair, "--accept", SMALL, "--reason", "eight pictures", "--format", "json"]) == 1
     told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert (told["verdict"], told["exit_code"]) == ("fail", 1)
-    assert {"findings", "items", "differences", "command", "headline", "alpha"} <= told.keys()
+    assert {"cells", "findings", "items", "differences", "stages", "command", "headline", "alpha"} <= told.keys()
     failed = [f for f in told["findings"] if f["verdict"] == "fail"]
-    assert [(f["metric"], f["lost"], f["gained"]) for f in failed] == [("acc1", 200, 0)]
+    assert [(f["metric"], f["lost"], f["gained"], f["cell"]) for f in failed] == [("acc1", 200, 0, QUALITY)]
+    cells = {one["id"]: one for one in told["cells"]}
+    assert (cells[QUALITY]["verdict"], cells[QUALITY]["accepted"]) == ("fail", "")
+    assert cells[QUALITY]["to_accept"] == f'--accept "{QUALITY}" --reason TEXT'
+    small = cells[SMALL]
+    assert (small["verdict"], small["found"], small["accepted"]) == ("note", "inconclusive", "eight pictures")
+    assert {one["verdict"] for name, one in cells.items() if name not in (QUALITY, SMALL)} == {"pass"}
 
 
 def test_markdown_answers_in_the_order_in_which_a_reader_asks(pair, capsys):
@@ -82,8 +94,8 @@ def test_github_annotates_failures_as_errors_and_appends_the_summary(pair, capsy
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     assert main(["compare", *pair, "--format", "github"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("::error title=clipbench::FAIL: 1 fail")
-    assert lines[1].startswith("::error title=clipbench FAIL%2C coco_crops of ViT-B/32 on items%2C acc1::")
+    assert lines[0].startswith("::error title=clipbench::FAIL: 1 fail, 1 inconclusive, 6 pass")
+    assert lines[1].startswith(f"::error title=clipbench fail%2C {QUALITY}::acc1 0.6 -> 0.56: fell")
     assert all(line.startswith(("::error ", "::warning ", "::notice ")) for line in lines)
     assert summary.read_text().startswith("before\n## FAIL")
 
@@ -92,7 +104,7 @@ def test_github_annotates_failures_as_errors_and_appends_the_summary(pair, capsy
 def test_text_of_a_run_steers_nothing(tmp_path, capsys, form):
     ids = [EVIL, *(f"i{k}" for k in range(4999))]
     base = stored(tmp_path / "base.json", scored(RIGHT, ids=ids, model=EVIL), software={EVIL: "1"})
-    head = stored(tmp_path / "head.json", scored(WORSE, ids=ids, model=EVIL), software={EVIL: EVIL})
+    head = stored(tmp_path / "head.json", scored(WORSE, ids=ids, model=EVIL, **INT8), software={EVIL: EVIL})
     assert main(["compare", base, head, "--format", form]) == 1
     text = capsys.readouterr().out
     assert "\x1b" not in text
@@ -106,10 +118,27 @@ def test_text_of_a_run_steers_nothing(tmp_path, capsys, form):
         assert "www.evil" not in text
 
 
-def test_options_reach_the_rules_and_the_command_that_reproduces_it(pair, capsys):
-    options = ["--tolerance", "acc1=0.05", "--alpha", "0.1", "--only", "coco_crops"]
-    assert main(["compare", *pair, *options]) == 0
-    assert capsys.readouterr().out.rstrip().endswith(" ".join(options))
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--tolerance", "acc1=0.05", "--alpha", "0.1", "--only", "coco_crops"], 0),
+        (["--only", "quality[coco*"], 1),
+        (["--accept", QUALITY, "--accept", SMALL, "--reason", "int8"], 0),
+        (["--speed", "off", "--max-cosine-distance", "0.5"], 1),
+    ],
+)
+def test_options_reach_the_rules_and_the_command_that_reproduces_it(pair, capsys, options, code):
+    assert main(["compare", *pair, *options]) == code
+    assert capsys.readouterr().out.rstrip().endswith(shlex.join(options))
+
+
+def test_an_anchor_is_a_second_base(pair, capsys):
+    base, head = pair
+    assert main(["compare", head.replace("head", "base"), base]) == 0
+    same = head.replace("head.json", "again.json")
+    Path(same).write_text(Path(head).read_text())
+    assert main(["compare", same, head, "--anchor", base]) == 1
+    assert f"fail         anchor {QUALITY}: acc1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -119,6 +148,8 @@ def test_options_reach_the_rules_and_the_command_that_reproduces_it(pair, capsys
         ["--tolerance", "acc=0.1"],
         ["--alpha", "2"],
         ["--only", "no_such"],
+        ["--accept", "no_such", "--reason", "x"],
+        ["--accept", QUALITY],
         ["--rules", "gone.toml"],
     ],
 )

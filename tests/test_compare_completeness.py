@@ -1,7 +1,8 @@
-"""What cannot be compared and what is not there: told, and never a pass."""
+"""What cannot be compared and what is not there: said by name, and never a pass."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from paired_runs import (
     EYE,
@@ -9,50 +10,61 @@ from paired_runs import (
     PROTOCOL,
     RIGHT,
     RULES,
+    cell,
     compared,
+    crops,
+    evidence,
     hits,
     natural,
     run_of,
     scored,
     several,
     speed,
+    trace_of,
     verdict_of,
+    verdicts_of,
     with_score,
 )
 
 from clipbench.errors import UsageError
 from clipbench.judge.compare import compare_runs
 from clipbench.storage import Timing
-from clipbench.types import DatasetIdentity, Key, Matrix, Protocol, Provenance, Skip, Verdict
+from clipbench.types import Answers, DatasetIdentity, Encoding, Key, Matrix, Provenance, Skip, Verdict
 
-OTHER = Protocol(("other",))
 NAMED = Key("coco_crops", "ViT-B/32", "items")
+IDS = tuple(f"i{k}" for k in range(5000))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"dataset": DatasetIdentity("items", "e" * 64, 5000)}, "fingerprint"),
-        ({"dataset": DatasetIdentity("items", "f" * 64, 4999)}, "n 5,000 -> 4,999"),
-        ({"protocol": OTHER}, 'prompts ["a photo of a {}."] -> ["other"]'),
-        ({"protocol": replace(PROTOCOL, metric_version=2)}, "metric_version 1 -> 2"),
-        ({"protocol": replace(PROTOCOL, classes=("a", "b"))}, 'classes absent -> ["a", "b"]'),
-        ({"protocol": replace(PROTOCOL, options={"crop": "tight"})}, "crop absent -> tight"),
-        ({"preprocessing": "bilinear"}, "preprocessing bicubic -> bilinear"),
-        ({"preprocessing": "bicubic" + " " * 90 + "std 0.5"}, "std 0.5"),
+        ({"prompts": ("other",)}, 'prompts ["a photo of a {}."] -> ["other"]'),
+        ({"metric_version": 2}, "metric_version 1 -> 2"),
+        ({"classes": ("a", "b")}, 'classes absent -> ["a", "b"]'),
+        ({"options": {"crop": "tight"}}, "crop absent -> tight"),
     ],
 )
-def test_another_protocol_or_other_items_are_not_comparable_and_never_a_pass(change, words):
-    comparison = compared([scored(RIGHT)], [scored(RIGHT, **change)])
-    found = verdict_of(comparison, "not comparable", "")
-    assert (found.outcome, comparison.exit_code) == ("inconclusive", 3)
-    assert words in found.reason
-    assert comparison.count("pass") == 0
+def test_another_protocol_is_not_comparable_however_good_or_bad_the_scores_are(change, words):
+    for right in (0, 3000, 5000):
+        comparison = compared([scored(RIGHT)], [scored(hits(5000, right), protocol=replace(PROTOCOL, **change))])
+        assert cell(comparison, "quality").reasons == (f"not comparable: {words}",)
+        assert comparison.exit_code == 3
 
 
-def test_a_score_that_collapses_under_another_prompt_fails_all_the_same():
-    head = scored(hits(5000, 0), protocol=OTHER)
-    assert compared([scored(RIGHT)], [head]).outcome == "fail"
+def gallery(candidates):
+    ids = tuple(f"t{k}" for k in range(300))
+    top, ones = np.zeros((300, 1), np.int32), np.ones(300, np.float32)
+    answers = Answers(ids, candidates, top, ones[:, None], ones)
+    return replace(
+        scored([1] * 300, "text_retrieval_recall@1", "coco_retrieval", ids=ids), answers={"text_to_image": answers}
+    )
+
+
+def test_a_gallery_with_other_candidates_is_not_comparable_whatever_was_found_in_it():
+    other = compared([gallery(("a", "b"))], [gallery(("a", "b", "c"))])
+    assert "text_to_image has other candidates (2 -> 3)" in cell(other, "quality").reasons[0]
+    assert other.exit_code == 3
+    assert compared([gallery(("a", "b"))], [gallery(("a", "b"))]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -66,22 +78,80 @@ def test_what_only_says_how_it_went_hinders_no_comparison_and_is_told(key, prove
 
 
 def test_items_are_followed_by_id_whatever_their_order():
-    ids = [f"i{k}" for k in range(5000)]
-    comparison = compared([scored(RIGHT, ids=ids)], [scored(RIGHT[::-1], ids=ids[::-1])])
-    assert verdict_of(comparison, "identical").outcome == "pass"
+    comparison = compared([scored(RIGHT, ids=IDS)], [scored(RIGHT[::-1], ids=IDS[::-1])])
+    assert comparison.outcome == "pass"
 
 
-def test_items_of_the_base_that_vanished_are_undecided_and_named():
-    ids = [f"i{k}" for k in range(5000)]
-    comparison = compared([scored(RIGHT, ids=ids)], [scored(RIGHT, ids=["new", *ids[1:]])])
-    assert verdict_of(comparison, "completeness").reason == "1 item(s) vanished in head: i0"
-    assert verdict_of(comparison, "new").outcome == "note"
+def test_items_that_are_gone_are_named_and_inconclusive_and_new_ones_are_a_note():
+    base, head = scored(RIGHT, ids=IDS), scored(RIGHT[1:], ids=IDS[1:])
+    gone = compared([base], [head])
+    assert verdict_of(gone, "items").reason == "1 item(s) of base are gone: i0"
+    assert (gone.outcome, cell(gone, "quality").outcome) == ("inconclusive", "inconclusive")
+    grown = compared([head], [base])
+    assert verdict_of(grown, "new").reason == "1 item(s) are new: i0"
+    assert grown.outcome == "pass"
+
+
+def test_head_s_results_on_exactly_the_items_of_base_decide_where_its_data_grew():
+    base, grown = gallery(("a", "b")), gallery(("a", "b", "c"))
+    again = compared([base], [grown], rescored=[base])
+    assert again.outcome == "pass"
+    assert "scored again on exactly base's items" in verdict_of(again, "new").reason
+
+
+def test_items_with_other_content_are_named_and_not_held_against_each_other():
+    files = ("another file", *IDS[1:])
+    comparison = compared([scored(RIGHT)], [scored(RIGHT, files=files)])
+    assert cell(comparison, "rows").reasons == ("1 items have other content: i0",)
+    assert verdict_of(comparison, "rows").outcome == "pass"
+    assert comparison.exit_code == 3
+
+
+def test_other_decoded_pixels_of_the_same_file_are_told():
+    comparison = compared([scored(RIGHT)], [scored(RIGHT, pictures=("decoded otherwise", *IDS[1:]))])
+    assert comparison.outcome == "pass"
+    assert "the decoded pixels of 1 differ" in cell(comparison, "rows").reasons[0]
+
+
+def test_other_labels_are_named_and_inconclusive():
+    base = scored(RIGHT, answers={})
+    labels = base.answers["images"].labels.copy()
+    labels[7] = 8
+    head = replace(base, answers={"images": replace(base.answers["images"], labels=labels)})
+    comparison = compared([base], [head])
+    assert verdict_of(comparison, "items").reason == "1 item(s) have another label: i7"
     assert comparison.outcome == "inconclusive"
-    assert verdict_of(comparison, "in general").outcome == "inconclusive"
+    assert not verdicts_of(compared([base], [base]), "items")
+
+
+@pytest.mark.parametrize("which", ["base", "head"])
+def test_rows_from_a_cache_were_not_executed_and_are_inconclusive(which):
+    cached = replace(scored(RIGHT), provenance=Provenance(encoding={"images": Encoding(5000, cached=7)}))
+    sides = {"base": [scored(RIGHT)], "head": [scored(RIGHT)]} | {which: [cached]}
+    comparison = compared(sides["base"], sides["head"])
+    assert comparison.exit_code == 3
+    assert cell(comparison, "rows").reasons[0].startswith(f"7 rows of {which} came from a cache")
+
+
+@pytest.mark.parametrize(
+    ("limit", "outcome", "words"),
+    [
+        (3e-3, "pass", "no row moved by a cosine distance over 0.003"),
+        (2e-4, "inconclusive", "sketches cannot say"),
+        (2e-5, "fail", "rows moved by a cosine distance over 2e-05: i"),
+    ],
+)
+def test_the_owner_of_an_index_may_limit_how_far_each_row_moves(limit, outcome, words):
+    comparison = compared(*crops(), rules=replace(RULES, row_limit=limit))  # moved by .02: a cosine distance of 2e-4
+    assert (cell(comparison, "rows").outcome, comparison.outcome) == (outcome, outcome)
+    assert any(words in reason for reason in cell(comparison, "rows").reasons)
+
+
+# What base had and head has not.
 
 
 @pytest.mark.parametrize("vanished", ["experiment", "model", "metric"])
-def test_what_the_base_had_and_the_head_has_not_is_undecided(vanished):
+def test_what_the_base_had_and_the_head_has_not_is_inconclusive(vanished):
     both = {"acc1": RIGHT, "acc5": RIGHT}
     base = [natural(), several(both), several(both, model="RN50")]
     head = {
@@ -90,23 +160,59 @@ def test_what_the_base_had_and_the_head_has_not_is_undecided(vanished):
         "metric": [natural(), several(both), scored(RIGHT, model="RN50")],
     }[vanished]
     comparison = compared(base, head)
-    assert verdict_of(comparison, "completeness").outcome == "inconclusive"
-    assert comparison.exit_code == 3
+    assert (cell(comparison, "complete").outcome, comparison.exit_code) == ("inconclusive", 3)
     assert compared(head, base).exit_code == 0
-    assert verdict_of(compared(head, base), "new").outcome == "note"
+    notes = [v.reason for v in compared(head, base).verdicts if v.outcome == "note"]
+    assert len(notes) == 1
+    assert "new in head" in notes[0]
 
 
-def test_a_skip_in_the_head_is_named_as_the_reason():
-    skip = Skip(Key("natural", "ViT-B/32", "natural"), "no scikit-image")
-    comparison = compare_runs(run_of(natural(), scored(RIGHT)), run_of(scored(RIGHT), skipped=[skip]), RULES)
-    assert verdict_of(comparison, "completeness").reason == "skipped in head: no scikit-image"
+@pytest.mark.parametrize("n", [20, 5000])
+def test_outcomes_that_vanished_beside_a_value_that_stayed_are_inconclusive(n):
+    base = scored(hits(n, n // 2))
+    comparison = compared([base], [with_score(base, "acc1", outcomes=None)])
+    assert comparison.exit_code == 3
+    assert "its outcomes by item vanished" in cell(comparison, "complete").reasons[0]
 
 
-def test_a_part_that_is_skipped_in_head_alone_is_undecided():
-    skip = Skip(Key("natural", "ViT-B/32", "natural"), "random weights")
-    base, head = run_of(natural()), run_of(natural(), skipped=[skip])
-    assert compare_runs(base, head, RULES).exit_code == 3
-    assert compare_runs(head, head, RULES).exit_code == 0
+PASSED, NOTED = (Verdict(NAMED, "acc1", "floor", outcome, "at least .5") for outcome in ("pass", "note"))
+ONE = scored(RIGHT)
+
+
+@pytest.mark.parametrize(
+    ("had", "has", "words"),
+    [
+        ({"matrices": {"likeness": Matrix("cosine", EYE, NAMES, NAMES)}}, {}, "the matrix likeness"),
+        ({"answers": scored(RIGHT, answers={}).answers}, {}, "the answers images"),
+        ({}, {"evidence": {}}, "the evidence images"),
+        ({"verdicts": (PASSED,)}, {}, "floor held in base and was not judged in head"),
+        ({"verdicts": (PASSED,)}, {"verdicts": (NOTED,)}, "floor held in base and was not judged in head"),
+        ({"verdicts": (PASSED,)}, {"verdicts": (replace(NOTED, outcome="inconclusive"),)}, "is inconclusive in head"),
+    ],
+)
+def test_evidence_a_matrix_answers_or_a_held_reference_that_vanished_is_inconclusive(had, has, words):
+    comparison = compared([replace(ONE, **had)], [replace(ONE, **has)])
+    assert words in cell(comparison, "complete").reasons[0]
+    assert comparison.exit_code == 3
+    assert compared([replace(ONE, **had)], [replace(ONE, **had)]).exit_code == 0
+
+
+def test_a_base_without_evidence_is_to_be_measured_again():
+    old = replace(ONE, evidence={})
+    assert any("measure it again" in reason for reason in cell(compared([old], [ONE]), "complete").reasons)
+
+
+@pytest.mark.parametrize(("traces", "has", "words"), [(1, 0, "the trace vanished"), (0, 0, "head has no trace")])
+def test_a_trace_that_is_not_there_is_inconclusive(traces, has, words):
+    one = trace_of(natural().model)
+    comparison = compare_runs(run_of(natural(), traces=[one] * traces), run_of(natural(), traces=[one] * has), RULES)
+    assert words in cell(comparison, "trace").reasons[0]
+    assert comparison.exit_code == 3
+
+
+def test_a_run_that_does_not_say_what_was_asked_of_its_models_is_to_be_measured_again():
+    comparison = compare_runs(replace(run_of(ONE), subjects=()), run_of(ONE), RULES)
+    assert cell(comparison, "subject").reasons == ("a run does not say what was asked of it: measure again",)
 
 
 def folder(name):
@@ -115,82 +221,63 @@ def folder(name):
 
 
 @pytest.mark.parametrize("only", [(), ("zero_shot",)])
-def test_a_zero_shot_part_skipped_in_the_head_is_undecided_and_concerns_its_folder_alone(only):
+def test_a_zero_shot_part_skipped_in_the_head_is_inconclusive_and_concerns_its_folder_alone(only):
     skip = Skip(Key("zero_shot", "ViT-B/32", "shapes"), "random weights")
-    base, head = run_of(folder("shapes"), folder("dogs")), run_of(folder("shapes"), folder("dogs"), skipped=[skip])
+    base, head = run_of(folder("shapes"), folder("dogs")), run_of(folder("shapes"), folder("dogs"), skipped=(skip,))
     comparison = compare_runs(base, head, RULES, only=only)
-    found = verdict_of(comparison, "completeness")
-    assert (found.key.dataset, found.reason) == ("shapes", "skipped in part in head: random weights")
+    assert cell(comparison, "complete").reasons == (
+        "zero_shot of ViT-B/32 on shapes: skipped in part in head: random weights",
+    )
     assert comparison.exit_code == 3
     assert compare_runs(head, head, RULES, only=only).exit_code == 0
 
 
-def test_the_reason_of_a_zero_shot_folder_skipped_as_a_whole_is_named():
-    skip = Skip(Key("zero_shot", "ViT-B/32", "shapes"), "no such folder")
-    comparison = compare_runs(run_of(folder("shapes"), folder("dogs")), run_of(folder("dogs"), skipped=[skip]), RULES)
-    assert verdict_of(comparison, "completeness").reason == "skipped in head: no such folder"
-
-
-@pytest.mark.parametrize("n", [20, 5000])
-def test_outcomes_that_vanished_beside_a_value_that_stayed_are_undecided(n):
-    base = scored(hits(n, n // 2))
-    head = with_score(base, "acc1", outcomes=None)
-    comparison = compared([base], [head])
-    assert comparison.exit_code == 3
-    assert any("outcomes by item vanished" in f.reason for f in comparison.verdicts)
-
-
-PASSED, NOTED = (Verdict(NAMED, "acc1", "floor", outcome, "at least .5") for outcome in ("pass", "note"))
+SKIPPED = (Skip(NAMED, "no such folder"),)
 
 
 @pytest.mark.parametrize(
-    ("had", "has", "words"),
+    ("head", "words"),
     [
-        ({"matrices": {"likeness": Matrix("cosine", EYE, NAMES, NAMES)}}, {}, "the matrix likeness"),
-        ({"verdicts": (PASSED,)}, {}, "floor held in base and was not judged in head"),
-        ({"verdicts": (PASSED,)}, {"verdicts": (NOTED,)}, "floor held in base and was not judged in head"),
-        ({"verdicts": (PASSED,)}, {"verdicts": (replace(NOTED, outcome="inconclusive"),)}, "is inconclusive in head"),
+        ({}, "has not, and did not ask for it"),
+        ({"plan": (NAMED,)}, "asked for it and has not measured it"),
+        ({"plan": (NAMED,), "skipped": SKIPPED}, "was skipped in head: no such folder"),
     ],
 )
-def test_a_matrix_or_a_held_reference_that_vanished_is_undecided(had, has, words):
-    one = scored(RIGHT)
-    comparison = compared([replace(one, **had)], [replace(one, **has)])
-    assert words in verdict_of(comparison, "completeness").reason
+def test_a_result_that_vanished_is_told_from_one_that_was_not_asked_for_or_was_skipped(head, words):
+    comparison = compare_runs(run_of(ONE, natural()), run_of(natural(), **head), RULES)
+    assert words in cell(comparison, "complete").reasons[0]
     assert comparison.exit_code == 3
-    assert compared([replace(one, **had)], [replace(one, **had)]).exit_code == 0
-
-
-def test_a_trace_that_vanished_beside_the_result_it_is_taken_with_is_undecided():
-    traces = [{"model": {"name": "ViT-B/32"}}]
-    gone = compare_runs(run_of(natural(), traces=traces), run_of(natural()), RULES)
-    assert verdict_of(gone, "completeness").reason == "the trace vanished: base has it, head has not"
-    assert gone.exit_code == 3
 
 
 def test_the_same_experiment_on_another_data_set_is_missing_and_says_so():
     other = replace(natural(), dataset=DatasetIdentity("other", "0" * 64, 8))
-    assert "measured it on other" in verdict_of(compared([natural()], [other]), "completeness").reason
+    assert "measured it on other" in cell(compared([natural()], [other]), "complete").reasons[0]
 
 
-def test_a_timed_test_that_vanished_is_undecided():
+def test_a_timed_test_that_vanished_is_inconclusive():
     before = [Timing("test_mine", "", (1.0,)), Timing("test_images_per_second[ViT-B/32]", "ViT-B/32", (1.0,))]
-    runs = run_of(speed()), run_of(speed())
+    runs = run_of(natural(), speed()), run_of(natural(), speed())
     gone = compare_runs(*runs, RULES, before, ())
-    assert verdict_of(gone, "completeness").reason == "the test test_mine was timed in base and did not run in head"
+    assert cell(gone, "complete").reasons == ("the test test_mine was timed in base and did not run in head",)
     assert compare_runs(*runs, RULES, before, before).exit_code == 0
 
 
-@pytest.mark.parametrize("runs", [((), ()), ((), (natural(),))])
-def test_nothing_judged_is_no_pass(runs):
-    assert compared(*runs).exit_code == 3
+@pytest.mark.parametrize("head", [(), (natural(),)])
+def test_a_base_without_results_judges_nothing_and_that_is_no_pass(head):
+    assert compared((), head).exit_code == 3
 
 
-def test_only_compares_the_named_experiments():
-    base, head = [natural(), scored(RIGHT)], [natural(EYE + 0.05), scored(RIGHT)]
-    assert compared(base, head, only=["coco_crops"]).exit_code == 0
-    assert {v.key.experiment for v in compared(base, head, only=["natural"]).verdicts} == {"natural"}
-    with pytest.raises(UsageError, match="did you mean natural"):
-        compared(base, head, only=["natral"])
+# Which run it is.
+
+
+def test_a_run_compared_with_itself_is_inconclusive_and_an_older_head_is_told():
+    one, other = run_of(natural(), id="1", time="2026-01-02"), run_of(natural(), id="2", time="2026-01-01")
+    assert compare_runs(one, one, RULES).exit_code == 3
+    assert "head is the base itself (run 1)" in cell(compare_runs(one, one, RULES), "complete").reasons[0]
+    older = compare_runs(one, other, RULES)
+    assert older.exit_code == 0
+    assert [v.reason for v in older.of("note")] == ["head (2026-01-01) is older than base (2026-01-02)"]
+    assert not compare_runs(other, one, RULES).of("note")
 
 
 def test_two_results_of_one_key_are_refused():
@@ -198,11 +285,45 @@ def test_two_results_of_one_key_are_refused():
         compared([natural(), natural()], [natural()])
 
 
+@pytest.mark.parametrize(("loader", "is_one"), [("factory", True), ("open_clip", False)])
+def test_the_one_encoder_of_somebody_s_own_in_each_run_is_one_subject_whose_loader_changed(loader, is_one):
+    base = run_of(scored(RIGHT, model="acme:fp32"), asked={"loader": loader})
+    head = run_of(scored(RIGHT, model="acme:int8", move=0.02), asked={"loader": loader})
+    comparison = compare_runs(base, head, RULES)
+    assert comparison.outcome == ("pass" if is_one else "inconclusive")
+    assert {v.key.model for v in comparison.verdicts if v.key.model} == (
+        {"acme:fp32"} if is_one else {"acme:fp32", "acme:int8"}
+    )
+    if is_one:
+        assert cell(comparison, "subject[acme:fp32]").reasons == ("what was asked for: loader changed",)
+        two = [run_of(*r.results, natural(), asked={"loader": loader}) for r in (base, head)]
+        assert compare_runs(*two, RULES).outcome == "inconclusive"  # which of several is meant, nobody said
+
+
 @pytest.mark.parametrize(
-    ("plan", "words"), [(True, "asked for it and has not measured it"), (False, "did not ask for it")]
+    ("base", "head", "outcome", "words"),
+    [
+        ({}, {"observed": {"activation": "gelu"}}, "inconclusive", "activation changed, and nobody asked for it"),
+        ({}, {"asked": {"preprocessing": "p1"}}, "pass", "what was asked for: preprocessing changed"),
+        (
+            {"asked": {"activation": "gelu"}, "observed": {"activation": "gelu"}},
+            {"asked": {"activation": "quickgelu"}, "observed": {"activation": "gelu"}},
+            "inconclusive",
+            "activation was asked to change, and is what it was",
+        ),
+        ({}, {}, "pass", "the same as in base"),
+    ],
 )
-def test_a_result_that_vanished_is_told_from_one_that_was_not_asked_for(plan, words):
-    base, head = run_of(scored(RIGHT), natural()), run_of(natural())
-    comparison = compare_runs(base, replace(head, plan=(scored(RIGHT).key,) if plan else ()), RULES)
-    assert words in verdict_of(comparison, "completeness").reason
-    assert comparison.outcome == "inconclusive"
+def test_a_subject_is_what_was_asked_for(base, head, outcome, words):
+    found = cell(compare_runs(run_of(ONE, **base), run_of(ONE, **head), RULES), "subject")
+    assert (found.outcome, found.reasons) == (outcome, (words,))
+
+
+def test_each_tower_s_rows_are_judged_once_for_all_results_of_the_same_items():
+    other = replace(natural(), experiment="natural_labels")
+    cells = [c.id for c in compared([natural(), other], [natural(), other]).cells]
+    assert [c for c in cells if c.startswith("rows")] == [f"rows[{t}/natural/ViT-B/32]" for t in ("images", "texts")]
+    head = replace(natural(), evidence={"images": evidence(NAMES, 0.02), "texts": evidence(NAMES)})
+    assert [c.id for c in compared([natural()], [head]).cells if c.outcome == "inconclusive"] == [
+        "rows[images/natural/ViT-B/32]", "quality[natural/natural/ViT-B/32]",
+    ]  # fmt: skip

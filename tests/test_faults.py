@@ -203,7 +203,7 @@ def test_the_command_prints_the_table_and_keeps_runs_and_moves(tmp_path, capsys)
     assert main(arguments) == 0
     table = (tmp_path / "faults.md").read_text()
     assert capsys.readouterr().out == table
-    assert "| bgr | BGR in place of RGB | tensor | not green |" in table
+    assert "| bgr | BGR in place of RGB | tensor | tensor | not green |" in table
     assert "| again |" in (tmp_path / "moves.md").read_text()
     status, comparison = compared(tmp_path / "base.json", tmp_path / "again.json")
     assert comparison["exit_code"] == status

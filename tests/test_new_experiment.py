@@ -113,15 +113,13 @@ def test_it_is_measured_with_intervals_by_kind_and_evidence(folder):
 @pytest.mark.parametrize(("head", "outcome"), [(TwoMethods, "pass"), (ColourBlind, "fail")])
 def test_it_is_compared_by_the_rules_of_its_kinds(folder, head, outcome):
     base, after = (measured(encoder(), folder) for encoder in (TwoMethods, head))
-    same = [result.__class__(**{**vars(result), "model": base.results[0].model}) for result in after.results]
-    after = after.__class__(**{**vars(after), "results": tuple(same), "traces": ()})
     comparison = compare_runs(base, after, read_rules())
     assert comparison.outcome == outcome
     if outcome == "fail":
-        (failed,) = comparison.of("fail")
-        assert (failed.metric, failed.kind) == ("colours_seen", "in general")
+        assert [(v.metric, v.kind) for v in comparison.of("fail")] == [("", "rows"), ("colours_seen", "quality")]
         assert comparison.items[0].top_after[0][0] == "red"
-    assert not any(v.metric == "warmth" and v.kind == "in general" for v in comparison.verdicts)
+    (warmth,) = [v for v in comparison.verdicts if v.metric == "warmth"]
+    assert warmth.outcome == ("pass" if outcome == "pass" else "note")
 
 
 def test_a_session_gives_it_an_option_ranks_draws_and_reports_it(pytester, folder):
@@ -147,8 +145,9 @@ def test_a_session_gives_it_an_option_ranks_draws_and_reports_it(pytester, folde
     assert "colours_seen 1.000" in summary
     assert "colour_models:TwoMethods is better" in summary
     assert "Most confused classes" in summary
-    figures = {path.name for path in (pytester.path / "results" / "figures").iterdir()}
-    assert {"colours-colour-models-TwoMethods.png", "ranking-colours-on-squares.png"} <= figures
+    figures = [path.name for path in (pytester.path / "results" / "figures").iterdir()]
+    for wanted in ("colours-colour-models-TwoMethods-", "ranking-colours-on-squares"):
+        assert any(name.startswith(wanted) for name in figures)
     run = json.loads((pytester.path / "results" / "run.json").read_text())["clipbench"]
     assert run["plan"] == [["colours", f"colour_models:{name}", "squares"] for name in ("TwoMethods", "ColourBlind")]
     assert run["results"][0]["metrics"]["colours_seen"]["spec"]["cluster"] is True

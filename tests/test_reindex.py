@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import ColourEncoder, colour_dataset, custom
-from paired_runs import score_of
+from paired_runs import evidence, run_of, score_of
 
 from clipbench.cli import main
 from clipbench.embed.embedder import Embedder
@@ -112,11 +112,11 @@ def test_new_rows_of_another_dim_are_compared_where_they_can_be():
 
 
 @pytest.mark.parametrize(("queries", "rows"), [(199, 1000), (1000, 999)])
-def test_a_sample_too_small_cannot_tell_and_says_what_to_supply(queries, rows):
+def test_a_sample_too_small_is_inconclusive_and_says_what_to_supply(queries, rows):
     truth = np.arange(queries) % rows
     small = SearchSample("a test", QUERIES[:queries], QUERIES[:queries], ROWS[:rows], ROWS[:rows], truth, truth)
     found = reindex_advice(small, reindex_rules())
-    assert found.answer == "cannot tell"
+    assert found.answer == "inconclusive"
     assert "are too few" in found.reason
     assert "--index OLD.npy NEW.npy --queries TEXTS.txt" in found.reason
     assert found.overlap_fresh[CROSS_MODEL].value == 1
@@ -127,19 +127,19 @@ def test_repeated_queries_count_once():
     assert "50 independent queries" in reindex_advice(again, reindex_rules()).reason
 
 
-def test_an_interval_across_the_threshold_cannot_tell():
+def test_an_interval_across_the_threshold_is_inconclusive():
     rules = replace(
         reindex_rules(), overlap=ask(new_rows=noisy(ROWS, 0.2), truth=None).overlap_fresh[CROSS_MODEL].value
     )
     found = reindex_advice(sample(new_rows=noisy(ROWS, 0.2), truth=None), rules)
-    assert found.answer == "cannot tell"
+    assert found.answer == "inconclusive"
     assert "supply more queries" in found.reason
 
 
 def test_without_new_rows_it_can_be_shown_that_nothing_need_be_done_and_never_that_re_indexing_would_help():
     same = ask(new_queries=noisy(QUERIES, 0.005), new_rows=None, truth=None)
     turned = ask(new_queries=QUERIES @ ROTATION, new_rows=None, truth=None)
-    assert (same.answer, turned.answer) == ("no need", "cannot tell")
+    assert (same.answer, turned.answer) == ("no need", "inconclusive")
     assert "supply the same items encoded by the new model" in turned.reason
     assert set(turned.scores) == {SELF_OLD, CROSS_MODEL}
 
@@ -173,7 +173,9 @@ def result_of(saved):
         for k in (1, 5, 10)
     ]
     protocol = Protocol(("{caption}",))
-    return Result(saved.experiment, saved.model, saved.dataset, protocol, {s.spec.name: s for s in scores})
+    named = {s.spec.name: s for s in scores}
+    kept = {"images": evidence(saved.image_ids)}
+    return Result(saved.experiment, saved.model, saved.dataset, protocol, named, evidence=kept)
 
 
 def saved_rows(rows=ROWS, queries=QUERIES, name="lite", fingerprint="f" * 64):
@@ -190,9 +192,8 @@ def write(tmp_path):
     def call(side, saved, beside=True):
         folder = tmp_path / side
         folder.mkdir(exist_ok=True)
-        environment = {"machine": {"processor": "a test"}, "software": {}}
         path = folder / "run.json"
-        path.write_text(dump_json({"clipbench": run_to_json(Run(environment, (result_of(saved),)))}))
+        path.write_text(dump_json({"clipbench": run_to_json(run_of(result_of(saved)))}))
         if beside:
             write_rows(folder, saved)
         return path
@@ -232,7 +233,7 @@ def test_every_format_carries_the_answer(write, capsys):
     assert "re-index: recall@10" in capsys.readouterr().out
 
 
-def test_runs_without_saved_rows_cannot_tell_and_exit_with_3(write, capsys):
+def test_runs_without_saved_rows_are_inconclusive_and_exit_with_3(write, capsys):
     base, head = write("base", saved_rows()), write("head", saved_rows(), beside=False)
     assert main(["compare", str(base), str(head), "--index"]) == 3
     assert "--save-embeddings" in capsys.readouterr().out
@@ -243,7 +244,7 @@ def test_rows_of_other_items_are_not_compared(write):
     run = Run({}, (result_of(saved_rows()),))
     other = Run({}, (result_of(saved_rows(fingerprint="0" * 64)),))
     (answer,) = reindex_answers((base, run), (head, other), [], [])
-    assert answer.answer == "cannot tell"
+    assert answer.answer == "inconclusive"
     assert "no retrieval rows of the same data set" in answer.reason
 
 
@@ -329,7 +330,7 @@ def test_queries_without_an_index_are_a_usage_error(write, files, capsys):
     assert "--queries goes with --index" in capsys.readouterr().err
 
 
-def test_texts_for_two_runs_of_the_same_weights_cannot_tell_since_only_the_software_differs(write, files, capsys):
+def test_texts_for_two_runs_of_the_same_weights_are_inconclusive_since_only_the_software_differs(write, files, capsys):
     base, head = write("base", saved_rows(), beside=False), write("head", saved_rows(), beside=False)
     assert main(["compare", str(base), str(head), "--index", *files("old"), "--queries", *files("texts.txt")]) == 3
     assert "same weights in the same precision" in capsys.readouterr().out

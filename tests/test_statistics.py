@@ -25,16 +25,18 @@ from clipbench.statistics import (
     drop_upper_bound,
     effective_n,
     failed_drop,
+    flip_test,
     gate_power,
     holm,
     items_that_decide,
     judged_ratio,
     mcnemar,
-    paired_bootstrap,
+    mean_change,
     paired_difference_interval,
     pass_chance,
     round_ratio,
     rounds_needed,
+    unpaired_ratio,
     wilson_interval,
 )
 
@@ -309,21 +311,48 @@ def test_rows_that_are_no_paired_outcomes_are_refused(base, head, message):
         mcnemar(base, head)
 
 
-def test_the_paired_bootstrap_sees_a_small_shift_under_a_large_spread():
-    rng = np.random.default_rng(7)
-    base = rng.normal(scale=10, size=200)
-    low, high = paired_bootstrap(base, base - 0.1 + rng.normal(scale=0.1, size=200))
-    assert -0.13 < low < -0.1 < high < -0.07
+def test_the_limit_of_a_mean_change_is_students_t():
+    changes = np.random.default_rng(7).normal(-0.1, 0.1, size=200)
+    expected = stats.ttest_1samp(changes, 0).confidence_interval(0.90).low
+    assert mean_change(changes, 10**9) == pytest.approx(expected)
 
 
-def test_items_that_all_moved_alike_have_an_interval_of_no_width_and_one_item_none():
-    assert paired_bootstrap([1.0, 2.0], [1.5, 2.5]) == (0.5, 0.5)
-    assert paired_bootstrap([1.0], [1.5]) is None
+def test_changes_that_all_agree_exclude_no_more_than_the_rule_of_three():
+    assert mean_change(np.zeros(299), 299) == pytest.approx(-0.01, abs=5e-5)
+    assert mean_change(np.full(100, 0.5), 100) == pytest.approx(0.5 - (1 - 0.05**0.01))
+    assert mean_change([0.5], 1) == mean_change([0.1, 0.2], 2, clusters=["a", "a"]) == -1
 
 
-def test_values_of_different_items_are_refused():
-    with pytest.raises(ValueError, match="same items"):
-        paired_bootstrap([1.0, 2.0], [1.0])
+def test_members_of_one_cluster_are_one_witness_of_a_change():
+    changes, clusters = np.repeat(np.random.default_rng(0).normal(0, 0.1, 50), 4), np.repeat(range(50), 4)
+    assert mean_change(changes, 200) > mean_change(changes, 200, clusters=clusters) + 0.005
+
+
+def test_the_limit_of_a_mean_change_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = [mean_change(rng.exponential(0.1, 100) - 0.15, 100) <= -0.05 for _ in range(2000)]
+    assert np.mean(covered) > 0.94
+
+
+@given(st.integers(0, 12), st.integers(0, 12))
+def test_a_flip_test_of_whole_items_is_mcnemar(lost, gained):
+    changes = [-1.0] * lost + [1.0] * gained + [0.0] * 5
+    expected = mcnemar([1] * lost + [0] * gained + [1], [0] * lost + [1] * gained + [1]).p_worse
+    # 20,000 draws, or 2,000 where nothing is near to significant.
+    assert flip_test(changes) == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2000) + 1e-3)
+
+
+def test_a_flip_test_is_the_same_every_time_and_takes_a_cluster_for_one_coin():
+    assert flip_test([-1.0] * 20) == flip_test([-1.0] * 20) < 1e-4
+    assert flip_test([-1.0] * 20, ["one"] * 20) == pytest.approx(0.5, abs=0.05)
+    assert flip_test([0.0, 0.0]) == 1
+
+
+def test_a_flip_test_over_classes_sees_one_that_fell_while_the_others_rose():
+    changes, classes = np.repeat([-1.0, 1.0], 20), np.repeat([0, *range(1, 21)], [20] + [1] * 20)
+    assert flip_test(changes) > 0.3
+    assert flip_test(changes, classes=classes) < 1e-3
+    assert flip_test(changes, classes=np.arange(40)) > 0.3
 
 
 def test_holm_of_a_worked_case():
@@ -673,3 +702,19 @@ def test_the_rounds_that_would_tell_are_more_where_the_ratio_is_nearer_the_toler
     assert rounds_needed(near, 0.05) > rounds_needed(far, 0.05)
     assert rounds_needed(judged([0.9]), 0.05) is None
     assert rounds_needed(judged([0.94, 0.95, 0.96]), 0.05) is None
+
+
+def test_the_ratio_of_processes_that_were_not_paired_is_welchs():
+    base, head = [1.0, 1.1, 0.9, 1.05], [1.3, 1.2, 1.4]
+    ratio, low, high = unpaired_ratio(base, head)
+    welch = stats.ttest_ind(np.log(head), np.log(base), equal_var=False).confidence_interval(0.95)
+    assert (ratio, low, high) == pytest.approx(
+        (stats.gmean(head) / stats.gmean(base), *np.exp([welch.low, welch.high]))
+    )
+    assert unpaired_ratio([1.0, 1.0], [2.0, 2.0]) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(("base", "head"), [([1.0], [1.0, 1.0]), ([1.0, 1.0], [1.0, 0.0]), ([], [])])
+def test_processes_that_are_too_few_or_took_no_time_are_refused(base, head):
+    with pytest.raises(ValueError, match="expected two or more"):
+        unpaired_ratio(base, head)

@@ -17,6 +17,7 @@ from clipbench.storage import (
     RunFormatError,
     dump_json,
     read_run,
+    result_from_json,
     result_to_json,
     run_from_json,
     run_schema,
@@ -60,7 +61,7 @@ TRACE = {
 def evidence(ids, seed, pixels=True):
     drawn = np.random.default_rng(seed)
     contents, seen = (drawn.integers(0, 2**64, len(ids), dtype=np.uint64) for _ in range(2))
-    lengths = drawn.random(len(ids)).astype(np.float32)
+    lengths = (drawn.integers(1, 100, len(ids)) / 8).astype(np.float32)  # half precision holds these
     sketches = drawn.integers(-(2**15), 2**15, (len(ids), 16)).astype(np.int16)
     return Evidence(ids, contents, seen if pixels else seen[:0], lengths, sketches, 512)
 
@@ -69,7 +70,7 @@ def answers(ids, candidates, labels=None, groups=None):
     top = np.array([[k % len(candidates), (k + 1) % len(candidates)] for k in range(len(ids))], dtype=np.int32)
     margins = np.array([0.25, np.nan, -0.5][: len(ids)], dtype=np.float32)
     own = None if labels is None else np.array(labels, dtype=np.int32)
-    return Answers(ids, candidates, top, np.full(top.shape, 0.3, dtype=np.float32), margins, own, groups)
+    return Answers(ids, candidates, top, np.full(top.shape, 0.3125, dtype=np.float32), margins, own, groups)
 
 
 def score(name, values, ids, interval=(0.1, 0.9), **more):
@@ -88,7 +89,9 @@ def full_result():
         {
             "by_text": score("by_text", [1, 0, 1], TEXTS, clusters=FILES, axis="text_ids"),
             "by_image": score("by_image", [0.25, 1], IMAGES, axis="image_ids"),
-            "rate": Score(MetricSpec("rate", "per_second", unit="images/s"), 12.5, 7, spread=0.125),
+            "rate": Score(
+                MetricSpec("rate", "per_second", unit="images/s"), 12.5, 7, spread=0.125, processes=(1.0, 2.0, 3.0)
+            ),
         },
         {"similarity": Matrix("probability", np.array([[0.5, 0.25], [0.125, 1], [0, 1]]), TEXTS, IMAGES, 100.0)},
         {
@@ -119,6 +122,7 @@ def a_run():
         (Key("natural", "RN50", "natural"), KEY),
         "0123456789abcdef",
         "2026-01-02T03:04:05+00:00",
+        ({"cell": "complete", "reason": "r", "author": "a", "date": "d"},),
     )
 
 
@@ -140,6 +144,34 @@ def write(path, run):
 
 def test_every_field_of_a_run_is_read_back_as_it_was_written(tmp_path):
     assert plain(read_run(write(tmp_path / "run.json", a_run()))) == plain(a_run())
+
+
+def test_cosines_and_lengths_are_read_back_to_a_step_and_what_no_step_holds_as_it_was():
+    result = full_result()
+    kept, lengths = result.answers["text_to_image"], np.float32([0.1, 1e6])
+    for scores, step in ((kept.scores + np.float32(0.00007), 2**-14), (kept.scores * 1e4, 0)):
+        odd = replace(result, answers={"text_to_image": replace(kept, scores=scores)})
+        found = result_from_json(result_to_json(odd)).answers["text_to_image"].scores
+        np.testing.assert_allclose(found, scores, atol=step / 2)
+    odd = replace(result, answers={"text_to_image": replace(kept, scores=kept.scores * np.nan)})
+    with pytest.raises(ValueError, match="do not fit"):  # and no step is a number that it never was
+        result_from_json(result_to_json(odd))
+    for factor in (1, 1e-6):
+        odd = replace(
+            result, evidence={"images": replace(result.evidence["images"], lengths=lengths * np.float32(factor))}
+        )
+        found = result_from_json(result_to_json(odd)).evidence["images"].lengths
+        np.testing.assert_allclose(found, lengths * np.float32(factor), rtol=1e-3)
+
+
+def test_columns_that_repeat_are_stored_deflated_and_never_swell_beyond_their_shape(tmp_path):
+    entry = column([7] * 1000)
+    assert entry["deflated"]
+    assert len(entry["base64"]) < 100
+    path = tmp_path / "run.json"
+    path.write_text(changed(put(*TEXT_TO_IMAGE, "top", value=entry | {"shape": [3, 2]})))
+    with pytest.raises(RunFormatError, match=r"a column has 25 bytes of <i4 for shape \(3, 2\)"):
+        read_run(path)
 
 
 def test_the_full_result_has_no_field_at_its_default():
@@ -259,9 +291,11 @@ def column(array, dtype="<i4"):
 TEXT_TO_IMAGE = ("answers", "text_to_image")
 IMAGE_EVIDENCE = ("evidence", "images")
 DAMAGES = {
-    "no base64": (put(*TEXT_TO_IMAGE, "top", "base64", value="@@@@"), "a column is no base64"),
-    "cut base64": (put(*TEXT_TO_IMAGE, "top", "base64", value="AAAA"), "a column has 3 bytes of <i4 for shape (3, 2)"),
-    "another shape": (put(*TEXT_TO_IMAGE, "top", "shape", value=[4, 2]), "bytes of <i4 for shape (4, 2)"),
+    "no base64": (put(*TEXT_TO_IMAGE, "top", "base64", value="@@@@"), "a column is damaged: Only base64"),
+    "cut base64": (put(*TEXT_TO_IMAGE, "top", "base64", value="AAAA"), "a column has 3 bytes of <u2 for shape (3, 2)"),
+    "another shape": (put(*TEXT_TO_IMAGE, "top", "shape", value=[4, 2]), "bytes of <u2 for shape (4, 2)"),
+    "not deflated": (put(*TEXT_TO_IMAGE, "top", "deflated", value=True), "a column is damaged: Error -3"),
+    "a huge shape": (put(*TEXT_TO_IMAGE, "top", "shape", value=[1 << 30, 2]), "more than 268,435,456 bytes"),
     "a shape below zero": (put(*TEXT_TO_IMAGE, "top", "shape", value=[-3, -2]), "shape"),
     "another dtype": (put(*TEXT_TO_IMAGE, "top", "dtype", value="O"), "dtype"),
     "fewer scores": (put(*TEXT_TO_IMAGE, "scores", value=column([[1.0, 1.0]], "<f4")), "do not fit their queries"),

@@ -7,9 +7,29 @@ from clipbench.judge.tolerances import fewest, read_rules, with_options
 from clipbench.paths import fixtures
 from clipbench.types import MetricSpec
 
-BUDGET = '[[budget]]\nprecision = "fp32"\ncosine = 0.0001\nflips = 0.0\nsource = "s"\n'
+BUDGET = '[[budget]]\nprecision = "fp32"\ncosine = 0.0001\nceiling = 0.001\nsource = "s"\n'
+METRIC = '[[metric]]\nexperiment = "e"\nmetrics = ["m"]\ntolerance = 0.01\nrelative = 0.2\nsource = "s"\n'
+REST = """
+[statistics]
+alpha = 0.05
+alpha_fail = 0.01
+source = "s"
+[rows]
+repeat = 0.001
+median = 0.001
+item = 0.01
+noise = 0.05
+plausible = 0.15
+far = 0.3
+source = "s"
+[outcomes]
+churn = 0.1
+gain = 0.1
+class_items = 10
+class_share = 0.2
+source = "s"
+"""
 MINE = MetricSpec("mine", "cosine")
-METRIC = '[[metric]]\nexperiment = "e"\nmetrics = ["m"]\ntolerance = 0.01\nminimum_n = 10\nsource = "s"\n'
 
 
 def written(tmp_path, text):
@@ -22,7 +42,9 @@ def test_the_packaged_rules_can_be_read_and_every_row_has_a_source():
     rules = read_rules()
     rows = (*rules.metrics, *rules.speed, *rules.budgets, *rules.must_pass)
     assert all(row.source for row in rows)
-    assert 0 < rules.alpha < 0.5
+    assert rules.moves.source
+    assert rules.limits.source
+    assert 0 < rules.alpha_fail < rules.alpha < 0.5
 
 
 @pytest.mark.parametrize("name", ["acc1", "image_retrieval_recall@1", "a rate that nobody has heard of"])
@@ -46,23 +68,37 @@ def test_a_row_that_names_a_metric_stands_before_its_kind():
 
 
 def test_a_row_covers_its_experiment_and_no_other(tmp_path):
-    rules = read_rules(written(tmp_path, BUDGET + METRIC))
+    rules = read_rules(written(tmp_path, REST + BUDGET + METRIC))
     assert rules.declared("e", MetricSpec("m", "cosine")).tolerance == 0.01
     assert rules.declared("f", MetricSpec("m", "cosine")) is None
 
 
+def test_a_fifth_of_base_is_the_tolerance_where_hits_are_rare():
+    rate = read_rules().declared("any", MetricSpec("acc1", "rate"))
+    assert [rate.allowed(base) for base in (0.6, 0.05, 0.015, 0.0)] == pytest.approx([0.01, 0.01, 0.003, 0.0])
+
+
 @pytest.mark.parametrize("kind", ["per_second", "seconds", "bytes"])
-def test_speed_is_judged_by_headlines_alone(kind):
+def test_speed_is_declared_by_its_kind(kind):
     rules = read_rules()
-    assert rules.speed_rule(MetricSpec("x", kind, headline=True)).source
-    assert rules.speed_rule(MetricSpec("x", kind)) is None
+    assert rules.speed_rule(MetricSpec("x", kind)).source
+    assert rules.speed_rule(MetricSpec("x", "rate")) is None
 
 
-def test_the_smallest_set_of_a_metric_asked_for_by_name_is_one_that_can_answer():
-    rules = with_options(read_rules(), ["mine=0.03"], None, ["mine"])
-    assert rules.declared("e", MINE).minimum_n == fewest(0.03, 0.05) == 99
-    assert fewest(0.31, 0.05) == 9
-    assert fewest(0.0, 0.05) == 1
+def test_a_tolerance_asked_for_by_name_is_taken_as_it_is_in_every_experiment():
+    rules = with_options(read_rules(), ["mine=0.03", "acc1=0.03"], None, ["mine", "acc1"])
+    assert rules.declared("e", MINE).allowed(0.01) == 0.03
+    assert rules.declared("e", MetricSpec("acc1", "rate")).allowed(0.01) == 0.03
+
+
+def test_the_fewest_items_that_exclude_a_drop_by_hand():
+    assert [fewest(drop, 0.05) for drop in (0.03, 0.31, 0.01, 0.0)] == [99, 9, 299, 1]
+
+
+def test_rows_of_a_coarser_precision_may_depend_more_on_their_batch_and_an_unknown_one_most():
+    ceilings = [read_rules().ceiling(p) for p in ("fp32", "fp16", "bf16", "int8", "int4")]
+    assert ceilings == sorted(ceilings)
+    assert ceilings[-1] == ceilings[-2]
 
 
 def test_two_precisions_are_held_to_the_finer_one_and_an_unknown_one_to_the_finest():
@@ -102,30 +138,32 @@ def test_an_alpha_out_of_range_is_refused(alpha):
     ("text", "words"),
     [
         ("[[", "is not valid TOML"),
-        (METRIC, "no \\[\\[budget\\]\\]"),
-        (BUDGET + "[[metrics]]\n", "unknown key 'metrics'; did you mean metric"),
-        (BUDGET + METRIC.replace("minimum_n", "minimum"), "unknown key 'minimum'; did you mean minimum_n"),
-        (BUDGET + METRIC.replace('source = "s"\n', ""), "number 1: the key 'source' is missing"),
-        (BUDGET + METRIC.replace('source = "s"', 'source = ""'), "source = ''; expected a text that is not empty"),
-        (BUDGET + METRIC.replace("0.01", "1.5"), "tolerance of m is 1.5"),
-        (BUDGET.replace("0.0001", '"x"'), "cosine = 'x'; expected a finite number"),
-        ("[statistics]\nalpha = 0.7\n" + BUDGET, "alpha is 0.7"),
-        ("[statistics]\nalpha = 'x'\n" + BUDGET, "alpha = 'x'; expected a finite number"),
-        ("[statistics]\nalhpa = 0.01\n" + BUDGET, "unknown key 'alhpa'; did you mean alpha"),
-        (BUDGET + METRIC.replace("10", '"10"'), "minimum_n = '10'; expected a whole number"),
-        (BUDGET + METRIC.replace('metrics = ["m"]', ""), r"kind = '' and metrics = \[\]; expected one of them"),
-        (BUDGET + METRIC + 'kind = "rate"', r"kind = 'rate' and metrics = \['m'\]; expected one of them"),
-        (BUDGET + METRIC.replace('["m"]', '"m"'), "metrics = 'm'; expected a list of texts"),
-        (BUDGET + METRIC.replace('"e"', "3"), "experiment = 3; expected a text"),
+        (REST + METRIC, "no \\[\\[budget\\]\\]"),
+        (BUDGET + METRIC, "the key 'alpha' is missing"),
+        (REST + BUDGET + "[[metrics]]\n", "unknown key 'metrics'; did you mean metric"),
+        (REST + BUDGET + METRIC.replace("relative", "relativ"), "unknown key 'relativ'; did you mean relative"),
+        (REST + BUDGET + METRIC.replace('source = "s"\n', ""), "number 1: the key 'source' is missing"),
+        (
+            REST + BUDGET + METRIC.replace('source = "s"', 'source = ""'),
+            "source = ''; expected a text that is not empty",
+        ),
+        (REST + BUDGET + METRIC.replace("0.01", "1.5"), "tolerance of m is 1.5"),
+        (REST + BUDGET.replace("0.0001", '"x"'), "cosine = 'x'; expected a finite number"),
+        (REST.replace("0.05", "0.7", 1) + BUDGET, "alpha is 0.7"),
+        (REST.replace("0.05", "'x'", 1) + BUDGET, "alpha = 'x'; expected a finite number"),
+        (REST.replace("alpha ", "alhpa ", 1) + BUDGET, "unknown key 'alhpa'; did you mean alpha"),
+        (REST.replace("far = 0.3", "far = 3") + BUDGET, r"far of \[rows\] is 3"),
+        (REST.replace("churn = 0.1", "churn = 2") + BUDGET, r"churn of \[outcomes\] is 2"),
+        (REST.replace("10", '"10"') + BUDGET, "class_items = '10'; expected a whole number"),
+        (REST + BUDGET + METRIC.replace('metrics = ["m"]', ""), r"kind = '' and metrics = \[\]; expected one of them"),
+        (REST + BUDGET + METRIC + 'kind = "rate"', r"kind = 'rate' and metrics = \['m'\]; expected one of them"),
+        (REST + BUDGET + METRIC.replace('["m"]', '"m"'), "metrics = 'm'; expected a list of texts"),
+        (REST + BUDGET + METRIC.replace('"e"', "3"), "experiment = 3; expected a text"),
     ],
 )
 def test_rules_that_are_wrong_are_refused_by_name(tmp_path, text, words):
     with pytest.raises((DataError, UsageError), match=words):
         read_rules(written(tmp_path, text))
-
-
-def test_rules_of_ones_own_are_read(tmp_path):
-    assert read_rules(written(tmp_path, BUDGET + METRIC)).declared("e", MetricSpec("m", "rate")).minimum_n == 10
 
 
 def test_rules_that_are_not_there_are_named(tmp_path):

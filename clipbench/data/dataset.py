@@ -5,9 +5,9 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,6 +92,17 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def part(self, ids: Collection[str], classes: Sequence[str]) -> "Dataset":
+        """Return the items of these ids alone, with these classes alone; labels of other classes are left out."""
+        wanted, number = set(ids), {name: k for k, name in enumerate(classes)}
+        names = [number.get(name, -1) for name in self.classes]
+        items = []
+        for item in self.items:
+            labels = tuple(names[label] for label in item.labels if names[label] >= 0)
+            if item.id in wanted and (labels or not item.labels):
+                items.append(replace(item, labels=labels))
+        return replace(self, items=tuple(items), classes=tuple(classes))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -40,13 +40,16 @@ class Row(NamedTuple):
 
 
 class EmbeddingCache:
-    """Rows of one encoder by item: in memory and, where a store is given, on disk under this encoder's `key`."""
+    """Rows of one encoder by item: in memory and, where a store is given, on disk under this encoder's `key`.
 
-    def __init__(self, store: "RowStore | None" = None, key: bytes = b"") -> None:
+    `reads`: False where the store is written alone, since what it holds was not executed now.
+    """
+
+    def __init__(self, store: "RowStore | None" = None, key: bytes = b"", reads: bool = True) -> None:
         self._memory: dict[str, Row] = {}
         self._bytes = 0
         self._is_valid = True
-        self._store, self._key = store, key
+        self._store, self._key, self._reads = store, key, reads
         self._generation = store.get([key]).get(key, b"") if store is not None else b""
 
     def get(self, names: Sequence[str]) -> tuple[dict[str, Row], dict[str, Row]]:
@@ -54,7 +57,8 @@ class EmbeddingCache:
         if not self._is_valid:
             return {}, {}
         shared = {name: self._memory[name] for name in names if name in self._memory}
-        addresses = {self._address(name): name for name in names if name not in shared} if self._store else {}
+        is_read = self._store is not None and self._reads
+        addresses = {self._address(name): name for name in names if name not in shared} if is_read else {}
         stored = self._store.get(list(addresses)) if self._store is not None and addresses else {}
         read = ((addresses[address], _row(value)) for address, value in stored.items())
         return shared, {name: row for name, row in read if row is not None}
@@ -86,13 +90,13 @@ class EmbeddingCache:
         return hashlib.sha256(self._key + self._generation + name.encode()).digest()
 
 
-def cache_of(encoder: Encoder, device: str, store: "RowStore | None") -> EmbeddingCache:
+def cache_of(encoder: Encoder, device: str, store: "RowStore | None", reads: bool = True) -> EmbeddingCache:
     """Return the cache of an encoder; in memory alone for one that does not say what its rows depend on (`Encoder.depends_on`)."""
     depends: Mapping[str, Any] | None = encoder.depends_on()
     if store is None or depends is None:
         return EmbeddingCache()
     what = {"encoder": dict(depends), "device": device_kind(device), "versions": _versions(), "code": own_code()}
-    return EmbeddingCache(store, hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).digest())
+    return EmbeddingCache(store, hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).digest(), reads)
 
 
 def _value(row: Row) -> bytes:

@@ -6,6 +6,7 @@ run, and where one disagrees, all rows of that tower are, in that result and in 
 """
 
 import hashlib
+import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import groupby
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from clipbench.data.dataset import Item, file_sha256, read_image, stored_mode
@@ -24,7 +26,7 @@ from clipbench.embed.evidence import evidence_of, first_bits, hash_pixels, hash_
 from clipbench.errors import DataError, EncoderError
 from clipbench.models.device import Resources, batches_ahead, images_at_once, keep_to_one_thread, single_threaded_feed
 from clipbench.models.encoder import Encoder, Optimized, Rows, unit_rows
-from clipbench.types import Encoding, Evidence, Tower
+from clipbench.types import Encoding, Evidence, JsonObject, Tower
 
 T = TypeVar("T")
 Origin = Literal["shared_rows", "cached_rows", "encoded"]
@@ -36,6 +38,9 @@ ITEMS_PER_SAMPLE = 100
 """One item in 100 is checked, a batch of the reference path's at least, MOST_CHECKED at most, of shared, cached and new rows alike."""
 
 MOST_CHECKED = 8
+
+ENCODED_AGAIN = 299
+"""Rows of a tower that a gate encodes twice: where one row in 100 does not repeat, so many show it 95 times in 100."""
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
 """The largest distance of a unit row from the reference path's that the order of additions may make.
@@ -86,6 +91,15 @@ class Embedded:
         return self.evidence.ids
 
 
+class _Kept(NamedTuple):
+    """A row that may be encoded again: its random number, its item's name, what was encoded, and the raw row."""
+
+    place: float
+    name: str
+    input: Any
+    raw: npt.NDArray[np.float32]
+
+
 class Embedder:
     """One encoder, and every item once."""
 
@@ -102,6 +116,8 @@ class Embedder:
         self.cache = EmbeddingCache() if cache is None else cache
         self._optimized: Optimized | None = encoder.optimized() if optimize else None
         self._dropped: dict[Tower, str] = {}
+        self._kept: dict[Tower, list[_Kept]] = {"images": [], "texts": []}
+        self._random = random.Random(0)  # noqa: S311  # which rows are encoded again is no secret
 
     @property
     def batch_size(self) -> int:
@@ -128,6 +144,7 @@ class Embedder:
                 f"none of {len(items)} images could be decoded" + (f"; the first: {broken[0]}" if broken else "")
             )
         kept = tuple(sorted(rows))
+        self._keep("images", {items[k].id: (items[k], rows[k].raw) for k in kept})
         lost = list(dict.fromkeys(items[k].image.path for k in sorted(work.broken)))
         modes = [stored_mode(path) for path in dict.fromkeys(items[k].image.path for k in kept)]
         raw = np.stack([rows[k].raw for k in kept])
@@ -170,7 +187,39 @@ class Embedder:
         if not texts:
             raise DataError("no texts to embed; a data set needs at least one caption")
         rows, encoding, optimizations = self._rows(_Texts(self, texts), reference)
+        self._keep("texts", {text: (text, rows[k].raw) for k, text in enumerate(texts)})
         return np.stack([rows[k].raw for k in range(len(texts))]), encoding, optimizations
+
+    def _keep(self, tower: Tower, rows: Mapping[str, tuple[Any, npt.NDArray[np.float32]]]) -> None:
+        """Keep a random sample of all rows so far, ENCODED_AGAIN at most: those of the smallest random numbers."""
+        drawn = [_Kept(self._random.random(), name, *row) for name, row in rows.items()]
+        first = sorted([*self._kept[tower], *drawn], key=lambda kept: kept.place)[:ENCODED_AGAIN]
+        self._kept[tower] = [one._replace(raw=one.raw.copy()) for one in first]  # a row holds its whole batch
+
+    def encode_again(self) -> dict[Tower, JsonObject]:
+        """Encode a random sample of the rows of each tower again, in other batches, by the reference path.
+
+        Returns {"n", "largest": the largest distance of a unit row from itself, "items": the five that moved most} of each tower
+        that has rows.
+        Raises: EncoderError for something other than one finite row for each input.
+        """
+        found: dict[Tower, JsonObject] = {}
+        for tower, kept in self._kept.items():
+            moved: list[tuple[float, str]] = []
+            for start in range(0, len(kept), self.batch_size):
+                batch = kept[start : start + self.batch_size]
+                if tower == "images":
+                    again = self.encoder.encode_images([one.input.image.open() for one in batch])
+                else:
+                    again = self.encoder.encode_texts([one.input for one in batch])
+                pairs = zip(unit_rows(again), unit_rows(np.stack([one.raw for one in batch])), strict=True)
+                distances = [float(np.linalg.norm(a.astype(np.float64) - b)) for a, b in pairs]
+                moved += zip(distances, (one.name for one in batch), strict=True)
+            if moved:
+                moved.sort(reverse=True)
+                items = [name for distance, name in moved[:5] if distance > 0]
+                found[tower] = {"n": len(moved), "largest": moved[0][0], "items": items}
+        return found
 
     def _cut(self, texts: Sequence[str]) -> Mapping[str, int]:
         count = self.encoder.count_truncated(texts)

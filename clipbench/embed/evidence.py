@@ -6,12 +6,15 @@ A sketch is a short random projection by which the rows of two runs are compared
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from clipbench.types import Evidence, FloatArray
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PROJECTIONS, STEP, VERSION = 16, 2.0**-14, 1
 
@@ -50,7 +53,7 @@ def hash_text(text: str) -> int:
     return first_bits(hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest())
 
 
-def hash_pixels(picture: Image.Image) -> int:
+def hash_pixels(picture: "Image.Image") -> int:
     """Return the first 64 bits of the SHA-256 of a picture's size, mode and decoded pixels."""
     digest = hashlib.sha256(f"{picture.mode} {picture.width} {picture.height} ".encode())
     digest.update(picture.tobytes())

@@ -1,39 +1,64 @@
-"""The trace: what a model makes of eight fixed pictures and captions, stage by stage, small enough to keep in every run.
+"""The trace: what a model makes of eight fixed pictures and eight texts, stage by stage, small enough to keep in every run.
 
 `judge.trace` reads two of them and names the first stage that moved. A trace always goes through the reference path, the call that
 production makes; no optimization may stand in for it. Each array is kept as a `Sample`: its hash, and its values whole or at fixed
-positions.
+positions. The pictures are drawn here, so that every run has the same: what people's pictures are like where pipelines go wrong.
 """
 
 import base64
 import hashlib
+import io
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clipbench.errors import EncoderError
-from clipbench.types import JsonObject
+from clipbench.types import FloatArray, JsonObject
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from clipbench.data.dataset import Dataset
-    from clipbench.embed.embedder import Embedded
     from clipbench.models.encoder import Encoder
 
-TRACE_VERSION = 2
-ITEMS = 8
+TRACE_VERSION = 3
 WHOLE_TOKENS, WHOLE_ROW = 1024, 2048
 """Texts up to so many tokens and rows up to so large a dim are kept whole; what is longer is sampled."""
 
 POSITIONS = 256
+PARTS = (1, 3)
+"""Sizes of the other batches in which the eight are encoded."""
+
+PICTURES: Mapping[str, tuple[str, int, int]] = {
+    "landscape": ("RGB", 320, 213),
+    "portrait, turned by EXIF": ("RGB", 160, 240),
+    "tiny": ("RGB", 5, 3),
+    "narrow": ("RGB", 300, 24),
+    "grey": ("L", 224, 224),
+    "palette": ("P", 128, 96),
+    "transparent": ("RGBA", 200, 200),
+    "fine detail": ("RGB", 512, 384),
+}
+"""Name -> (mode of the file, width, height)."""
+
+TEXTS = (
+    "a photo of a dog",
+    "A PHOTO OF A DOG!",
+    "two red circles, left of a blue square.",
+    "3 cats & 4 dogs (1998); 50 % off...",
+    "caf\u00e9, na\u00efve, \u6f22\u5b57",
+    "  spaces   and\nlines ",
+    "x",
+    " ".join(f"word{k} in a caption that is longer than any context," for k in range(40)),
+)
+_EXIF_ORIENTATION, _TURNED = 0x0112, 6
 _ACTIVATION = re.compile(r"LU|Sigmoid|Tanh|Swish|Mish|Activation")
 _GOLDEN = 0.6180339887498949
 _STORED = {"u": "<u1", "i": "<i4", "f": "<f4"}
@@ -49,44 +74,93 @@ class Sample:
     values: npt.NDArray[np.float64]
 
 
-def trace_of(encoder: "Encoder", dataset: "Dataset", images: "Embedded", texts: "Embedded") -> JsonObject:
-    """Return the trace of an encoder on the first eight items of a data set: JSON, the same every time.
+@cache
+def pictures() -> tuple["Image.Image", ...]:
+    """Return the fixed pictures, read from files (PNG, in memory) as production reads them: `Image.open(file).convert("RGB")`."""
+    return tuple(_read(*drawn) for drawn in (_drawn(*how) for how in PICTURES.values()))
 
-    Each of its `stages` is a list of samples, one per item: decoded_pixels (height, width, 3) and preprocessed_tensor of
-    an image, tokens (context_length,) of a text, image_rows and text_rows (dim,), similarities (images,) of a text; see
-    `sample`. What an encoder does not show is absent: preprocessed_tensor, tokens, and `activations` (how many
-    modules of each kind the live model has). `images` and `texts`: the items' rows by the reference path.
 
-    Raises: DataUnavailableError or DataError when a picture cannot be opened; EncoderError for pixels that are no numbers.
+def _drawn(mode: str, width: int, height: int) -> tuple["Image.Image", bool]:
+    """A smooth background with a disc, a square and lines in it, and whether its file says that it is turned."""
+    from PIL import Image
+
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64) + 0.5
+    u, v = x / width, y / height
+    colours = np.stack([255 * u, 255 * (1 - v), 127 + 127 * np.sin(9 * u * v)], axis=2)
+    colours[(u - 0.3) ** 2 + (v - 0.4) ** 2 < 0.03] = (220, 30, 40)
+    colours[(abs(u - 0.7) < 0.15) & (abs(v - 0.6) < 0.2)] = (20, 60, 200)
+    colours[(x // 2 + y // 3) % 7 < 1] = (250, 250, 240)
+    picture = Image.fromarray(np.floor(colours).clip(0, 255).astype(np.uint8))
+    if mode == "RGBA":
+        picture.putalpha(Image.fromarray((255 * u).astype(np.uint8)))
+    elif mode == "P":
+        picture = picture.quantize(16)
+    return picture.convert(mode) if mode == "L" else picture, height > width
+
+
+def _read(picture: "Image.Image", is_turned: bool) -> "Image.Image":
+    from PIL import Image
+
+    exif = Image.Exif()
+    if is_turned:
+        exif[_EXIF_ORIENTATION] = _TURNED
+    file = io.BytesIO()
+    picture.save(file, "png", exif=exif)
+    return Image.open(file).convert("RGB")
+
+
+def trace_of(encoder: "Encoder") -> JsonObject:
+    """Return the trace of an encoder: JSON, the same every time.
+
+    `stages`: lists of samples, one per picture or text: decoded_pixels (height, width, 3), preprocessed_tensor, tokens
+    (context_length,), image_rows and text_rows (dim,); see `sample`. What an encoder does not show is absent; `activations`: how many
+    modules of each kind the live model has. `repeat`: how far a unit row lies from itself in the same batch, `batches`: in
+    batches of other sizes. Whatever an encoder raises stands under `error`, and the rest is absent: one that knows nothing but its
+    own items has no trace.
     """
-    items = dataset.items[:ITEMS]
-    pictures = [item.image.open() for item in items]
-    captions = [dataset.prompts[0].format(caption=item.captions[0]) for item in items]
-    image_rows, text_rows = images.rows[:ITEMS], texts.rows[:ITEMS]
-    return {
+    found: JsonObject = {
         "version": TRACE_VERSION,
         "model": asdict(replace(encoder.identity, preprocessing=encoder.preprocessing)),
-        "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, "n": len(items)},
-        "images": [item.id for item in items],
-        "texts": captions,
-        "stages": {
-            "decoded_pixels": [sample(np.asarray(picture)) for picture in pictures],
-            **_inputs(encoder, pictures, captions),
-            "image_rows": [sample(row, WHOLE_ROW) for row in image_rows],
-            "text_rows": [sample(row, WHOLE_ROW) for row in text_rows],
-            "similarities": [sample(row) for row in text_rows.astype(np.float64) @ image_rows.astype(np.float64).T],
-        },
-    } | _activations(encoder)
+        "stages": {"decoded_pixels": [sample(np.asarray(picture)) for picture in pictures()]},
+    }
+    try:
+        images, texts = _encoded(encoder.encode_images, pictures()), _encoded(encoder.encode_texts, TEXTS)
+        found["stages"] |= _inputs(encoder, pictures(), TEXTS)
+    except Exception as error:  # noqa: BLE001  # somebody else's encoder
+        return found | {"error": f"{type(error).__name__}: {error}"}
+    found["stages"] |= {
+        name: [sample(row, WHOLE_ROW) for row in one[0]] for name, one in (("image_rows", images), ("text_rows", texts))
+    }
+    noise = {"repeat": max(images[1], texts[1]), "batches": max(images[2], texts[2])}
+    return found | noise | _activations(encoder)
 
 
-def _inputs(encoder: "Encoder", pictures: "Sequence[Image.Image]", texts: Sequence[str]) -> JsonObject:
+def _encoded(encode: Callable[[Any], FloatArray], inputs: Sequence[Any]) -> tuple[FloatArray, float, float]:
+    """Unit rows, how far they lie from those of the same call again, and from those of other batches."""
+    from clipbench.models.encoder import unit_rows
+
+    rows = unit_rows(encode(list(inputs)))
+    again = unit_rows(encode(list(inputs)))
+    parts = [
+        np.concatenate([unit_rows(encode(list(inputs[k : k + size]))) for k in range(0, len(inputs), size)])
+        for size in PARTS
+    ]
+    return rows, furthest(rows, again), max(furthest(rows, part) for part in parts)
+
+
+def furthest(rows: FloatArray, others: FloatArray) -> float:
+    """Return the largest distance of two (n, dim) arrays' rows."""
+    return float(np.linalg.norm(rows.astype(np.float64) - others, axis=1).max(initial=0.0))
+
+
+def _inputs(encoder: "Encoder", shown: Sequence["Image.Image"], texts: Sequence[str]) -> JsonObject:
     """What the model itself is given, for an encoder that shows it."""
     stages: JsonObject = {}
     pixels, tokens = getattr(encoder, "pixels", None), getattr(encoder, "tokens", None)
     if callable(pixels):
-        stages["preprocessed_tensor"] = [sample(pixels([picture])[0].float().numpy()) for picture in pictures]
+        stages["preprocessed_tensor"] = [sample(pixels([picture])[0].float().numpy()) for picture in shown]
     if callable(tokens):
-        stages["tokens"] = [sample(row, WHOLE_TOKENS) for row in tokens(texts).cpu().numpy()]
+        stages["tokens"] = [sample(row, WHOLE_TOKENS) for row in tokens(list(texts)).cpu().numpy()]
     return stages
 
 

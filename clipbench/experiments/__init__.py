@@ -64,7 +64,7 @@ class Experiment:
 
     `sources(options)` are the data sets it runs on with these options: none where it was not asked for, several for several
     results. `measure(embedder, data set)` is pure. `root`: the option by which users give a folder of theirs; `choices`: options
-    that change how it is read. `order`: its place in a summary. `traced`: its rows are the encoder's trace.
+    that change how it is read. `order`: its place in a summary.
     """
 
     name: str
@@ -74,7 +74,6 @@ class Experiment:
     root: Root | None = None
     choices: tuple[Choice, ...] = ()
     order: int = 70
-    traced: bool = False
 
 
 _registered: dict[str, Experiment] = {}

@@ -129,7 +129,7 @@ def multilabel(embedder: "Embedder", dataset: Dataset) -> Measured:
     cosines = cosines_of(images, classes)
     found = average_precision(cosines, relevant)
     taken_for = {"images": Answers(images.ids, names, *multilabel_answers(cosines, relevant))}
-    outcomes = Outcomes(tuple(names[c] for c in found.classes), found.values)
+    outcomes = Outcomes(tuple(names[c] for c in found.classes), found.values, axis="classes")
     exclusions = {"classes_without_items": len(names) - len(found.classes)}
     return Measured(
         [score(PRECISION, outcomes)], images, classes, answers=taken_for, prompts=templates, exclusions=exclusions

@@ -39,7 +39,7 @@ METRICS = (TEXT_TO_IMAGE, IMAGE_TO_TEXT, DIAGONAL, OFF_DIAGONAL, MARGIN, SMALLES
 def matched(embedder: "Embedder", dataset: Dataset) -> tuple["Embedded", "Embedded"]:
     """Return the embedded images and first captions of all items, in item order.
 
-    Always by the reference path: these are the rows of the trace, and few enough that an optimization would save nothing.
+    Always by the reference path: they are few enough that an optimization would save nothing.
 
     Raises: DataError as `all_images` and `check_dims`.
     """
@@ -115,6 +115,6 @@ def _medical_sources(options: DataOptions) -> tuple[Source, ...]:
     return (Source("roco_study", lambda: replace(roco_study(root), prompts=(PROMPT,))),)
 
 
-NATURAL = Experiment("natural", METRICS, lambda options: (_packaged("natural"),), natural, order=20, traced=True)
+NATURAL = Experiment("natural", METRICS, lambda options: (_packaged("natural"),), natural, order=20)
 MEDICAL = Experiment("medical", METRICS, _medical_sources, matching, root=ROCO_ROOT, order=30)
 MEDICAL_OTHER = Experiment("medical_other", METRICS, lambda options: (_packaged("medical_other"),), matching, order=31)

@@ -31,7 +31,10 @@ LATENCY = tuple(
     MetricSpec(f"latency_{q}", "seconds", "lower", headline=q == "p50", unit="s") for q in ("p50", "p90", "p99")
 )
 MEMORY = MetricSpec("peak_memory_bytes", "bytes", "lower", headline=True, unit="bytes")
-METRICS = (IMAGES, TEXTS, *LATENCY, MEMORY)
+GROWTH = MetricSpec("memory_growth_bytes", "bytes", "lower", unit="bytes")
+"""What a hundred calls of each kind add to the memory in use: measured by `--speed gate` alone, in processes of its own."""
+
+METRICS = (IMAGES, TEXTS, *LATENCY, MEMORY, GROWTH)
 
 ROUND_SECONDS = 3.0
 ROUNDS = (2, 50)

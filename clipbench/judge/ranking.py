@@ -13,9 +13,9 @@ from itertools import combinations
 import numpy as np
 
 from clipbench.experiments.classification import ACC1
-from clipbench.judge.compare import incomparable
+from clipbench.judge.quality import incomparable
 from clipbench.judge.references import published_tables, weights_of
-from clipbench.statistics import Float64s, Interval, holm, mcnemar, paired_bootstrap, paired_difference_interval
+from clipbench.statistics import Float64s, Interval, bootstrap_interval, holm, mcnemar, paired_difference_interval
 from clipbench.types import ModelIdentity, Outcomes, Result, Run, Score
 
 Compared = tuple[float, Interval, int | None, int | None]
@@ -149,7 +149,7 @@ def _flips(a: Float64s, b: Float64s, clusters: Sequence[str] | None) -> Compared
 def _means(a: Float64s, b: Float64s, clusters: Sequence[str] | None) -> Compared:
     """Any other score: paired bootstrap for the interval. The p-value is a randomisation test's, since the bootstrap's
     far tails, which many pairs need, call noise a difference on few items (2 % in place of .14 % at n = 12)."""
-    return sign_flip_p(a - b), paired_bootstrap(b, a, 0.95, clusters) or (-1.0, 1.0), None, None
+    return sign_flip_p(a - b), bootstrap_interval(a - b, 0.95, clusters) or (-1.0, 1.0), None, None
 
 
 def sign_flip_p(differences: Float64s) -> float:

@@ -43,8 +43,8 @@ from clipbench.types import ModelIdentity, Result, Run
 if TYPE_CHECKING:
     from clipbench.models.zoo import ModelSpec
 
-Answer = Literal["re-index", "no need", "cannot tell"]
-CutOffs = Literal["hold", "break", "cannot tell"]
+Answer = Literal["re-index", "no need", "inconclusive"]
+CutOffs = Literal["hold", "break", "inconclusive"]
 SELF_OLD, CROSS_MODEL, CROSS_REVERSED, SELF_NEW = "old on old", "new on old", "old on new", "new on new"
 KS = (1, 5, 10)
 
@@ -130,7 +130,7 @@ class Reindex:
     quantiles: Sequence[float] = ()
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
     cutoffs: Sequence[CutOff] = ()
-    cutoffs_word: CutOffs = "cannot tell"
+    cutoffs_word: CutOffs = "inconclusive"
     cutoffs_on: str = ""
 
 
@@ -160,7 +160,7 @@ def reindex_answers(
     """Return the answers that `compare --index` asks for; `base` and `head` are a run's file and the run in it.
 
     `index`: [] (the rows saved beside both files), [OLD.npy] or [OLD.npy, NEW.npy]; `queries`: [TEXTS.txt], encoded `by` these
-    models, or [OLD.npy, NEW.npy]. One answer per retrieval experiment that both runs saved, else one: "cannot tell" where none was.
+    models, or [OLD.npy, NEW.npy]. One answer per retrieval experiment that both runs saved, else one: "inconclusive" where none was.
 
     Raises: UsageError for options that cannot be meant, and for texts without a model to encode them; EmbeddingsFileError for a file
     that is absent, damaged, not of this run, or of dims that do not fit; WeightsUnavailableError when weights cannot be had here.
@@ -194,7 +194,7 @@ def _from_saved(base: tuple[Path, Run], head: tuple[Path, Run], rules: ReindexRu
             answers.append(answer)
     if not answers:
         reason = f"no retrieval rows of the same data set are saved beside both {base[0]} and {head[0]}; {_HOW}"
-        return (Reindex("saved rows", "cannot tell", reason, 0, 0, rules.k),)
+        return (Reindex("saved rows", "inconclusive", reason, 0, 0, rules.k),)
     return tuple(answers)
 
 
@@ -260,7 +260,7 @@ def _from_own(
         clusters = read_queries(queries[0])
         models = [_the_model(side, run) for side, run in (("BASE", base), ("HEAD", head))]
         if len({replace(model, device="") for model in models}) == 1 and models[0].pretrained != "factory":
-            return Reindex(index[0].name, "cannot tell", _SAME_MODEL, 0, 0, rules.k)
+            return Reindex(index[0].name, "inconclusive", _SAME_MODEL, 0, 0, rules.k)
         specs = _specs(by, models)
         old, new = (encode_queries(*pair, clusters, by.offline) for pair in zip(specs, models, strict=True))
     for path, one, asked, side in zip(index, rows, (old, new), ("base", "head"), strict=False):
@@ -343,7 +343,7 @@ def reindex_advice(sample: SearchSample, rules: ReindexRules) -> Reindex:
     """Return the answer for one sample.
 
     "re-index" where new queries cannot be searched in old rows at all (dims differ), or do significantly worse there than in a fresh
-    index; "no need" where that is excluded; else, and for a sample too small, "cannot tell", with what to supply. Worse is, where
+    index; "no need" where that is excluded; else, and for a sample too small, "inconclusive", with what to supply. Worse is, where
     the truth is known, a recall that is lower by more than `rules.recall_loss` (other results can be as right); else a mean
     overlap@k with the fresh index under `rules.overlap`. Without new rows queries that find what is found today need no new index;
     for others the answer stays open. Intervals are two-sided at `rules.confidence`, clusters resampled whole.
@@ -359,7 +359,7 @@ def reindex_advice(sample: SearchSample, rules: ReindexRules) -> Reindex:
     answer, reason = _answer(sample, figures, rules)
     on = SELF_NEW if answer == "re-index" and SELF_NEW in searches else CROSS_MODEL
     cutoffs = _cutoffs(searches[SELF_OLD].best, searches[on].best, sample.clusters, rules)
-    word = _cutoffs_word(cutoffs, rules) if len(set(sample.clusters)) >= rules.queries else "cannot tell"
+    word = _cutoffs_word(cutoffs, rules) if len(set(sample.clusters)) >= rules.queries else "inconclusive"
     return Reindex(
         sample.what,
         answer,
@@ -419,7 +419,7 @@ def _figures(sample: SearchSample, searches: Mapping[str, Nearest], rules: Reind
 def _answer(sample: SearchSample, figures: Mapping[str, Any], rules: ReindexRules) -> tuple[Answer, str]:
     queries, rows = len(set(np.asarray(sample.clusters).tolist())), len(sample.old_rows)
     if queries < rules.queries or rows < rules.rows:
-        return "cannot tell", (
+        return "inconclusive", (
             f"{queries} independent queries on {rows} rows are too few (at least {rules.queries} and {rules.rows:,} are asked "
             f"for); supply your own with --index OLD.npy NEW.npy --queries TEXTS.txt, or measure both runs with "
             f"--coco ROOT --save-embeddings"
@@ -429,7 +429,7 @@ def _answer(sample: SearchSample, figures: Mapping[str, Any], rules: ReindexRule
         finding = f"new queries find {_of(kept, rules)} of what is found today in the old rows"
         if (kept.low or 0) >= rules.overlap:
             return "no need", finding
-        return "cannot tell", (
+        return "inconclusive", (
             f"{finding}; whether a fresh index would find the same is not known: supply the same items encoded by the new "
             f"model, --index OLD.npy NEW.npy (a sample of {rules.rows:,} rows of each will do)"
         )
@@ -445,7 +445,7 @@ def _answer(sample: SearchSample, figures: Mapping[str, Any], rules: ReindexRule
         asked = f"{rules.overlap:g} or more"
     if worse or good:
         return ("re-index" if worse else "no need"), reason
-    return "cannot tell", f"{reason}; asked: {asked}; supply more queries"
+    return "inconclusive", f"{reason}; asked: {asked}; supply more queries"
 
 
 def _change(loss: Estimate) -> str:
@@ -474,4 +474,4 @@ def _cutoffs_word(cutoffs: Sequence[CutOff], rules: ReindexRules) -> CutOffs:
     changes = [(c.change.low or 0.0, c.change.high or 0.0) for c in cutoffs]
     if any(low > allowed or high < -allowed for low, high in changes):
         return "break"
-    return "hold" if all(-allowed <= low and high <= allowed for low, high in changes) else "cannot tell"
+    return "hold" if all(-allowed <= low and high <= allowed for low, high in changes) else "inconclusive"

@@ -31,30 +31,72 @@ class _Row:
 
 @dataclass(frozen=True)
 class Declared(_Row):
-    """Metrics of which it is asked whether the model is worse in general.
+    """Metrics of which it is asked whether the model is worse.
 
-    `tolerance`: the drop of the mean that is allowed. `minimum_n`: outcomes from which on it is asked.
+    `tolerance`: the drop of the mean that is allowed; `relative`: at most this share of base's value, which counts where hits are rare.
     """
 
     tolerance: float = math.nan
-    minimum_n: int = 0
+    relative: float = math.nan
+
+    def allowed(self, base: float) -> float:
+        """Return the drop that is allowed from this value of base's."""
+        return min(self.tolerance, self.relative * base)
 
 
 @dataclass(frozen=True)
 class SpeedRule(_Row):
-    """By what share of base's value a metric may be worse between processes; base's spread widens it up to `widest`."""
+    """By what share of base's time or memory a metric may be worse.
+
+    `allowed`: between one process a side, which is a note; `gated`: between several, by `--speed gate`; `tail` for p99, where a few
+    calls speak.
+    """
 
     allowed: float = math.nan
-    widest: float = math.nan
+    gated: float = math.nan
+    tail: float = math.nan
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How far a cosine may move, and which share of outcomes may, before rows count as changed."""
+    """Of one precision: by how much a cosine of the trace may move and count as the same, and the ceiling of what another batch may
+    move a unit row by."""
 
     precision: str
     cosine: float
-    flips: float
+    ceiling: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How far rows may move, as distances of unit rows.
+
+    `repeat`: the same batch twice. `median`, `item`: what software, machine, threads and batches may move fp32 rows by. `noise`: at
+    most so much is forgiven as noise of batches, or a noisy head would set its own bar. `plausible`: the median move that a numeric
+    change explains. `far`: the median move from which on it is another space.
+    """
+
+    repeat: float
+    median: float
+    item: float
+    noise: float
+    plausible: float
+    far: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on outcomes. `churn`: the share of items that may change under a numeric change. `gain`: more is too good to be true.
+
+    `class_items`, `class_share`: a class is lost when at least so many items, and this share of it, are.
+    """
+
+    churn: float
+    gain: float
+    class_items: int
+    class_share: float
     source: str
 
 
@@ -72,43 +114,55 @@ class MustPass:
 
 @dataclass(frozen=True)
 class _Statistics:
-    alpha: float = 0.05
-    suspicious_gain: float = 0.05
-    source: str = ""
+    alpha: float
+    alpha_fail: float
+    source: str
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Everything that a comparison is held to. `overrides`: tolerances asked for by metric; "" is every declared metric's."""
+    """Everything that a comparison is held to.
+
+    `alpha`, `alpha_fail`: one-sided error rates of a pass and of a failure. `overrides`: tolerances asked for by metric; "" is every
+    declared metric's. `row_limit`: the cosine distance that no item's row may move beyond, where somebody asked for one.
+    """
 
     alpha: float
-    suspicious_gain: float
+    alpha_fail: float
+    moves: Moves
+    limits: Limits
     metrics: tuple[Declared, ...]
     speed: tuple[SpeedRule, ...]
     budgets: tuple[Budget, ...]
     must_pass: tuple[MustPass, ...]
     overrides: Mapping[str, float] = field(default_factory=dict)
+    row_limit: float | None = None
 
     def declared(self, experiment: str, spec: MetricSpec) -> Declared | None:
         """Return what is declared of a metric, with the tolerance that was asked for; None where nothing is.
 
-        A description ("neither" is better) is never asked. A tolerance asked for by name declares the metric in every experiment,
-        from the number of outcomes on that exclude it when none of them flips.
+        A description ("neither" is better) is never asked. A tolerance asked for by name declares the metric in every experiment, and
+        is taken as it is.
         """
         found = next((row for row in self.metrics if row.covers(experiment, spec)), None)
         found = None if spec.better == "neither" else found
         asked = self.overrides.get(spec.name, self.overrides.get("") if found else None)
         if found is None and asked is not None:
-            return Declared("--tolerance", "", (spec.name,), experiment, asked, fewest(asked, self.alpha))
-        return found if asked is None or found is None else replace(found, tolerance=asked)
+            return Declared("--tolerance", "", (spec.name,), experiment, asked, math.inf)
+        return found if asked is None or found is None else replace(found, tolerance=asked, relative=math.inf)
 
     def speed_rule(self, spec: MetricSpec) -> SpeedRule | None:
         """Return the rule of a speed metric, with the share that was asked for; None for one that is shown only."""
-        found = next((row for row in self.speed if row.covers("", spec) and spec.headline), None)
+        found = next((row for row in self.speed if row.covers("", spec)), None)
         if found is None or spec.name not in self.overrides:
             return found
         asked = self.overrides[spec.name]
-        return replace(found, allowed=asked, widest=asked)
+        return replace(found, allowed=asked, gated=asked)
+
+    def ceiling(self, precision: str) -> float:
+        """Return what another batch may move a unit row by; the widest of all for a precision that no row names."""
+        rows = {row.precision: row.ceiling for row in self.budgets}
+        return rows.get(precision, max(rows.values()))
 
     def budget(self, *precisions: str) -> Budget:
         """Return the finest budget of these precisions; one that no row names is held to the finest of all."""
@@ -137,13 +191,15 @@ def read_rules(path: Path | None = None) -> Rules:
     """
     path = path or fixtures() / "tolerances.toml"
     tables = read_toml(path)
-    known = ("statistics", "metric", "speed", "budget", "must_pass")
+    known = ("statistics", "rows", "outcomes", "metric", "speed", "budget", "must_pass")
     if (unknown := next((key for key in tables if key not in known), None)) is not None:
         raise DataError(f"{path}: unknown key {unknown!r}; did you mean {closest(unknown, known) or ', '.join(known)}?")
     statistics = strict_row(f"{path}: [statistics]", tables.get("statistics", {}), _Statistics)
     rules = Rules(
         alpha=statistics.alpha,
-        suspicious_gain=statistics.suspicious_gain,
+        alpha_fail=statistics.alpha_fail,
+        moves=strict_row(f"{path}: [rows]", tables.get("rows", {}), Moves),
+        limits=strict_row(f"{path}: [outcomes]", tables.get("outcomes", {}), Limits),
         metrics=_rows(path, tables, "metric", Declared),
         speed=_rows(path, tables, "speed", SpeedRule),
         budgets=_rows(path, tables, "budget", Budget),
@@ -160,6 +216,7 @@ def read_rules(path: Path | None = None) -> Rules:
         if not 0 <= value <= 1:
             raise DataError(f"{path}: {name} is {value!r}; expected a fraction from 0 to 1")
     check_alpha(rules.alpha, f"{path}: alpha")
+    check_alpha(rules.alpha_fail, f"{path}: alpha_fail")
     return rules
 
 
@@ -199,10 +256,14 @@ def _rows(path: Path, tables: Mapping[str, Any], table: str, kind: type[T]) -> t
 
 def _fractions(rules: Rules) -> list[tuple[str, float]]:
     return [
-        ("suspicious_gain", rules.suspicious_gain),
+        *(
+            (f"{name} of [rows]", getattr(rules.moves, name))
+            for name in ("repeat", "median", "item", "noise", "plausible", "far")
+        ),
+        *((f"{name} of [outcomes]", getattr(rules.limits, name)) for name in ("churn", "gain", "class_share")),
         *((f"tolerance of {row.kind or row.metrics[0]}", row.tolerance) for row in rules.metrics),
         *((f"allowed of {row.kind or row.metrics[0]}", row.allowed) for row in rules.speed),
-        *((f"widest of {row.kind or row.metrics[0]}", row.widest) for row in rules.speed),
+        *((f"gated of {row.kind or row.metrics[0]}", row.gated) for row in rules.speed),
         *((f"cosine of {row.precision}", row.cosine) for row in rules.budgets),
-        *((f"flips of {row.precision}", row.flips) for row in rules.budgets),
+        *((f"ceiling of {row.precision}", row.ceiling) for row in rules.budgets),
     ]

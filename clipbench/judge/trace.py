@@ -1,6 +1,6 @@
 """Two traces compared, stage by stage: which is the first that moved, and how far did the rows move with it?
 
-A stage is "same", "moved" or "cannot tell"; what is missing is never "same". Inputs of a stage that moved explain
+A stage is "same", "moved" or "unknown"; what is missing is never "same". Inputs of a stage that moved explain
 it, so the first one is named. This is information: a trace that moved explains a verdict and makes none. New weights are what a
 fine-tune is for.
 """
@@ -17,7 +17,7 @@ from clipbench.embed.trace import Sample, read_sample
 from clipbench.judge.tolerances import Budget, Rules, read_rules
 from clipbench.types import JsonObject
 
-State = Literal["same", "moved", "cannot tell"]
+State = Literal["same", "moved", "unknown"]
 Answer = tuple[State, str, Mapping[str, float]]
 """(state, words, numbers) of one stage."""
 Floats = npt.NDArray[np.float64]
@@ -25,18 +25,16 @@ Floats = npt.NDArray[np.float64]
 STAGES: Mapping[str, str] = {
     "decoded_pixels": "decoding",
     "preprocessed_tensor": "preprocessing",
-    "texts": "prompts",
     "tokens": "tokens",
     "weights": "weights",
     "precision": "precision",
     "activation": "activation",
     "image_rows": "image rows",
     "text_rows": "text rows",
-    "similarities": "similarities",
 }
 """Every stage in the order in which data flow, with its name for people."""
 
-OUTCOMES = ("image_rows", "text_rows", "similarities")
+OUTCOMES = ("image_rows", "text_rows")
 TENSOR_BUDGET = 1e-5
 """A preprocessed pixel (about -2.7 to 2.7) may move by so much: float32 rounds it at 2.4e-7, a resize adds a few roundings; one
 level of 255 in the picture is 1.4e-2."""
@@ -64,8 +62,8 @@ def compare_traces(
     """Return a finding on every stage of every model, in the order of `STAGES`; traces are matched by model name.
 
     Rows moved when one is further from base than half the budget of cosines in `rules` (default: fixtures/tolerances.toml;
-    the finer precision's): two rows so close to theirs cannot move their cosine beyond the budget. Similarities moved beyond
-    the budget itself. Pixels, tokens and texts are exact; a preprocessed tensor may round (TENSOR_BUDGET).
+    the finer precision's): two rows so close to theirs cannot move their cosine beyond the budget. Pixels and tokens are
+    exact; a preprocessed tensor may round (TENSOR_BUDGET).
     """
     rules = rules or read_rules()
     findings: list[TraceFinding] = []
@@ -75,29 +73,26 @@ def compare_traces(
             findings += _compare(name, pair[0][0], pair[1][0], rules)
         else:
             words = f"base has {len(pair[0])} traces of this model, head has {len(pair[1])}; expected one each"
-            findings.append(TraceFinding(name, "trace", "cannot tell", words, {}))
+            findings.append(TraceFinding(name, "trace", "unknown", words, {}))
     return findings
-
-
-def first_moved(findings: Sequence[TraceFinding]) -> dict[str, TraceFinding]:
-    """Return the first stage that moved, by model; a model of which none did is absent."""
-    return {f.model: f for f in reversed(findings) if f.moved}
 
 
 def sentence(findings: Sequence[TraceFinding], model: str) -> str:
     """Return what the findings say of a model: "preprocessing changed (mean abs 0.012); decoding, weights did not; ..."."""
     own = [f for f in findings if f.model == model]
     causes, outcomes = ([f for f in own if (f.stage in OUTCOMES) is outcome] for outcome in (False, True))
-    unknown = [f for f in own if f.state == "cannot tell"]
+    unknown = [f for f in own if f.state == "unknown"]
     parts = [f"{STAGES[f.stage]} changed ({f.details})" for f in causes if f.moved]
     same = ", ".join(STAGES[f.stage] for f in causes if f.state == "same")
     if not any(f.moved for f in own):
-        parts.append("no stage moved" if not unknown else "no stage is known to have moved" if same else "cannot tell")
+        parts.append(
+            "no stage moved" if not unknown else "no stage is known to have moved" if same else "nothing is known"
+        )
     elif same:
         parts.append(f"{same} did not")
     parts += [f"{STAGES[f.stage]} changed ({f.details})" for f in outcomes if f.moved]
     parts += [f"{STAGES[f.stage]}: {f.details}" for f in outcomes if f.state == "same"]
-    parts += [f"{STAGES.get(f.stage, f.stage)}: cannot tell ({f.details})" for f in unknown]
+    parts += [f"{STAGES.get(f.stage, f.stage)}: unknown ({f.details})" for f in unknown]
     return "; ".join(parts)
 
 
@@ -109,7 +104,7 @@ def model_of(trace: JsonObject) -> str:
 def _compare(model: str, base: JsonObject, head: JsonObject, rules: Rules) -> Iterator[TraceFinding]:
     if base["version"] != head["version"]:
         words = f"trace version {base['version']!r} -> {head['version']!r}"
-        yield TraceFinding(model, "trace", "cannot tell", words, {})
+        yield TraceFinding(model, "trace", "unknown", words, {})
         return
     budget = rules.budget(base["model"]["precision"], head["model"]["precision"])
     compared: Mapping[str, Callable[[list[Sample], list[Sample]], Answer]] = {
@@ -118,7 +113,6 @@ def _compare(model: str, base: JsonObject, head: JsonObject, rules: Rules) -> It
         "tokens": tokens_moved,
         "image_rows": partial(rows_moved, budget=budget),
         "text_rows": partial(rows_moved, budget=budget),
-        "similarities": partial(similarities_moved, budget=budget),
     }
     for stage in STAGES:
         if stage in compared:
@@ -132,20 +126,16 @@ def _samples_moved(
 ) -> Answer:
     for trace, which in ((base, "base"), (head, "head")):
         if stage not in trace["stages"]:
-            return "cannot tell", f"not in the trace of {which}", {}
-    if (base["images"], base["dataset"]["fingerprint"]) != (head["images"], head["dataset"]["fingerprint"]):
-        return "cannot tell", "the traces are of other items", {}
+            return "unknown", f"not in the trace of {which}", {}
     try:
         before, after = ([read_sample(entry) for entry in trace["stages"][stage]] for trace in (base, head))
         return moved(before, after)
     except (ValueError, IndexError) as error:  # samples that do not fit each other: another number, another shape
-        return "cannot tell", f"a trace is damaged: {error}", {}
+        return "unknown", f"a trace is damaged: {error}", {}
 
 
 def _statement_moved(base: JsonObject, head: JsonObject, stage: str) -> Answer:
     """What two encoders say of themselves; nothing said cannot be compared."""
-    if stage == "texts":
-        return texts_moved(base["texts"], head["texts"])
     if stage == "activation":  # how many modules of each kind the live models hold, whatever their names say
         kinds = [trace.get("activations", {}) for trace in (base, head)]
         before, after = (", ".join(f"{n} {name}" for name, n in sorted(found.items())) for found in kinds)
@@ -153,7 +143,7 @@ def _statement_moved(base: JsonObject, head: JsonObject, stage: str) -> Answer:
         key = "weights_sha256" if stage == "weights" else stage
         before, after = (trace["model"][key] for trace in (base, head))
     if not before or not after:
-        return "cannot tell", f"not {'shown' if stage == 'activation' else 'stated'} by the encoder", {}
+        return "unknown", f"not {'shown' if stage == 'activation' else 'stated'} by the encoder", {}
     length = 12 if stage == "weights" else None
     if before == after:
         return "same", before[:length], {}
@@ -178,17 +168,6 @@ def pixels_moved(before: Sequence[Sample], after: Sequence[Sample], budget: floa
     where = "" if gaps.any() else ", not at the sampled positions"
     words = f"mean abs {gaps.mean():.2g}{unit}, max {gaps.max():.2g}, {len(changed)} of {n} pictures{where}"
     return "moved", words, numbers
-
-
-def texts_moved(before: Sequence[str], after: Sequence[str]) -> Answer:
-    """The texts with their prompt, exactly."""
-    if before == after:
-        return "same", "every text", {}
-    if len(before) != len(after):
-        return "moved", f"{len(before)} -> {len(after)} texts", {}
-    other = [k for k, text in enumerate(before) if text != after[k]]
-    first = f"{before[other[0]][:60]!r} -> {after[other[0]][:60]!r}"
-    return "moved", f"{len(other)} of {len(before)}: {first}", {"changed": len(other)}
 
 
 def tokens_moved(before: Sequence[Sample], after: Sequence[Sample]) -> Answer:
@@ -220,39 +199,6 @@ def rows_moved(before: Sequence[Sample], after: Sequence[Sample], budget: Budget
     }
     words = f"cosine to base min {_short(cosines.min())}, mean {_short(cosines.mean())}"
     return ("same" if distances.max() <= budget.cosine / 2 else "moved"), words, numbers  # NaN is not the same
-
-
-def similarities_moved(before: Sequence[Sample], after: Sequence[Sample], budget: Budget) -> Answer:
-    """The matrix of cosines: moved beyond the budget, with the rankings that changed."""
-    base, head = (np.stack([s.values for s in side]) for side in (before, after))
-    flips, pairs = rank_flips(base, head, 2 * budget.cosine)
-    winners = sum(other_winners(b, h, 2 * budget.cosine) for b, h in ((base, head), (base.T, head.T)))
-    widest = float(np.abs(head - base).max())
-    numbers = {"max_abs": widest, "rank_flips": flips, "pairs": pairs, "other_winners": winners}
-    words = f"by up to {widest:.2g}, rank flips {flips} of {pairs}, other winners {winners} of {sum(base.shape)}"
-    return ("same" if widest <= budget.cosine else "moved"), words, numbers
-
-
-def rank_flips(base: Floats, head: Floats, tie: float) -> tuple[int, int]:
-    """Return (flips, pairs): how many pairs of cells of a row or column swapped their order, of how many pairs there are.
-
-    `base`, `head`: (texts, images). A pair closer than `tie` before and after is a near tie, and no flip.
-    """
-    flips = pairs = 0
-    for before, after in ((base, head), (base.T, head.T)):
-        first, second = np.triu_indices(before.shape[1], 1)
-        gap_before, gap_after = before[:, first] - before[:, second], after[:, first] - after[:, second]
-        near = (np.abs(gap_before) <= tie) & (np.abs(gap_after) <= tie)
-        flips += int(np.sum((np.sign(gap_before) != np.sign(gap_after)) & ~near))
-        pairs += gap_before.size
-    return flips, pairs
-
-
-def other_winners(base: Floats, head: Floats, tie: float) -> int:
-    """Return in how many rows another cell is the largest, near ties (as in `rank_flips`) left out."""
-    rows, before, after = np.arange(len(base)), base.argmax(axis=1), head.argmax(axis=1)
-    near = (base[rows, before] - base[rows, after] <= tie) & (head[rows, after] - head[rows, before] <= tie)
-    return int(np.sum((before != after) & ~near))
 
 
 def _short(cosine: float) -> str:

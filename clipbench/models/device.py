@@ -254,6 +254,18 @@ def peak_memory_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def memory_in_use(device: str) -> int:
+    """Return what is in use now, in bytes: allocated on CUDA, resident in this process on a CPU; 0 where the machine does not say."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.memory_allocated(device))
+    for line in _STATUS.read_text().splitlines() if _STATUS.exists() else ():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def device_kind(device: str) -> str:
     """Return what decides the last digits of a row beside software: the processor, or the GPU and its matmul precision."""
     if device.startswith("cuda"):

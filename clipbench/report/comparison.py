@@ -7,7 +7,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clipbench.judge.compare import Comparison, ItemChange
+from clipbench.judge.compare import Cell, Comparison, ItemChange, headline
 from clipbench.judge.reindex import CROSS_MODEL, CROSS_REVERSED, KS, SELF_NEW, SELF_OLD, Answer, Estimate, Reindex
 from clipbench.judge.trace import sentence
 from clipbench.report.document import (
@@ -24,15 +24,12 @@ from clipbench.report.document import (
     value_text,
 )
 from clipbench.storage import dump_json
-from clipbench.types import JsonObject, Key, Outcome, Score, Verdict, overall
+from clipbench.types import JsonObject, Key, Outcome, Score, Verdict
 
-VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "CANNOT TELL"}
-WORDS = {"fail": "fail", "inconclusive": "cannot tell", "note": "note", "pass": "pass"}
-ROW_KINDS = ("in general", "identical", "speed", "shown", "not comparable")
+ROW_KINDS = ("quality", "speed", "reference")
 METRICS_HEADER = (
-    "model", "experiment", "metric", "base", "head", "change", "95 % interval", "lost", "gained", "verdict",
+    "model", "experiment", "data set", "metric", "base", "head", "change", "95 % interval", "lost", "gained", "verdict",
 )  # fmt: skip
-STATES = ("same", "agrees", "changed", "not comparable")
 LEVELS = {"fail": "error", "inconclusive": "warning", "note": "notice", "pass": "notice"}
 ADVICE = {
     "pass": "Nothing that was compared is worse beyond what is allowed.",
@@ -42,7 +39,7 @@ ADVICE = {
 TEXT_ITEMS = 20
 OPEN_VERDICTS, OPEN_ITEMS = 12, 10
 """Lines before the fold: what a reader takes in within half a minute."""
-INDEX_OUTCOMES: dict[Answer, Outcome] = {"no need": "pass", "re-index": "fail", "cannot tell": "inconclusive"}
+INDEX_OUTCOMES: dict[Answer, Outcome] = {"no need": "pass", "re-index": "fail", "inconclusive": "inconclusive"}
 MEANING = {
     SELF_OLD: "today",
     CROSS_MODEL: "new model, index kept",
@@ -54,11 +51,12 @@ CUTOFFS_HEADER = ("cut-off at today's", "score", "queries that pass it today", "
 
 def to_text(comparison: Comparison, command: str) -> str:
     """Return the comparison as lines: verdict, reasons, what differs, which items, all metrics, how to reproduce."""
-    lines = [_headline(comparison), ""]
-    lines += [
-        f"  {WORDS[v.outcome]:12} {_where(v)}: {_reason_of(comparison, v)}"
-        for v in [*_pressing(comparison), *comparison.of("pass")]
-    ]
+    lines = [sanitize(headline(comparison)), ""]
+    for cell in comparison.cells:
+        said = [sanitize(reason) for reason in cell.reasons]
+        lines += [f"  {_word(cell):12} {sanitize(cell.id)}" + (f": {said[0]}" if len(said) == 1 else "")]
+        lines += [f"               {reason}" for reason in (said if len(said) > 1 else ())]
+        lines += [f"               {sanitize(line)}" for line in _beside(cell)]
     lines += ["", "what changed"]
     lines += list(_difference_lines(comparison)) or ["  nothing but the outcomes, if at all"]
     if rows := _stage_rows(comparison):
@@ -73,15 +71,27 @@ def to_text(comparison: Comparison, command: str) -> str:
 
 
 def to_json(comparison: Comparison, command: str) -> str:
-    """Return the comparison as JSON with sorted keys: verdict, exit_code, headline, findings, items, differences, stages, command;
-    and index where `--index` was given.
+    """Return the comparison as JSON with sorted keys: verdict, exit_code, headline, cells, findings, items, differences, stages,
+    command; and index where `--index` was given.
     """
     return dump_json(
         {
             "verdict": comparison.outcome,
             "exit_code": comparison.exit_code,
-            "headline": _headline(comparison),
+            "headline": headline(comparison),
             "alpha": comparison.alpha,
+            "cells": [
+                {
+                    "id": cell.id,
+                    "verdict": cell.outcome,
+                    "found": cell.found,
+                    "accepted": cell.accepted if cell.is_accepted else "",
+                    "reasons": list(cell.reasons),
+                    "items": sorted({item for v in cell.verdicts for item in v.items}),
+                    "to_accept": cell.way_out,
+                }
+                for cell in comparison.cells
+            ],
             "findings": [
                 _entry(v, "outcome", "reference", "expected") | {"verdict": v.outcome} for v in comparison.verdicts
             ],
@@ -95,14 +105,13 @@ def to_json(comparison: Comparison, command: str) -> str:
 
 
 def to_github(comparison: Comparison) -> str:
-    """Return GitHub workflow commands: the verdict first, then an annotation for each verdict that is no pass.
+    """Return GitHub workflow commands: the verdict first, then an annotation for each cell that is no pass.
 
     Source: https://docs.github.com/actions/reference/workflow-commands-for-github-actions
     """
-    found = [(LEVELS[comparison.outcome], "clipbench", _headline(comparison))]
-    for v in _pressing(comparison):
-        title = f"clipbench {VERDICTS.get(v.outcome, 'note')}, {_where(v)}"
-        found.append((LEVELS[v.outcome], title, _reason_of(comparison, v)))
+    found = [(LEVELS[comparison.outcome], "clipbench", headline(comparison))]
+    for cell in _pressing(comparison):
+        found.append((LEVELS[cell.outcome], f"clipbench {_word(cell)}, {cell.id}", "; ".join(cell.reasons)))
     moved = {sanitize(f.model) for f in comparison.stages if f.moved}
     stages = [f"{model}: {words}" for model, words in _stage_rows(comparison) if model in moved]
     found += [("notice", "clipbench, first stage that moved", stage) for stage in stages]
@@ -114,9 +123,12 @@ def to_pull_request(comparison: Comparison, command: str) -> str:
 
     All text of the runs is escaped.
     """
-    blocks: list[MarkdownBlock] = [Heading(_headline(comparison), 2), Paragraph(ADVICE[comparison.outcome])]
+    blocks: list[MarkdownBlock] = [
+        Heading(sanitize(headline(comparison)), 2),
+        Paragraph(ADVICE[comparison.outcome]),
+    ]
     pressing = _pressing(comparison)
-    blocks += _verdict_blocks(comparison, pressing[:OPEN_VERDICTS])
+    blocks += _cell_blocks(pressing[:OPEN_VERDICTS])
     if len(pressing) > OPEN_VERDICTS:
         blocks.append(Paragraph(f"and {len(pressing) - OPEN_VERDICTS} more, folded below"))
     blocks += _difference_blocks(comparison)
@@ -164,9 +176,20 @@ def _property(text: str) -> str:
     return _message(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def _verdict_blocks(comparison: Comparison, verdicts: Sequence[Verdict], title: str = "Why") -> list[Block]:
-    rows = [(WORDS[v.outcome], _where(v), _reason_of(comparison, v)) for v in verdicts]
-    return [Heading(title, 3), Table(("verdict", "where", "reason"), rows)] if rows else []
+def _cell_blocks(cells: Sequence[Cell], title: str = "Why") -> list[Block]:
+    rows = [(_word(c), sanitize(c.id), sanitize("; ".join([*c.reasons, *_beside(c)]))) for c in cells]
+    return [Heading(title, 3), Table(("verdict", "cell", "reason"), rows)] if rows else []
+
+
+def _word(cell: Cell) -> str:
+    return "accepted" if cell.is_accepted else cell.outcome
+
+
+def _beside(cell: Cell) -> list[str]:
+    """What stands under a cell's reasons: why it was accepted, or how to accept it."""
+    if cell.is_accepted:
+        return [f"accepted: {cell.accepted}"]
+    return [f"to accept it: {cell.way_out}"] if cell.way_out else []
 
 
 def _difference_blocks(comparison: Comparison) -> Iterator[Block]:
@@ -190,24 +213,16 @@ def _item_blocks(title: str, changes: Sequence[ItemChange]) -> list[Block]:
     return [Heading(title, 3), Table(header, rows)]
 
 
-def _folded(comparison: Comparison, pressing: Sequence[Verdict]) -> Iterator[Details]:
+def _folded(comparison: Comparison, pressing: Sequence[Cell]) -> Iterator[Details]:
     if rows := _metric_rows(comparison):
         yield Details(f"All {len(rows)} metrics", [Table(METRICS_HEADER, rows)])
-    if passed := comparison.of("pass"):
-        yield Details(f"{len(passed)} that pass", _verdict_blocks(comparison, passed, "What passes"))
+    if passed := [cell for cell in comparison.cells if cell.outcome == "pass"]:
+        yield Details(f"{len(passed)} that pass", _cell_blocks(passed, "What passes"))
     if rest := pressing[OPEN_VERDICTS:]:
-        yield Details(f"The other {len(rest)} findings", _verdict_blocks(comparison, rest, "More"))
+        yield Details(f"The other {len(rest)} findings", _cell_blocks(rest, "More"))
     if len(comparison.items) > len(_items_at_a_glance(comparison, OPEN_ITEMS)):
         items = _item_blocks("Items", _items_worst_first(comparison))
         yield Details(f"All {len(comparison.items)} changed items shown", items)
-
-
-def _headline(comparison: Comparison) -> str:
-    """The verdict and the counts behind it. What nobody could judge is never called a pass."""
-    counts = f"{comparison.count('fail')} fail, {comparison.count('inconclusive')} cannot tell, {comparison.count('pass')} pass"
-    if overall(comparison.verdicts) == "note":
-        counts = "nothing was compared"
-    return f"{VERDICTS[comparison.outcome]}: {counts}"
 
 
 def _where(about: Verdict | ItemChange) -> str:
@@ -217,34 +232,24 @@ def _where(about: Verdict | ItemChange) -> str:
     return sanitize(f"{experiment} of {model}{items}{metric}")
 
 
-def _pressing(comparison: Comparison) -> list[Verdict]:
-    """What a reader must see: failures, what is undecided, notes other than values without a verdict."""
-
-    def is_value(v: Verdict) -> bool:
-        return v.outcome == "note" and (v.kind == "shown" or (v.kind == "not comparable" and bool(v.metric)))
-
-    return [v for v in comparison.verdicts if v.outcome != "pass" and not is_value(v)]
-
-
-def _reason_of(comparison: Comparison, verdict: Verdict) -> str:
-    if not verdict.metric or (verdict.base is None and verdict.head is None):
-        return sanitize(verdict.reason)
-    before, after = (_value(comparison, verdict, value) for value in (verdict.base, verdict.head))
-    return sanitize(f"{before} -> {after}: {verdict.reason}")
+def _pressing(comparison: Comparison) -> list[Cell]:
+    """What a reader must see: cells that do not simply pass."""
+    return [cell for cell in comparison.cells if cell.outcome != "pass"]
 
 
 def _metric_rows(comparison: Comparison) -> list[Sequence[str]]:
     """One row per metric of both runs, under `METRICS_HEADER`."""
-    rows = []
+    rows: dict[tuple[Key, str], Sequence[str]] = {}
     for v in comparison.verdicts:
         if v.kind in ROW_KINDS and v.metric and v.base is not None and v.head is not None:
-            word = v.outcome if v.outcome != "note" else v.reason if v.reason in STATES else v.kind
             flips = ["-" if count is None else f"{count:,}" for count in (v.lost, v.gained)]
             interval = "-" if v.interval is None else f"{v.interval[0]:+.4f} to {v.interval[1]:+.4f}"
             values = [_value(comparison, v, value) for value in (v.base, v.head)]
-            cells = (v.key.model, v.key.experiment, v.metric, *values, _change(v.base, v.head), interval, *flips, word)
-            rows.append([sanitize(cell) for cell in cells])
-    return sorted(rows, key=lambda row: (row[0], row[1], row[2]))
+            cells = (
+                v.key.model, v.key.experiment, v.key.dataset, v.metric, *values, _change(v.base, v.head), interval, *flips, v.outcome,
+            )  # fmt: skip
+            rows.setdefault((v.key, v.metric), [sanitize(cell) for cell in cells])
+    return sorted(rows.values(), key=lambda row: tuple(row[:4]))
 
 
 def _value(comparison: Comparison, verdict: Verdict, value: float | None) -> str:
@@ -303,13 +308,13 @@ def _stage_rows(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def index_verdicts(answers: Sequence[Reindex]) -> list[Verdict]:
-    """Return one verdict per answer (no need: pass, re-index: fail, cannot tell: inconclusive), and a note on cut-offs that break."""
+    """Return one verdict per answer (no need: pass, re-index: fail, inconclusive), and a note on cut-offs that break."""
     found = []
     for a in answers:
         key, reason = Key("index", a.what, "-"), f"{a.answer}: {a.reason}"
-        found.append(Verdict(key, "", "index", INDEX_OUTCOMES[a.answer], reason, n=a.queries))
+        found.append(Verdict(key, "", "index", INDEX_OUTCOMES[a.answer], reason, n=a.queries, cell="index"))
         if a.cutoffs_word == "break":
-            found.append(Verdict(key, "", "index", "note", _cutoffs_text(a), n=a.queries))
+            found.append(Verdict(key, "", "index", "note", _cutoffs_text(a), n=a.queries, cell="index"))
     return found
 
 
@@ -340,7 +345,7 @@ def _cutoffs_text(answer: Reindex) -> str:
     if not answer.cutoffs:
         return ""
     worst = max(answer.cutoffs, key=lambda c: abs(c.change.value))
-    words = {"break": "break: set them anew", "hold": "hold", "cannot tell": "cannot be decided: too few queries"}
+    words = {"break": "break: set them anew", "hold": "hold", "inconclusive": "cannot be decided: too few queries"}
     return (
         f"fixed cut-offs on the best score {words[answer.cutoffs_word]} ({answer.cutoffs_on}): {worst.score:.3f} lets "
         f"{worst.today:.3f} of the queries pass today, then {worst.new:.3f}"
