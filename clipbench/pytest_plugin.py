@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from clipbench.errors import EXIT, ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
+from clipbench.errors import EXIT, ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError, sanitize
 from clipbench.paths import benchmarks
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class BenchmarkSession:
         """Make a verdict a property of the test that asserts it: pytest's own --junitxml writes it."""
         if self._item is not None:
             name = f"clipbench:{result.experiment}:{verdict.metric}:{verdict.kind}"
-            self._item.user_properties.append((name, f"{verdict.outcome}: {verdict.reason}"))
+            self._item.user_properties.append((sanitize(name), sanitize(f"{verdict.outcome}: {verdict.reason}")))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -361,7 +361,7 @@ class BenchmarkSession:
             add = getattr(plugin, "add_global_property", None)
             if add is not None:
                 for name, value in said:
-                    add(f"clipbench:{name}", value)
+                    add(sanitize(f"clipbench:{name}"), sanitize(value))
 
     def _write(self, timings: JsonObject, session: pytest.Session) -> None:
         from clipbench.report.ranking import rankings_by_experiment
@@ -418,9 +418,9 @@ class BenchmarkSession:
         terminalreporter.section("clipbench")
         run = self._judged or self.session.run()
         for line in (*terminal_lines(run, self._ranked, self._problems), *self._lines):
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(sanitize(line))
         for error in self._errors:
-            terminalreporter.write_line(f"ERROR: {error}", red=True)
+            terminalreporter.write_line(sanitize(f"ERROR: {error}"), red=True)
         if not self._errors:
             summary = os.path.relpath(self.options.results / "summary.md", self.config.invocation_params.dir)
             terminalreporter.write_line(f"files: {summary} (also summary.html, run.json, figures/)")
@@ -473,7 +473,10 @@ class Subject:
             self._note(result, verdict)
         failing = [v for v in verdicts if v.outcome == "fail" or (self._require_all and v.outcome == "inconclusive")]
         if failing:
-            lines = [f"{v.outcome}: {v.reason}\n    {v.kind} reference: {v.reference}" for v in failing]
+            lines = [
+                f"{sanitize(f'{v.outcome}: {v.reason}')}\n    {sanitize(f'{v.kind} reference: {v.reference}')}"
+                for v in failing
+            ]
             pytest.fail(f"{experiment} of {self.spec.label}\n  " + "\n  ".join(lines), pytrace=False)
         if not verdicts and result.model.is_random:
             self.skip(result.key, RANDOM_REASON)

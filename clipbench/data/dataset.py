@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from clipbench.errors import DataError, DataUnavailableError
+from clipbench.paths import free_bytes
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -230,10 +231,6 @@ class _Kept:
 
 
 _KEPT = _Kept()
-_CONTAINER_MEMORY = (  # limit and use, in cgroup v2 and v1
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
 
 
 @contextmanager
@@ -254,15 +251,8 @@ def held_bytes() -> int:
 
 
 def picture_budget_bytes() -> int:
-    """Return a quarter of the memory that is free now on this machine, or in this container where that has a limit."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    for limit, used in _CONTAINER_MEMORY:
-        if limit.is_file() and used.is_file() and limit.read_text().strip().isdecimal():
-            free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
-            break
-    return free // 4
+    """Return a quarter of the memory that is free now."""
+    return free_bytes() // 4
 
 
 def required(root: Path, relative: str, layout: str) -> None:

@@ -134,7 +134,8 @@ def _from_file(name: str, path: Path, folders: tuple[str, ...]) -> ClassSet:
 
 
 def _spaced(folders: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(folder.replace("_", " ") for folder in folders)
+    """What stands in a text: a byte that is no UTF-8 is "?", since no tokenizer takes half a character."""
+    return tuple(folder.replace("_", " ").encode(errors="replace").decode() for folder in folders)
 
 
 def _labels_by_folder(folders: tuple[str, ...], names: ClassSet, root: Path) -> dict[str, int]:
