@@ -215,15 +215,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 class _BoundedReads:
-    """A file of which nobody reads more than a zip's table of contents at once."""
+    """A file of which, until `is_open`, nobody reads more than a zip's table of contents at once."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self.seekable, self._file = file.seek, file.tell, file.seekable, file
+        self.is_open = False
 
     def read(self, count: int = -1) -> bytes:
-        if count > LARGEST_DIRECTORY_BYTES:
+        if count > LARGEST_DIRECTORY_BYTES and not self.is_open:
             raise ValueError(f"a table of contents of {count:,} bytes")
-        return self._file.read(count if count >= 0 else LARGEST_DIRECTORY_BYTES)
+        return self._file.read(count if count >= 0 or self.is_open else LARGEST_DIRECTORY_BYTES)
 
 
 def zip_directory(file: BinaryIO) -> zipfile.ZipFile:
@@ -231,10 +232,13 @@ def zip_directory(file: BinaryIO) -> zipfile.ZipFile:
 
     Raises: ValueError in words for one that is damaged, or larger than LARGEST_DIRECTORY_BYTES.
     """
+    bounded = _BoundedReads(file)
     try:
-        return zipfile.ZipFile(_BoundedReads(file))
+        archive = zipfile.ZipFile(bounded)
     except Exception as error:  # its docs name BadZipFile, and a damaged table raises eight others
         raise ValueError(f"it is no zip, or damaged: {error}") from error
+    bounded.is_open = True
+    return archive
 
 
 def stored_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:

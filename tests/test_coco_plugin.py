@@ -59,7 +59,7 @@ def test_a_folder_that_does_not_exist_is_a_usage_error(run):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text[: len(text) // 2], "instances_val2017.json is not JSON: * at line 1, column *"),
+        (lambda text: text[: len(text) // 2], "instances_val2017.json is not JSON, or cut short: * at line 1, column *"),
         (lambda text: text.replace('"category_id": 1', '"category_id": 99'), "annotation * has category_id = 99"),
         (lambda text: text.replace('"image_id": 2', '"image_id": 77'), "annotation * has image_id = 77"),
         (lambda text: text.replace('"000000.png"', '"../../x.png"'), "names the image '../../x.png', which leaves *: refused"),

@@ -281,9 +281,13 @@ def is_torchscript(path: Path) -> bool:
     """True for a TorchScript archive (OpenAI's container), by its table of contents; nothing in it is read or run."""
     try:
         with open_data(path, sys.maxsize) as file:
-            names = zip_directory(file).namelist()
+            return has_code(zip_directory(file).namelist())
     except ValueError:
         return False
+
+
+def has_code(names: Sequence[str]) -> bool:
+    """True for the records of a TorchScript archive."""
     return any(n.endswith("/constants.pkl") for n in names) and any("/code/" in n for n in names)
 
 
