@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from clipbench.data.dataset import Dataset, Source, kept_pictures, picture_budget_bytes
+from clipbench.data.dataset import Dataset, Source, at_depth, kept_pictures, picture_budget_bytes
 from clipbench.embed.cache import cache_of
 from clipbench.embed.embedder import Embedder, Progress, no_progress
 from clipbench.embed.trace import trace_of
@@ -151,7 +151,7 @@ class Session:
                     raise DataError(
                         f"{one.name}: its source {name!r} loads the data set {found.name!r}; name both alike"
                     )
-                self._datasets[place] = found
+                self._datasets[place] = at_depth(found, self.options.data)
             except ClipbenchError as error:
                 self._datasets[place] = error
         loaded = self._datasets[place]

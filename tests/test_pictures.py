@@ -20,7 +20,9 @@ def decodings(monkeypatch):
     """The names of the files that are decoded while the test runs."""
     names = []
     decode = clipbench.data.dataset._decoded
-    monkeypatch.setattr(clipbench.data.dataset, "_decoded", lambda path: names.append(path.name) or decode(path))
+    monkeypatch.setattr(
+        clipbench.data.dataset, "_decoded", lambda path, depth: names.append(path.name) or decode(path, depth)
+    )
     return names
 
 

@@ -82,7 +82,8 @@ def coco_crops(root: Path, crop: str = "square", images: Images | None = None) -
                 exclusions["outside_boxes_dropped"] += 1
             else:
                 exclusions["crowd_boxes_kept"] += is_crowd
-                part = ImageRef(ref.path, ref.sha256, CROPS[crop](box, image["width"], image["height"]))
+                size = image["width"], image["height"]
+                part = ImageRef(ref.path, ref.sha256, CROPS[crop](box, *size), size)
                 label = opened.labels[annotation["category_id"]]
                 items.append(Item(str(annotation["id"]), part, labels=(label,)))
     options = {"split": opened.split, "crop": crop, "crowd_boxes": "kept" if crop == "square" else "dropped"}
