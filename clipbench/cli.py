@@ -299,12 +299,9 @@ def _cache(options: argparse.Namespace) -> int:
         print(f"no cache in {found.path.parent}")
         return 0
     print(f"folder   {found.path.parent}")
-    if found.is_current:
-        print(f"entries  {found.entries:,}")
+    print(f"entries  {found.entries:,}")
     print(f"size     {_size(found.bytes)}")
-    if not found.is_current:
-        print("entries  of another version of clipbench: the next run with this cache begins it anew")
-    elif found.entries:
+    if found.entries:
         print(f"used     {found.oldest_use} to {found.newest_use} UTC")
     return 0
 
