@@ -11,6 +11,7 @@ import json
 import math
 import re
 import struct
+import sys
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -207,9 +208,12 @@ def _array(content: bytes) -> npt.NDArray[Any]:
     size, expected = len(content) - start, math.prod(shape) * dtype.itemsize
     if size != expected or not dtype.itemsize:
         raise ValueError(f"it holds {size} bytes of values, expected {expected} for {shape} {dtype}")
-    return (
-        np.frombuffer(content, dtype, offset=start).reshape(shape, order=order) if expected else np.zeros(shape, dtype)
-    )
+    if not expected:
+        return np.zeros(shape, dtype)
+    letters = np.dtype("u4").newbyteorder(dtype.byteorder)
+    if dtype.kind == "U" and np.frombuffer(content, letters, offset=start).max() > sys.maxunicode:
+        raise ValueError("its texts hold what is no letter")
+    return np.frombuffer(content, dtype, offset=start).reshape(shape, order=order)
 
 
 def _check_unit(path: Path, rows: Rows) -> None:

@@ -305,6 +305,14 @@ def test_a_run_of_many_models_costs_figures_and_pairs_of_some_of_them(tmp_path, 
     assert "4 results after the first 2" in (tmp_path / "summary.md").read_text()
 
 
+def test_a_text_of_what_is_no_letter_is_refused(tmp_path):
+    arrays = {name: np.eye(2, dtype=np.float32) for name in ("image_rows", "text_rows")}
+    arrays |= {"text_image": np.arange(2), "image_ids": np.array(["a", "b"]), "text_ids": np.array(["a", "b"])}
+    np.savez(tmp_path / "rows.npz", about=np.array([0x7FFFFFFF], dtype="<u4").view("<U1")[0:1].reshape(()), **arrays)
+    with pytest.raises(EmbeddingsFileError, match="no letter"):
+        read_rows(tmp_path / "rows.npz")
+
+
 TOMLS = {
     "deep lists": "a = " + "[" * 100_000,
     "deep tables": "a = " + "{a = " * 100_000,

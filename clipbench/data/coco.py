@@ -343,7 +343,9 @@ def _index(root: Path, path: Path, tables: Mapping[str, _Keys]) -> "COCO":
                     f"{len(ids[table])} ids in {table!r}"
                 )
     index = COCO()
-    index.dataset = content
+    index.dataset = {
+        name: content[name] for name in (*tables, "info") if name in content
+    }  # what was checked, and no more
     with contextlib.redirect_stdout(io.StringIO()):  # it prints "creating index..."
         index.createIndex()
     return index
