@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
 from clipbench.data.dataset import DataOptions
-from clipbench.errors import EXIT, ClipbenchError, UsageError
+from clipbench.errors import EXIT, ClipbenchError, UsageError, sanitize
 from clipbench.experiments import experiment, speed
 from clipbench.options import PRECISIONS
-from clipbench.report.document import Table, aligned, sanitize, value_text
+from clipbench.report.document import Table, aligned, value_text
 from clipbench.statistics import Ratio, judged_ratio, round_ratio, rounds_needed
 from clipbench.storage import dump_json
 from clipbench.types import JsonObject, Outcome, Score, overall

@@ -1,6 +1,7 @@
 """The command line: every command's options, and what it prints. Each imports what it needs when it runs: `--help` costs nothing."""
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -11,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipbench.errors import UNREADABLE, ClipbenchError, DataUnavailableError, UsageError
-from clipbench.paths import CACHE_VARIABLE
+from clipbench.errors import UNREADABLE, ClipbenchError, DataUnavailableError, UsageError, sanitize
+from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES
 
 if TYPE_CHECKING:
     from clipbench.judge.compare import Comparison
@@ -29,11 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, passed = split_passed(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(own)
     options.passed = passed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few letters costs no verdict
     commands = {"models": _models, "report": _report, "compare": _compare, "power": _power, "ab": _ab, "cache": _cache}
     try:
         return commands[options.command](options)
     except (ClipbenchError, OSError) as error:
-        print(f"clipbench: error: {error}", file=sys.stderr)
+        print(f"clipbench: error: {sanitize(str(error))}", file=sys.stderr)
         return UNREADABLE
 
 
@@ -57,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the summary and figures of a run file again")
     report.add_argument("run", type=Path, help="a run's JSON file")
     report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    _add_largest(report)
     _add_compare(commands)
     _add_power(commands)
     _add_ab(commands)
@@ -65,12 +69,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    add = commands.add_parser(
+    compare = commands.add_parser(
         "compare",
         help="compare two runs: pass, fail, or inconclusive",
         description="Exit codes: 0 pass, 1 fail, 2 usage or unreadable input, 3 inconclusive (something could not be decided or "
         "compared, or is missing).",
-    ).add_argument
+    )
+    _add_largest(compare)
+    add = compare.add_argument
     # fmt: off
     add("base", type=Path, metavar="BASE.json", help="the run to hold the other one to")
     add("head", type=Path, metavar="HEAD.json", help="the run that is judged")
@@ -121,6 +127,12 @@ def _add_power(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     add("--tolerance", type=float, default=0.01, metavar="VALUE", help="allowed drop (default: 0.01)")
     add("--alpha", type=float, default=0.05, metavar="A", help="one-sided error rate (default: 0.05)")
+
+
+def _add_largest(command: argparse.ArgumentParser) -> None:
+    default = LARGEST_RUN_BYTES // 1_000_000
+    help_text = "the largest run file that is read, in 1,000,000 bytes (default: %(default)s)"
+    command.add_argument("--max-file-size", type=int, default=default, metavar="MB", help=help_text)
 
 
 def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -177,7 +189,7 @@ def _report(options: argparse.Namespace) -> int:
     from clipbench.report.summary import write_report
     from clipbench.storage import read_run
 
-    run = read_run(options.run)
+    run = read_run(options.run, options.max_file_size * 1_000_000)
     pictured = {(r.experiment, r.dataset.name) for r in run.results if r.matrices}
     datasets: dict[str, Dataset] = {}
     for name, one in all_experiments().items():
@@ -187,7 +199,7 @@ def _report(options: argparse.Namespace) -> int:
                     datasets[source.name] = source.load()
     undrawn, unwritten = write_report(run, rankings_by_experiment(run), options.output, datasets)
     for line in undrawn:
-        print(f"clipbench: no figure: {line}", file=sys.stderr)
+        print(f"clipbench: no figure: {sanitize(line)}", file=sys.stderr)
     if unwritten:
         raise ClipbenchError(f"{options.output} is not complete: {'; '.join(unwritten)}")
     print(f"wrote {options.output / 'summary.md'}, summary.html and figures/")
@@ -203,7 +215,8 @@ def _compare(options: argparse.Namespace) -> int:
 
     if options.accept and not options.reason.strip():
         raise UsageError("--accept needs --reason TEXT: why is that accepted?")
-    before, after = read_base(options.base, "baseline"), read_document(options.head)
+    largest = options.max_file_size * 1_000_000
+    before, after = read_base(options.base, "baseline", largest), read_document(options.head, largest)
     base, head = before.run, run_of(options.head, after)
     known = [metric for run in (base, head) for result in run.results for metric in result.scores]
     rules = with_options(read_rules(options.rules), options.tolerance, options.alpha, known)
@@ -234,6 +247,8 @@ def _compare_command(options: argparse.Namespace) -> str:
     words = ["clipbench", "compare", str(options.base), str(options.head)]
     words += [word for text in options.tolerance for word in ("--tolerance", text)]
     words += ["--alpha", f"{options.alpha:g}"] if options.alpha is not None else []
+    if options.max_file_size * 1_000_000 != LARGEST_RUN_BYTES:
+        words += ["--max-file-size", str(options.max_file_size)]
     for option in ("only", "accept"):
         words += [word for text in getattr(options, option) for word in (f"--{option}", text)]
     words += ["--reason", options.reason] if options.reason else []
@@ -343,12 +358,9 @@ def _cache(options: argparse.Namespace) -> int:
         print(f"no cache in {found.path.parent}")
         return 0
     print(f"folder   {found.path.parent}")
-    if found.is_current:
-        print(f"entries  {found.entries:,}")
+    print(f"entries  {found.entries:,}")
     print(f"size     {_size(found.bytes)}")
-    if not found.is_current:
-        print("entries  of another version of clipbench: the next run with this cache begins it anew")
-    elif found.entries:
+    if found.entries:
         print(f"used     {found.oldest_use} to {found.newest_use} UTC")
     return 0
 

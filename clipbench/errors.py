@@ -1,7 +1,7 @@
-"""Named errors at clipbench's boundary, and exit codes: each error carries one message for the person at the keyboard.
+"""Named errors at clipbench's boundary, `sanitize` for all that is shown, and exit codes.
 
-The message says what went wrong, where, what was expected, and the next step. The plugin and the command line print it
-without a traceback; inside a notebook it is an ordinary exception.
+Each error carries one message for the person at the keyboard. It says what went wrong, where, what was expected, and the next step.
+The plugin and the command line print it without a traceback; inside a notebook it is an ordinary exception.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
+from unicodedata import category
 
 if TYPE_CHECKING:
     from clipbench.types import Outcome
@@ -25,7 +26,10 @@ EXIT: Final[Mapping[str, Mapping[Outcome, int]]] = {
 
 
 class ClipbenchError(ValueError):
-    """Anything a user can mend: the base of the errors below."""
+    """Anything a user can mend: the base of the errors below. Its message quotes files, so it is sanitized here, once."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sanitize(message))
 
 
 class UsageError(ClipbenchError):
@@ -52,8 +56,29 @@ class DataError(ClipbenchError):
     """Data that are there but malformed: a broken image, a broken annotation file."""
 
 
+class TooLargeError(DataError):
+    """A file of more bytes than are read."""
+
+
 class EncoderError(ClipbenchError):
     """An encoder that returned something other than one finite row for each input."""
+
+
+def sanitize(text: str) -> str:
+    """Return untrusted text as one line that is safe on a terminal, in a page, in JUnit's XML and in a CI log; twice is as once.
+
+    Control, bidirectional, zero-width and line-separator characters, surrogates (bytes of a name that is not UTF-8) and what is no
+    character are shown escaped, as in Python; every kind of space is a plain one. GitHub takes a line that starts with "::", or holds
+    "##[", for a command: both are broken up.
+
+    Source: https://github.com/actions/runner, ActionCommand.cs (TryParse, TryParseV2).
+    """
+    if not text.isprintable():
+        escaped = (" " if category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)
+        text = "".join(c if c.isprintable() else shown for c, shown in zip(text, escaped, strict=True))
+    if text.lstrip().startswith("::"):
+        text = text.replace("::", r"\x3a:", 1)
+    return text.replace("##[", r"#\x23[")
 
 
 def closest(name: str, known: Iterable[str], n: int = 5) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError
+from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError, sanitize
 from clipbench.paths import benchmarks
 
 if TYPE_CHECKING:
@@ -400,7 +400,7 @@ class BenchmarkSession:
         """Make a verdict a property of the test that asserts it: pytest's own --junitxml writes it."""
         if self._item is not None:
             name = f"clipbench:{result.experiment}:{verdict.metric}:{verdict.kind}"
-            self._item.user_properties.append((name, f"{verdict.outcome}: {verdict.reason}"))
+            self._item.user_properties.append((sanitize(name), sanitize(f"{verdict.outcome}: {verdict.reason}")))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -595,9 +595,9 @@ class BenchmarkSession:
         terminalreporter.write_sep("=", "clipbench", bold=True)
         run = self._judged or self.session.run()
         for line in (*terminal_lines(run, self._ranked, self._problems), *self._lines):
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(sanitize(line))
         for error in self._errors:
-            terminalreporter.write_line(f"ERROR: {error}", red=True)
+            terminalreporter.write_line(sanitize(f"ERROR: {error}"), red=True)
         if not self._errors:
             summary = os.path.relpath(self.options.results / "summary.md", self.config.invocation_params.dir)
             terminalreporter.write_line(f"files: {summary} (also summary.html, run.json, figures/)")
@@ -663,8 +663,11 @@ class Subject:
             self._note(result, verdict)
         failing = [v for v in verdicts if v.outcome == "fail" or (self._require_all and v.outcome == "inconclusive")]
         if failing:
-            lines = [f"{v.outcome}: {v.finding}\n    {v.kind} reference: {v.reference}" for v in failing]
-            pytest.fail(f"{result.key}\n  " + "\n  ".join(lines), pytrace=False)
+            lines = [
+                f"{sanitize(f'{v.outcome}: {v.finding}')}\n    {sanitize(f'{v.kind} reference: {v.reference}')}"
+                for v in failing
+            ]
+            pytest.fail(f"{sanitize(str(result.key))}\n  " + "\n  ".join(lines), pytrace=False)
         return result
 
     def skip(self, key: Key, reason: str) -> None:

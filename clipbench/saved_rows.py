@@ -6,13 +6,12 @@ and `about`, a JSON text with experiment, model and data set. Your own index is 
 
 import ast
 import dataclasses
-import hashlib
 import io
 import json
 import math
-import os
 import re
 import struct
+import sys
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.errors import ClipbenchError
+from clipbench.paths import file_name, free_bytes, read_bytes, read_text, stored_records, zip_directory
 from clipbench.storage import write_atomically
 from clipbench.types import DatasetIdentity, ModelIdentity, Result
 
@@ -83,18 +83,6 @@ class SavedRows:
         )
 
 
-def file_name(saved: SavedRows) -> str:
-    """Return "<model>-<weights>-<precision>-<experiment>-<data set>-<hash>.npz", safe everywhere: letters, digits, dot, dash.
-
-    The hash is over all of these in full, so that no two share a file.
-    """
-    model, dataset = saved.model, saved.dataset
-    about = [model.name, model.pretrained, model.precision, saved.experiment, dataset.name, dataset.fingerprint]
-    words = [*about[:1], Path(model.pretrained).name, *about[2:5]]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")[:180]
-    return f"{name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]}.npz"
-
-
 def write_rows(folder: Path, saved: SavedRows) -> Path:
     """Write the rows into `folder`/embeddings, whole or not at all, and return the file.
 
@@ -111,7 +99,9 @@ def write_rows(folder: Path, saved: SavedRows) -> Path:
         text_ids=np.array(saved.text_ids, dtype=np.str_),
         text_image=saved.text_image.astype(np.int64),
     )
-    path = folder / FOLDER / file_name(saved)
+    model, dataset = saved.model, saved.dataset
+    words = (model.name, Path(model.pretrained).name, model.precision, saved.experiment, dataset.name)
+    path = folder / FOLDER / file_name(words, ".npz", (model.pretrained, dataset.fingerprint))
     write_atomically(path, stream.getvalue())
     return path
 
@@ -126,17 +116,31 @@ def read_rows(path: Path) -> SavedRows:
         about = json.loads(str(arrays["about"]))
         if about["schema"] != 1:
             raise ValueError(f"it has schema {about['schema']!r}, this clipbench reads 1")
+        images, texts, text_image = (arrays[name] for name in ("image_rows", "text_rows", "text_image"))
+        image_ids, text_ids = arrays["image_ids"], arrays["text_ids"]
+        if (
+            {rows.dtype.kind + str(rows.ndim) for rows in (images, texts)} != {"f2"}
+            or image_ids.dtype.kind + text_ids.dtype.kind + text_image.dtype.kind != "UUi"
+            or image_ids.shape != (len(images),)
+            or not text_ids.shape == text_image.shape == (len(texts),)
+            or images.shape[1] != texts.shape[1]
+            or ((text_image < 0) | (text_image >= len(images))).any()
+            or not (np.isfinite(images).all() and np.isfinite(texts).all())
+        ):
+            raise ValueError("its rows and ids do not fit each other")
         return SavedRows(
             about["experiment"],
             ModelIdentity(**about["model"]),
             DatasetIdentity(**about["dataset"]),
-            arrays["image_rows"],
-            arrays["text_rows"],
-            tuple(arrays["image_ids"].tolist()),
-            tuple(arrays["text_ids"].tolist()),
-            arrays["text_image"],
+            images,
+            texts,
+            tuple(image_ids.tolist()),
+            tuple(text_ids.tolist()),
+            text_image,
         )
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except ClipbenchError as error:
+        raise EmbeddingsFileError(f"{error}; {_HINT}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise EmbeddingsFileError(f"{path} cannot be read: {_why(error)}; {_HINT}") from error
 
 
@@ -146,27 +150,24 @@ def saved_beside(run: Path) -> list[Path]:
 
 
 def read_index(path: Path) -> Rows:
-    """Return the (rows, dim) float16, float32 or float64 array of a .npy file, mapped from the disk and checked.
+    """Return the (rows, dim) float16, float32 or float64 array of a .npy file, checked.
 
     Row i is item i of the index. Rows of another length than 1 (within .01) are refused and not scaled, since scaling would change
-    what an inner-product index finds.
+    what an inner-product index finds. The file is read into memory, which somebody else's change to it cannot reach.
 
-    Raises: EmbeddingsFileError for a file that is absent, pickled, no .npy, of another shape or type, empty, or with a row that is
-    not finite or not of length 1 (the message names the first).
+    Raises: EmbeddingsFileError for a file that is absent, pickled, no .npy, of another shape or type, empty, larger than the memory that
+    is free (a sample will do), or with a row that is not finite or not of length 1 (the message names the first).
     """
     try:
-        with path.open("rb") as file:
-            if zipfile.is_zipfile(file):
-                raise ValueError("it is an archive of several arrays")
-            file.seek(0)
-            shape, order, dtype = _header(file)
-            if len(shape) != 2 or dtype.kind != "f" or 0 in shape:
-                raise ValueError(f"it is {shape} {dtype}")
-            size, expected = os.fstat(file.fileno()).st_size - file.tell(), math.prod(shape) * dtype.itemsize
-            if size != expected:
-                raise ValueError(f"it holds {size} bytes of values, expected {expected} for {shape} {dtype}")
-            array = np.memmap(file, dtype, "r", file.tell(), shape, order)
-    except (OSError, ValueError) as error:
+        content = read_bytes(path, free_bytes())
+        if content[:4] == b"PK\x03\x04":
+            raise ValueError("it is an archive of several arrays")
+        array = _array(content)
+        if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
+            raise ValueError(f"it is {array.shape} {array.dtype}")
+    except ClipbenchError as error:
+        raise EmbeddingsFileError(f"{error}; {_INDEX}") from error
+    except ValueError as error:
         raise EmbeddingsFileError(f"{path} cannot be read: {_why(error)}; {_INDEX}") from error
     _check_unit(path, array)
     return array
@@ -178,28 +179,41 @@ def read_queries(path: Path) -> tuple[str, ...]:
     Raises: EmbeddingsFileError for a file that is absent, not UTF-8, or without a query.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EmbeddingsFileError(f"{path} cannot be read: {error}; expected UTF-8 text, one query per line") from error
+        lines = read_text(path).splitlines()
+    except ClipbenchError as error:
+        raise EmbeddingsFileError(f"{error}; expected UTF-8 text, one query per line") from error
     if not (queries := tuple(text for line in lines if (text := line.strip()))):
         raise EmbeddingsFileError(f"{path} holds no query; expected one per line, as your users type them")
     return queries
 
 
 def _archived(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a .npz file as numpy.savez writes it: stored, not compressed. Its checksums are verified before numpy reads."""
+    """The arrays of a .npz file as numpy.savez writes it: stored, not compressed. Its checksums are verified before it is looked at."""
+    content = read_bytes(path, free_bytes() // 2)
+    archive = zip_directory(io.BytesIO(content))
+    records = stored_records(archive, len(content))
+    if lacking := [name for name in _ARRAYS if f"{name}.npy" not in records]:
+        raise ValueError(f"{lacking[0]} is not a file in the archive")
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = {entry.filename: entry for entry in archive.infolist()}
-            for name in _ARRAYS:
-                if (entry := entries.get(f"{name}.npy")) is None:
-                    raise ValueError(f"{name} is not a file in the archive")
-                if entry.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{name} is compressed")
-            contents = {name: archive.read(f"{name}.npy") for name in _ARRAYS}
+        return {name: _array(archive.read(f"{name}.npy")) for name in _ARRAYS}
     except (EOFError, struct.error, OverflowError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"it is damaged: {error}") from error
-    return {name: np.load(io.BytesIO(content), allow_pickle=False) for name, content in contents.items()}
+
+
+def _array(content: bytes) -> npt.NDArray[Any]:
+    """The array of a .npy file's bytes, which it shares; every byte of them is a value's. Raises: ValueError."""
+    stream = io.BytesIO(content)
+    shape, order, dtype = _header(stream)
+    start = stream.tell()
+    size, expected = len(content) - start, math.prod(shape) * dtype.itemsize
+    if size != expected or not dtype.itemsize:
+        raise ValueError(f"it holds {size} bytes of values, expected {expected} for {shape} {dtype}")
+    if not expected:
+        return np.zeros(shape, dtype)
+    letters = np.dtype("u4").newbyteorder(dtype.byteorder)
+    if dtype.kind == "U" and np.frombuffer(content, letters, offset=start).max() > sys.maxunicode:
+        raise ValueError("its texts hold what is no letter")
+    return np.frombuffer(content, dtype, offset=start).reshape(shape, order=order)
 
 
 def _check_unit(path: Path, rows: Rows) -> None:
@@ -254,6 +268,4 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], Literal["C", "F"], np.dt
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "it is not there"
     return str(error) or type(error).__name__

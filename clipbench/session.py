@@ -5,10 +5,7 @@ The pytest plugin and `evaluate` are its two entry points.
 
 import datetime
 import gc
-import hashlib
-import json
 import platform
-import re
 import sys
 import uuid
 import warnings
@@ -19,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from clipbench.data.dataset import Dataset, Source, kept_pictures, picture_budget_bytes
+from clipbench.data.dataset import Dataset, Source, at_depth, kept_pictures, picture_budget_bytes
 from clipbench.embed.cache import cache_of
 from clipbench.embed.embedder import Embedder, Progress, no_progress
 from clipbench.embed.trace import trace_of
@@ -39,6 +36,7 @@ from clipbench.models.encoder import Encoder
 from clipbench.models.weights import go_offline
 from clipbench.models.zoo import ModelSpec, resolve
 from clipbench.options import Options
+from clipbench.paths import file_name
 from clipbench.storage import dump_json, result_to_json, write_atomically
 from clipbench.types import JsonObject, Key, Plan, Result, Run, Skip, SubjectRecord, Verdict
 
@@ -166,7 +164,7 @@ class Session:
                     raise DataError(
                         f"{one.name}: its source {name!r} loads the data set {found.name!r}; name both alike"
                     )
-                self._datasets[place] = found
+                self._datasets[place] = at_depth(found, self.options.data)
             except ClipbenchError as error:
                 self._datasets[place] = error
         loaded = self._datasets[place]
@@ -295,9 +293,8 @@ def planned(models: Iterable[str], experiments: Iterable[str], options: Options)
 
 
 def part_name(key: Key) -> str:
-    """Return the file name of a key's part: letters, digits, dot and dash, and a hash, so that no two keys share one."""
-    words = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(key)).strip("-.")[:100]
-    return f"{words}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]}.json"
+    """Return the file name of a key's part."""
+    return file_name(key, ".json")
 
 
 def subject_of(spec: ModelSpec, encoder: Encoder, options: Options) -> SubjectRecord:

@@ -7,6 +7,8 @@ result and are named where they are used. Rows on disk are `saved_rows`'s.
 import base64
 import binascii
 import dataclasses
+import errno
+import glob
 import json
 import math
 import os
@@ -18,13 +20,15 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from clipbench.errors import ClipbenchError
+from clipbench.errors import ClipbenchError, DataError, DataUnavailableError, TooLargeError
+from clipbench.paths import LARGEST_RUN_BYTES, read_json
 from clipbench.types import (
     Answers,
     DatasetIdentity,
@@ -49,8 +53,10 @@ from clipbench.types import (
 SCHEMA_VERSION = 2
 COSINE_STEP = 2.0**-14
 MAX_COLUMN_BYTES = 1 << 28
+MAX_DEPTH = 64
 MAX_STORED_CELLS = 256 * 256
 MEAN_TOLERANCE = 1e-6
+_LONGEST_WRITE_SECONDS = 600.0
 _HINT = "make one with `pytest benchmarks --benchmark-json run.json`"
 
 
@@ -308,7 +314,10 @@ def _ids(lists: Mapping[str, tuple[str, ...]], name: str) -> tuple[str, ...]:
 
 
 def _matrix(entry: JsonObject) -> Matrix:
-    values, rows, columns = np.array(entry["values"], dtype=np.float64), tuple(entry["rows"]), tuple(entry["columns"])
+    rows, columns = tuple(entry["rows"]), tuple(entry["columns"])
+    if len(rows) * len(columns) > MAX_STORED_CELLS:
+        raise ValueError(f"a matrix of {len(rows)} x {len(columns)} cells; expected {MAX_STORED_CELLS} at most")
+    values = np.array(entry["values"], dtype=np.float64)
     if values.shape != (len(rows), len(columns)):
         raise ValueError(f"a matrix is {values.shape} for {len(rows)} rows and {len(columns)} columns")
     return Matrix(entry["kind"], values, rows, columns, entry["scale"])
@@ -363,18 +372,23 @@ def run_schema() -> JsonObject:
     return schema
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> Run:
     """Return the run in a file.
 
-    Raises: RunFormatError naming the file, the place in it, and the next step: missing, no JSON, truncated, NaN, no run, another
-    schema version, a key missing or of the wrong type, duplicate ids, lists of different length.
+    Raises: RunFormatError naming the file, the place in it, and the next step: missing, no regular file, too large, no JSON, truncated,
+    NaN, no run, another schema version, a key missing or of the wrong type, duplicate ids, lists of different length.
     """
-    return run_of(path, read_document(path))
+    return run_of(path, read_document(path, largest_bytes))
 
 
-def read_document(path: Path) -> JsonObject:
+def read_document(path: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> JsonObject:
     """Return a run file's whole JSON object, checked against the schema. Raises: RunFormatError as `read_run`."""
-    return check_document(path, _read_json(path))
+    try:
+        return check_document(path, read_json(path, largest_bytes, parse_float=_finite_number))
+    except TooLargeError as error:
+        raise RunFormatError(f"{error}; `clipbench compare` and `report` read it with --max-file-size MB") from error
+    except (DataError, DataUnavailableError) as error:
+        raise RunFormatError(f"{error}; {_HINT}") from error
 
 
 def check_document(path: Path, entry: Any) -> JsonObject:
@@ -392,7 +406,9 @@ def check_document(path: Path, entry: Any) -> JsonObject:
             f"{path} has run schema {version!r}, this clipbench reads {SCHEMA_VERSION}: it stores evidence that an older run does "
             f"not have; measure again with this version (a baseline: remove the file first)"
         )
-    error = best_match(Draft202012Validator(run_schema()).iter_errors(entry))
+    if _depth(entry) > MAX_DEPTH:
+        raise RunFormatError(f"{path} is nested more than {MAX_DEPTH} deep; the file is damaged, {_HINT}")
+    error = best_match(islice(Draft202012Validator(run_schema()).iter_errors(entry), 20))
     if error is not None:
         place = ".".join(map(str, error.absolute_path))
         raise RunFormatError(f"{path}: {place}: {error.message[:200]}; the file is damaged, {_HINT}")
@@ -421,22 +437,23 @@ def timings_of(document: JsonObject) -> tuple[Timing, ...]:
     return tuple(found)
 
 
-def _read_json(path: Path) -> Any:
-    def finite(word: str) -> float:
-        if not math.isfinite(number := float(word)):
-            raise ValueError(f"it holds {word}, and a run holds finite numbers only")
-        return number
+def _finite_number(word: str) -> float:
+    if not math.isfinite(number := float(word)):
+        raise ValueError(f"it holds {word}, and a run holds finite numbers only")
+    return number
 
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=finite, parse_float=finite)
-    except FileNotFoundError as error:
-        raise RunFormatError(f"{path} is not there; {_HINT}") from error
-    except json.JSONDecodeError as error:
-        raise RunFormatError(
-            f"{path} is not JSON, or cut short: line {error.lineno}, column {error.colno}: {error.msg}; {_HINT}"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunFormatError(f"{path} cannot be read: {error}; {_HINT}") from error
+
+def _depth(entry: Any) -> int:
+    """How deeply lists and objects are nested: of texts and numbers 0."""
+    depth, level = 0, [entry]
+    while level := [
+        inner
+        for one in level
+        if isinstance(one, dict | list)
+        for inner in (one.values() if isinstance(one, dict) else one)
+    ]:
+        depth += 1
+    return depth
 
 
 def _check_score(where: str, score: Score) -> None:
@@ -457,17 +474,21 @@ def _check_score(where: str, score: Score) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: into a temporary neighbour, flushed, then renamed. Parents are made.
+    """Write a file whole or not at all: into a temporary neighbour, flushed, then renamed, and the folder flushed. Parents are made.
+
+    What a writer that was killed left behind goes, once nobody can be writing it any more.
 
     Raises: OSError when the disk is full or the folder cannot be written; the old file, if any, is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    prefix = f".{path.name[:100]}."
+    handle, temporary = tempfile.mkstemp(".part", prefix, path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+            now = os.fstat(file.fileno()).st_mtime
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
@@ -475,6 +496,24 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    _flush_folder(path.parent)
+    for left in path.parent.glob(f"{glob.escape(prefix)}*.part"):
+        with suppress(OSError):  # another writer's, gone by now
+            if left.lstat().st_mtime < now - _LONGEST_WRITE_SECONDS:
+                left.unlink()
+
+
+def _flush_folder(folder: Path) -> None:
+    """A rename is on the disk when its folder is. Not on Windows, which opens no folder."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # network file systems that have no such thing
+                raise
+        finally:
+            os.close(handle)
 
 
 def dump_json(entry: JsonObject) -> str:

@@ -361,7 +361,7 @@ def test_what_is_no_checkpoint_is_named_as_what_it_is(
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a directory"):
+    with pytest.raises(CheckpointError, match="is a folder"):
         read_checkpoint(tmp_path)
 
 

@@ -11,6 +11,7 @@ from fakes import matching
 from clipbench.cli import main
 from clipbench.judge.references import judge
 from clipbench.models.zoo import zoo
+from clipbench.paths import file_name
 from clipbench.storage import dump_json, run_to_json
 from clipbench.types import Run
 
@@ -45,7 +46,7 @@ def test_report_writes_the_summary_of_a_run_file_again(tmp_path, capsys):
     assert main(["report", str(path), "-o", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "summary.md").read_text()
     assert "natural" in text
-    assert (tmp_path / "out" / "figures" / "natural-RN50-openai.png").exists()
+    assert (tmp_path / "out" / "figures" / file_name(("natural", "RN50 (openai)"), ".png")).exists()
 
 
 def test_report_names_a_figure_that_cannot_be_drawn_and_files_that_cannot_be_written(tmp_path, capsys, monkeypatch):

@@ -356,9 +356,9 @@ def test_a_wrong_folder_is_unavailable_and_the_missing_part_of_the_layout_is_nam
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"images": [\n  {"id": 1,, }]}', "is not JSON: .* at line 2, column 12"),
-        (b'{"images": [{"id": 1', "is not JSON: .* at line 1, column 21"),
-        (b"", "is not JSON: .* at line 1, column 1"),
+        (b'{"images": [\n  {"id": 1,, }]}', "is not JSON, or cut short: .* at line 2, column 12"),
+        (b'{"images": [{"id": 1', "is not JSON, or cut short: .* at line 1, column 21"),
+        (b"", "is not JSON, or cut short: .* at line 1, column 1"),
         (b'{"images": "\xff"}', "is not UTF-8: byte 12 is 0xff"),
         (b"[1, 2]", r"is \[1, 2\]; expected an object"),
         (b'{"images": []}', "lacks the key"),

@@ -5,7 +5,7 @@ import json
 import pytest
 from planted import write_coco
 
-from clipbench.paths import benchmarks
+from clipbench.paths import benchmarks, file_name
 
 FILES = [str(benchmarks() / f"test_coco_{name}.py") for name in ("crops", "multilabel", "retrieval")]
 
@@ -32,7 +32,9 @@ def test_all_three_run_on_a_folder_and_leave_a_run_with_figure_and_table(run, ro
     entry = json.loads((pytester.path / "results/run.json").read_text())["clipbench"]
     assert [r["experiment"] for r in entry["results"]] == ["coco_crops", "coco_multilabel", "coco_retrieval"]
     assert {r["dataset"]["name"] for r in entry["results"]} == {"coco_val2017"}
-    assert (pytester.path / "results/figures/coco-crops-planted-model-Model.png").stat().st_size > 5000
+    assert (
+        pytester.path / "results/figures" / file_name(("coco_crops", "planted_model:Model"), ".png")
+    ).stat().st_size > 5000
     assert "Most confused classes" in (pytester.path / "results/summary.md").read_text()
 
 
@@ -57,7 +59,7 @@ def test_a_folder_that_does_not_exist_is_a_usage_error(run):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text[: len(text) // 2], "instances_val2017.json is not JSON: * at line 1, column *"),
+        (lambda text: text[: len(text) // 2], "instances_val2017.json is not JSON, or cut short: * at line 1, column *"),
         (lambda text: text.replace('"category_id": 1', '"category_id": 99'), "annotation * has category_id = 99"),
         (lambda text: text.replace('"image_id": 2', '"image_id": 77'), "annotation * has image_id = 77"),
         (lambda text: text.replace('"000000.png"', '"../../x.png"'), "names the image '../../x.png', which leaves *: refused"),

@@ -186,7 +186,7 @@ def broken():
         "two results of natural": changed(lambda r, run: run["results"].append(r)),
         "holds 1e999": whole.replace("0.1,", "1e999,", 1),
         "clipbench.results": changed(lambda r, run: run.update(results={})),
-        "cannot be read": "\udcff",
+        "is not UTF-8": "\udcff",
     }
 
 

@@ -414,7 +414,7 @@ def crops(tmp_path):
 def test_a_file_is_decoded_once_for_all_its_crops_and_no_pixel_changes(crops, monkeypatch, workers, batch_size):
     decoded = []
     monkeypatch.setattr(
-        "clipbench.embed.embedder.read_image", lambda path: decoded.append(path.name) or read_image(path)
+        "clipbench.embed.embedder.read_image", lambda path, depth: decoded.append(path.name) or read_image(path, depth)
     )
     recorder = Recorder()
     embedded = optimizing(custom(recorder), batch_size=batch_size, workers=workers).images(crops)

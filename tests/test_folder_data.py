@@ -56,6 +56,7 @@ def test_what_is_no_image_and_empty_classes_are_left_alone_and_counted(tmp_path)
         "inner_folders_ignored": 1,
         "empty_class_folders": 2,
         "classes_without_folder": 6,
+        "links_followed": 0,
     }
 
 
@@ -80,6 +81,7 @@ def test_a_class_file_in_the_root_names_classes_and_templates(tmp_path):
         "inner_folders_ignored": 0,
         "empty_class_folders": 0,
         "classes_without_folder": 1,
+        "links_followed": 0,
     }
     assert class_set("mine", root).templates == ("a sketch of a {}",)
 

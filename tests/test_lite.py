@@ -1,5 +1,6 @@
 """How the built `lite` is kept: found again, mended when damaged, moved or half written, shared by processes."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return dict(FAKE)
 
     monkeypatch.setattr(lite, "build_files", build_files)
+    monkeypatch.setattr(lite, "PINS", {name: hashlib.sha256(content).hexdigest() for name, content in FAKE.items()})
     monkeypatch.setattr(lite, "require_packages", lambda: None)
     return made
 
@@ -54,11 +56,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "weights edited": lambda folder: flip(folder / WEIGHTS_FILE),
     "weights gone": lambda folder: (folder / WEIGHTS_FILE).unlink(),
     "tokenizer edited": lambda folder: flip(folder / "vocab.txt"),
-    "manifest gone": lambda folder: (folder / "lite.json").unlink(),
-    "manifest cut short": lambda folder: truncate(folder / "lite.json") or truncate(folder / "lite.json"),
-    "manifest empty": lambda folder: (folder / "lite.json").write_text("{}"),
-    "manifest a list": lambda folder: (folder / "lite.json").write_text(f'["{WEIGHTS_FILE}"]'),
-    "manifest no text": lambda folder: (folder / "lite.json").write_bytes(b"\xff\xfe\x00"),
+    "weights exchanged": lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"other weights"),
+    "code brought along": lambda folder: (folder / "config.json").write_text('{"auto_map": {"AutoConfig": "a.B"}}'),
 }
 
 
@@ -74,7 +73,7 @@ def test_a_build_killed_at_any_write_leaves_no_usable_half(
     tmp_path: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = lite.write_atomically
-    for survived in range(len(FAKE) + 1):
+    for survived in range(len(FAKE)):
         written: list[Path] = []
 
         def die(path: Path, content: str | bytes, left: int = survived, written: list[Path] = written) -> None:
@@ -110,10 +109,14 @@ def test_the_folder_changes_with_the_recipe(tmp_path: Path, builds: list[str], m
 
 
 RACE = """
+import hashlib
 import sys
 from pathlib import Path
 from clipbench.models import lite
 lite.require_packages = lambda: None
+lite.PINS = {
+    lite.WEIGHTS_FILE: hashlib.sha256(b"weights" * 100_000).hexdigest(), "config.json": hashlib.sha256(b"{}").hexdigest()
+}
 lite.build_files = lambda: {lite.WEIGHTS_FILE: b"weights" * 100_000, "config.json": b"{}"}
 for turn in range(40):
     folder = lite.lite_directory(Path(sys.argv[1]))
@@ -128,7 +131,7 @@ def test_processes_that_build_and_break_the_cache_at_once_leave_a_good_one(tmp_p
     racing = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [(process.communicate(timeout=60)[1], process.returncode) for process in racing] == [("", 0)] * 2
     (folder,) = tmp_path.iterdir()
-    assert lite._is_intact(folder)
+    assert (folder / WEIGHTS_FILE).read_bytes() == b"weights" * 100_000
     assert not list(folder.glob(".*"))
     assert builds == []
 

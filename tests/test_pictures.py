@@ -9,6 +9,7 @@ from fakes import ColourEncoder, colour_dataset
 from PIL import Image
 
 import clipbench.data.dataset
+import clipbench.paths
 from clipbench import evaluate
 from clipbench.data.dataset import held_bytes, kept_pictures, picture_budget_bytes, read_image
 from clipbench.errors import DataError, DataUnavailableError
@@ -19,7 +20,9 @@ def decodings(monkeypatch):
     """The names of the files that are decoded while the test runs."""
     names = []
     decode = clipbench.data.dataset._decoded
-    monkeypatch.setattr(clipbench.data.dataset, "_decoded", lambda path: names.append(path.name) or decode(path))
+    monkeypatch.setattr(
+        clipbench.data.dataset, "_decoded", lambda path, depth: names.append(path.name) or decode(path, depth)
+    )
     return names
 
 
@@ -109,7 +112,7 @@ def test_a_session_of_several_experiments_decodes_no_file_twice(tmp_path, decodi
 
 def test_a_containers_limit_bounds_the_budget(tmp_path, monkeypatch):
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr(clipbench.data.dataset, "_CONTAINER_MEMORY", ((limit, used),))
+    monkeypatch.setattr(clipbench.paths, "_CONTAINER_MEMORY", ((limit, used),))
     unlimited = picture_budget_bytes()
     limit.write_text("max\n")
     used.write_text("60000000\n")

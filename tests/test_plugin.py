@@ -12,7 +12,7 @@ from running import ENCODERS, NATURAL
 from clipbench.errors import DataError
 from clipbench.judge.references import Floor
 from clipbench.models import load_encoder
-from clipbench.paths import benchmarks
+from clipbench.paths import benchmarks, file_name
 from clipbench.pytest_plugin import BenchmarkSession
 from clipbench.storage import read_run, run_schema
 
@@ -42,7 +42,7 @@ def test_a_model_that_meets_its_floor_passes_and_leaves_a_run(run, floor, pytest
     ] * 2
     assert "benchmarks" in entry
     assert "machine_info" in entry
-    for name in ("summary.md", "summary.html", "figures/natural-known-encoders-Oracle.png"):
+    for name in ("summary.md", "summary.html", f"figures/{file_name(('natural', 'known_encoders:Oracle'), '.png')}"):
         assert (pytester.path / "results" / name).stat().st_size > 500
 
 

@@ -18,6 +18,7 @@ from clipbench.judge.ranking import (
     sign_flip_p,
 )
 from clipbench.judge.references import published_matrices
+from clipbench.paths import file_name
 from clipbench.report.document import to_html, to_markdown
 from clipbench.report.ranking import ranking_blocks, ranking_figure, ranking_lines, rankings_by_experiment
 from clipbench.report.summary import write_report
@@ -227,7 +228,7 @@ def test_the_section_has_places_pairs_and_why_no_cosine_ranks(tmp_path):
     ):
         assert words in section, words
     assert "## Environment" not in section
-    assert (tmp_path / "figures/ranking-zero-shot-on-tests.png").stat().st_size > 5000
+    assert (tmp_path / "figures" / file_name(("ranking", "zero_shot on tests"), ".png")).stat().st_size > 5000
 
 
 def test_the_terminal_has_a_line_a_ranking():

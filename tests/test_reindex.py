@@ -311,7 +311,7 @@ def test_an_index_of_one_s_own_with_query_rows_is_answered_without_torch(write, 
         (["old", "wide"], ["old_q", "new_q"], "wide.npy has rows of dim 32, the head model's queries have 24"),
         (["old", "old_q"], ["old_q", "new_q"], "1000 rows, "),
         (["old"], ["old_q", "new"], "1500 rows, "),
-        (["missing"], ["old_q", "new_q"], "missing.npy cannot be read: it is not there"),
+        (["missing"], ["old_q", "new_q"], "missing.npy is not there; expected"),
         (["texts.txt"], ["old_q", "new_q"], "texts.txt cannot be read: it is pickled or no numpy file"),
     ],
 )

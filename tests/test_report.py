@@ -1,6 +1,7 @@
 """The summary and the figures: complete, readable, and safe with text that somebody else wrote."""
 
 import io
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -15,8 +16,9 @@ from clipbench.embed.embedder import Embedder, Resources
 from clipbench.experiments import result_of
 from clipbench.experiments.matching import NATURAL
 from clipbench.judge.references import judge
+from clipbench.paths import file_name
 from clipbench.report.document import Heading, Paragraph, Picture, Table, to_html, to_markdown, value_text
-from clipbench.report.figures import figure_name, figure_of, matrix_figure
+from clipbench.report.figures import figure_of, matrix_figure
 from clipbench.report.ranking import rankings_by_experiment
 from clipbench.report.summary import (
     encoding_blocks,
@@ -29,6 +31,11 @@ from clipbench.report.summary import (
 )
 from clipbench.storage import dump_json, read_run, run_to_json
 from clipbench.types import Answers, Encoding, Key, MetricSpec, Protocol, Provenance, Run, Score, Skip, Verdict
+
+
+def figure(*words):
+    return file_name(words, ".png")
+
 
 EVIL = "<script>alert(1)</script> | `x` ![i](http://h/i.png) [l](javascript:1)\n# h"
 NAMES = tuple("abcdefgh")
@@ -211,11 +218,11 @@ def measured(folder):
 def test_a_report_has_a_page_a_text_and_a_figure_that_opens(tmp_path):
     result, dataset = measured(tmp_path)
     write_report(Run({}, (replace(result, verdicts=judge(result)),)), (), tmp_path / "out", {dataset.name: dataset})
-    figure = Image.open(tmp_path / "out/figures/natural-fake.png")
-    assert figure.width > 600
+    drawn = Image.open(tmp_path / "out/figures" / figure("natural", "fake"))
+    assert drawn.width > 600
     page = Tags((tmp_path / "out/summary.html").read_text())
-    assert ("src", "figures/natural-fake.png") in page.attributes
-    assert "natural-fake.png" in (tmp_path / "out/summary.md").read_text()
+    assert ("src", f"figures/{figure('natural', 'fake')}") in page.attributes
+    assert figure("natural", "fake") in (tmp_path / "out/summary.md").read_text()
 
 
 def test_a_figure_shows_the_thumbnails_and_survives_hostile_captions():
@@ -237,8 +244,11 @@ def test_no_caption_runs_off_the_edge_of_a_figure():
     assert (pixels[:, :200] < 255).any()
 
 
-def test_figure_names_hold_no_separator():
-    assert figure_name("natural", "../../etc/ViT-B/16 (a b)") == "natural-..-..-etc-ViT-B-16-a-b.png"
+def test_file_names_hold_no_separator_and_differ_where_their_words_do():
+    assert re.fullmatch(r"natural-..-..-etc-ViT-B-16-a-b-\w{16}\.png", figure("natural", "../../etc/ViT-B/16 (a b)"))
+    words = ["enc:a_b", "enc_a:b", "enc a b", "x" * 300, "x" * 301, "caf\udce9", ""]
+    assert len({figure("natural", word).casefold() for word in words}) == len(words)
+    assert figure("a-b", "c") != figure("a", "b-c")
 
 
 def test_a_matrix_with_other_pictures_shows_ids_in_their_place(tmp_path):
@@ -246,7 +256,7 @@ def test_a_matrix_with_other_pictures_shows_ids_in_their_place(tmp_path):
     (tmp_path / "red.png").write_bytes((tmp_path / "blue.png").read_bytes())
     changed = replace(dataset, source="again")
     write_report(Run({}, (result,)), (), tmp_path / "out", {dataset.name: changed})
-    assert (tmp_path / "out/figures/natural-fake.png").exists()
+    assert (tmp_path / "out/figures" / figure("natural", "fake")).exists()
 
 
 def test_a_card_has_no_figure(tmp_path):
@@ -290,14 +300,14 @@ def test_confused_classes_are_named_and_drawn_where_items_have_one_class(tmp_pat
     write_report(Run({}, (classified(),)), (), tmp_path, {})
     text = (tmp_path / "summary.md").read_text()
     assert "| zero_shot | dog | cat | 1 of 2 (50%) |" in text
-    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["zero-shot-shapes-ViT-B-32-openai.png"]
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == [figure("zero_shot-shapes", "ViT-B/32 (openai)")]
 
 
 def test_results_of_one_experiment_on_several_data_sets_have_figures_of_their_own(tmp_path):
     two = (classified("one", "mine"), classified("two", "mine"), classified("one", "yours"))
     write_report(Run({}, two), (), tmp_path, {})
     names = sorted(file.name for file in (tmp_path / "figures").iterdir())
-    assert names == [f"{name}-ViT-B-32-openai.png" for name in ("mine-one", "mine-two", "yours")]
+    assert names == sorted(figure(name, "ViT-B/32 (openai)") for name in ("mine-one", "mine-two", "yours"))
 
 
 def test_what_was_skipped_is_named_by_its_data_set_where_an_experiment_has_several():
@@ -330,10 +340,10 @@ def test_an_error_of_a_figure_costs_that_figure_alone_and_is_named(tmp_path, mon
     undrawn, unwritten = write_report(two_models(), (), tmp_path, {})
     assert unwritten == []
     assert [line.startswith(f"natural of RN50 (openai) on natural: {words}") for line in undrawn] == [True]
-    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["natural-RN101-openai.png"]
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == [figure("natural", "RN101 (openai)")]
     text = (tmp_path / "summary.md").read_text()
     assert words in text[text.index("## Missing figures") :]
-    assert "natural-RN50-openai.png" not in text
+    assert figure("natural", "RN50 (openai)") not in text
     assert words in (tmp_path / "summary.html").read_text()
 
 
@@ -355,8 +365,8 @@ def test_a_figure_or_a_page_that_cannot_be_written_costs_no_other_file(tmp_path)
     (tmp_path / "summary.md").mkdir()
     undrawn, unwritten = write_report(a_run("pass"), (), tmp_path, {})
     assert undrawn == []
-    assert [line.split(":")[0] for line in unwritten] == ["natural-ViT-B-32-openai.png", "summary.md"]
-    assert "natural-ViT-B-32-openai.png" in (tmp_path / "summary.html").read_text()
+    assert [line.split(":")[0] for line in unwritten] == [figure("natural", "ViT-B/32 (openai)"), "summary.md"]
+    assert figure("natural", "ViT-B/32 (openai)") in (tmp_path / "summary.html").read_text()
 
 
 def test_a_run_that_no_summary_can_be_made_of_keeps_its_figures_and_says_so(tmp_path):
@@ -365,7 +375,7 @@ def test_a_run_that_no_summary_can_be_made_of_keeps_its_figures_and_says_so(tmp_
     undrawn, unwritten = write_report(Run({}, (damaged,)), (), tmp_path, {})
     assert undrawn == []
     assert [line.startswith("summary.md, summary.html: IndexError") for line in unwritten] == [True]
-    assert (tmp_path / "figures/natural-ViT-B-32-openai.png").exists()
+    assert (tmp_path / "figures" / figure("natural", "ViT-B/32 (openai)")).exists()
 
 
 # How it went: what was left out or counted, and how rows were made.

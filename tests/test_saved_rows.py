@@ -13,7 +13,6 @@ from clipbench.paths import benchmarks
 from clipbench.saved_rows import (
     EmbeddingsFileError,
     SavedRows,
-    file_name,
     read_index,
     read_queries,
     read_rows,
@@ -41,7 +40,7 @@ def test_rows_come_back_as_they_were_written(tmp_path, saved):
     path = write_rows(tmp_path, saved)
     found = read_rows(path)
     assert path.parent == tmp_path / "embeddings"
-    assert re.fullmatch(r"ViT-B-16-openai-fp32-coco-retrieval-coco-karpathy-[0-9a-f]{8}\.npz", path.name)
+    assert re.fullmatch(r"ViT-B-16-openai-fp32-coco-retrieval-coco-karpathy-[0-9a-f]{16}\.npz", path.name)
     assert saved_beside(tmp_path / "run.json") == [path]
     for name in ("experiment", "model", "dataset", "image_ids", "text_ids"):
         assert getattr(found, name) == getattr(saved, name)
@@ -49,7 +48,7 @@ def test_rows_come_back_as_they_were_written(tmp_path, saved):
         np.testing.assert_array_equal(getattr(found, name), getattr(saved, name))
 
 
-def test_models_weights_precisions_and_items_have_files_of_their_own(saved):
+def test_models_weights_precisions_and_items_have_files_of_their_own(tmp_path, saved):
     others = [
         replace(saved, model=replace(saved.model, pretrained="/some/where/tuned.pt")),
         replace(saved, model=replace(saved.model, precision="bf16")),
@@ -58,8 +57,9 @@ def test_models_weights_precisions_and_items_have_files_of_their_own(saved):
         replace(saved, model=replace(saved.model, name="ViT-B-16")),
         replace(saved, model=replace(saved.model, pretrained="/somewhere/else/tuned.pt")),
     ]
-    assert len({file_name(s) for s in [saved, *others]}) == 7
-    assert "/" not in file_name(others[0])
+    paths = {write_rows(tmp_path, s) for s in [saved, *others]}
+    assert len(paths) == 7
+    assert {path.parent for path in paths} == {tmp_path / "embeddings"}
 
 
 def damaged(path, **arrays):
@@ -74,7 +74,7 @@ def damaged(path, **arrays):
         ({"text_rows": None}, "cannot be read: text_rows is not a file in the archive"),
         ({"about": np.array(json.dumps({"schema": 2}))}, "has schema 2, this clipbench reads 1"),
         ({"about": np.array("{")}, "cannot be read"),
-        ({"image_ids": np.array([{}, {}], dtype=object)}, "Object arrays cannot be loaded"),
+        ({"image_ids": np.array([{}, {}], dtype=object)}, "its values are no plain numbers|it is pickled"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, saved, arrays, words):
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, saved, arrays, words):
     damaged(path, **arrays)
     with pytest.raises(EmbeddingsFileError, match="pytest benchmarks --save-embeddings") as error:
         read_rows(path)
-    assert words in str(error.value)
+    assert re.search(words, str(error.value))
     assert "\n" not in str(error.value)
 
 

@@ -400,7 +400,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["run.json"]
 
 
-@given(st.dictionaries(st.text(min_size=1), st.floats(allow_nan=False, allow_infinity=False), max_size=5))
+@given(
+    st.dictionaries(st.text(min_size=1).map("m".__add__), st.floats(allow_nan=False, allow_infinity=False), max_size=5)
+)
 def test_every_finite_value_survives_the_json(values):
     scores = {k: Score(MetricSpec(k, "mean"), v, 1) for k, v in values.items()}
     result = Result("e", ModelIdentity("m", "p"), DatasetIdentity("d", "f", 1), Protocol(), scores)

@@ -288,6 +288,66 @@ def test_whatever_bytes_are_wrong_no_wrong_value_is_found_and_nothing_raised(fol
         store.close()
 
 
+def make_a_view(path):
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript("ALTER TABLE entries RENAME TO kept; CREATE VIEW entries AS SELECT * FROM kept")
+
+
+def write_byte(path, place, value):
+    content = bytearray(path.read_bytes())
+    content[place] = value
+    path.write_bytes(content)
+
+
+def ask_for_more(path):
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TRIGGER more AFTER INSERT ON entries BEGIN DELETE FROM contents; END")
+
+
+FOREIGN = {
+    "a newer SQLite's, it says": lambda path: write_byte(path, 18, 200),
+    "none that SQLite reads": lambda path: write_byte(path, 19, 200),
+    "a view": make_a_view,
+    "a trigger": ask_for_more,
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_that_is_not_as_we_make_them_is_a_miss_once_and_never_an_error(folder, kind):
+    store = RowStore(folder)
+    store.put(rows(*range(10)))
+    store.close()
+    FOREIGN[kind](folder / FILE)
+    for turn in range(2):
+        store = RowStore(folder)
+        assert len(store.problems) == (turn == 0)
+        assert store.get(list(rows(1))) == (rows(1) if turn else {})
+        store.put(rows(1))
+        store.close()
+
+
+def test_another_versions_file_in_the_same_folder_stays_as_it_is(folder, monkeypatch):
+    other = folder / FILE.replace("1", "99")
+    folder.mkdir()
+    other.write_bytes(b"theirs")
+    store = RowStore(folder)
+    store.put(rows(1))
+    assert store.problems == []
+    store.close()
+    assert clear(folder) > 0
+    assert other.read_bytes() == b"theirs"
+
+
+def test_after_a_clock_was_set_back_what_is_new_stays_and_what_is_stale_goes(folder):
+    store = RowStore(folder, limit_bytes=MIB)
+    store.put(rows(*range(400)))
+    edit(folder, "UPDATE entries SET used = used + 31536000")
+    store.put(rows(*range(1000, 1300)))
+    assert len(store.get(list(rows(*range(1000, 1300))))) == 300
+    assert store.get(list(rows(0))) == {}
+    store.close()
+
+
 def test_of_two_stores_on_a_damaged_file_one_removes_it_and_both_go_on(folder):
     stores = [RowStore(folder), RowStore(folder)]
     stores[0].put(rows(*range(500)))
@@ -439,7 +499,7 @@ def test_a_folder_without_a_store_is_described_and_cleared_without_making_anythi
 def test_a_store_is_described(store, folder):
     store.put(rows(1, 2))
     found = describe(folder)
-    assert (found.exists, found.is_current, found.entries) == (True, True, 2)
+    assert (found.exists, found.entries) == (True, 2)
     assert found.bytes == (folder / FILE).stat().st_size
     assert "2024" < found.oldest_use <= found.newest_use < "2100"
     store.discard(list(rows(1, 2)))

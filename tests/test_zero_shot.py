@@ -9,7 +9,7 @@ from planted import PlantedEncoder, paint
 from clipbench.errors import UsageError
 from clipbench.experiments import experiment
 from clipbench.options import Options
-from clipbench.paths import benchmarks
+from clipbench.paths import benchmarks, file_name
 from clipbench.session import planned, source_of
 from clipbench.types import Key
 
@@ -70,7 +70,7 @@ def test_the_plugin_runs_each_folder_and_shows_its_accuracy(run, folder, pyteste
         + [f"  zero_shot of planted_model:Model on {name}: *acc1*" for name in ("pets", "more")]
     )
     names = {p.name for p in (pytester.path / "results/figures").iterdir()}
-    assert names == {"zero-shot-pets-planted-model-Model.png", "zero-shot-more-planted-model-Model.png"}
+    assert names == {file_name((f"zero_shot-{name}", "planted_model:Model"), ".png") for name in ("pets", "more")}
     assert "Most confused classes" in (pytester.path / "results/summary.md").read_text()
 
 

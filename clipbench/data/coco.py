@@ -9,10 +9,9 @@ Source: Lin et al., Microsoft COCO, ECCV 2014 (https://cocodataset.org, #format-
 """
 
 import contextlib
-import gc
 import io
-import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from clipbench.data.dataset import Choice, DataOptions, Dataset, ImageRef, Item, Root, Source, find_images, required
 from clipbench.data.packaged import packaged_coco
 from clipbench.errors import DataError, DataUnavailableError, UsageError
-from clipbench.paths import read_text
+from clipbench.paths import read_json
 from clipbench.types import short
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ KARPATHY_SOURCE = "COCO val2014, Karpathy test split, https://cs.stanford.edu/pe
 CAPTIONS_PER_IMAGE = 5  # Source: the published retrieval values; ten of the 5,000 images' 25,010 captions are beyond
 SQUARE_SCALE = 1.5
 SQUARE_PADDING = 600
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 Crop = tuple[int, int, int, int]
 Images = Mapping[str, ImageRef]
@@ -81,7 +82,8 @@ def coco_crops(root: Path, crop: str = "square", images: Images | None = None) -
                 exclusions["outside_boxes_dropped"] += 1
             else:
                 exclusions["crowd_boxes_kept"] += is_crowd
-                part = ImageRef(ref.path, ref.sha256, CROPS[crop](box, image["width"], image["height"]))
+                size = image["width"], image["height"]
+                part = ImageRef(ref.path, ref.sha256, CROPS[crop](box, *size), size)
                 label = opened.labels[annotation["category_id"]]
                 items.append(Item(str(annotation["id"]), part, labels=(label,)))
     options = {"split": opened.split, "crop": crop, "crowd_boxes": "kept" if crop == "square" else "dropped"}
@@ -295,12 +297,17 @@ def _some(items: list[Item], root: Path) -> tuple[Item, ...]:
     return tuple(items)
 
 
+def is_text(value: object) -> bool:
+    """Return whether a value is a text that a file name or a tokenizer can have: JSON can also write half a character."""
+    return isinstance(value, str) and not _HALF.search(value)
+
+
 # What a value of an annotation file must be, and the words for it.
 _Kind = tuple[Callable[[Any], bool], str]
 _WHOLE: _Kind = (lambda value: type(value) is int, "a whole number")
 _SIZE: _Kind = (lambda value: type(value) is int and value > 0, "a whole number of pixels above 0")
-_TEXT: _Kind = (lambda value: isinstance(value, str), "a text")
-_NAME: _Kind = (lambda value: isinstance(value, str) and bool(value.strip()), "a text that is not blank")
+_TEXT: _Kind = (lambda value: is_text(value), "a text")
+_NAME: _Kind = (lambda value: is_text(value) and bool(value.strip()), "a text that is not blank")
 _FLAG: _Kind = (lambda value: type(value) in (bool, int) and value in (0, 1), "0 or 1")
 _LIST: _Kind = (lambda value: isinstance(value, list), "a list")
 _BOX: _Kind = (  # NaN compares false; the bound keeps out infinity and whole numbers that no float can hold
@@ -325,7 +332,7 @@ def _index(root: Path, path: Path, tables: Mapping[str, _Keys]) -> "COCO":
     from pycocotools.coco import COCO
 
     required(root, path.relative_to(root).as_posix(), LAYOUT)
-    content = read_json(path, _without_outline)
+    content = read_json(path, object_hook=_without_outline)
     _checked(content, dict.fromkeys(tables, _LIST), str(path))
     ids = {table: _checked_ids(path, table, content[table], keys) for table, keys in tables.items()}
     for annotation in content["annotations"]:
@@ -336,7 +343,9 @@ def _index(root: Path, path: Path, tables: Mapping[str, _Keys]) -> "COCO":
                     f"{len(ids[table])} ids in {table!r}"
                 )
     index = COCO()
-    index.dataset = content
+    index.dataset = {
+        name: content[name] for name in (*tables, "info") if name in content
+    }  # what was checked, and no more
     with contextlib.redirect_stdout(io.StringIO()):  # it prints "creating index..."
         index.createIndex()
     return index
@@ -368,22 +377,3 @@ def _checked(row: Any, keys: _Keys, where: str) -> dict[str, Any]:
         if not fits(row[key]):
             raise DataError(f"{where} has {key} = {short(repr(row[key]), 80)}; expected {words}")
     return row
-
-
-def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Return the file's parsed JSON. Raises: as `read_text`; DataError with line and column when it is not JSON."""
-    text = read_text(path)
-    was_enabled = gc.isenabled()
-    gc.disable()  # parsing makes millions of objects and no garbage: looking for some took 2.0 of 2.4 s on Karpathy's file
-    try:
-        return json.loads(text, object_hook=object_hook)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
-            "the file may be cut off: fetch it again"
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"{path} is not the expected JSON: it is nested too deeply to be read") from error
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import threading
-import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,11 +11,18 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from clipbench.errors import DataError, DataUnavailableError
+from clipbench.errors import ClipbenchError, DataError, DataUnavailableError
+from clipbench.paths import LARGEST_DATA_BYTES, free_bytes, open_data
 
 Key = TypeVar("Key", bound=Hashable)
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What pictures come in. Not EPS, for which Pillow starts a program, nor the thirty formats that nobody has."""
+
+MAX_PIXELS = 1 << 26
+"""Of a picture: 256 MiB decoded. Some hundred lie in memory at once where a model takes large batches."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +30,36 @@ class ImageRef:
     """Where an item's image is, and which part of it: resolved only when opened.
 
     `crop` is (left, top, right, bottom) in pixels of the whole image, right and bottom exclusive; what lies outside the image is white.
-    `sha256` pins the file's content ("" = not pinned).
+    `sha256` pins the file's content ("" = not pinned). `size`: the (width, height) that the crop was made for, None where nobody says.
+    `converts_depth`: a picture of more than eight bits is converted, not left out (see HIGH_BIT_DEPTH).
     """
 
     path: Path
     sha256: str = ""
     crop: tuple[int, int, int, int] | None = None
+    size: tuple[int, int] | None = None
+    converts_depth: bool = False
 
     def open(self) -> Image.Image:
         """Return the image as RGB, cropped, fully decoded. Raises: as `check`; DataError when it cannot be decoded."""
         self.check()
-        return self.cut(read_image(self.path))
+        return self.cut(read_image(self.path, self.converts_depth))
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """Return this part of the whole, decoded RGB image (the image itself where there is no crop)."""
+        """Return this part of the whole, decoded RGB image (the image itself where there is no crop).
+
+        Raises: DataError when the image is not of the size that the crop was made for, or the part larger than any image.
+        """
         if self.crop is None:
             return image
         left, top, right, bottom = self.crop
+        if self.size is not None and self.size != image.size:
+            raise DataError(
+                f"{self.path} has {image.width} x {image.height} pixels, and its annotation says {self.size[0]} x {self.size[1]}: its "
+                f"boxes are of another picture; give the pictures that were annotated"
+            )
+        if (right - left) * (bottom - top) > MAX_PIXELS:
+            raise DataError(f"{self.path}: the part {self.crop} has more than {MAX_PIXELS:,} pixels; mend its box")
         part = Image.new("RGB", (right - left, bottom - top), "white")
         part.paste(image, (-left, -top))
         return part
@@ -141,6 +160,13 @@ class Choice:
     help: str
 
 
+HIGH_BIT_DEPTH = Choice(
+    "high-bit-depth",
+    ("leave-out", "convert"),
+    "pictures of 16 or 32 bits or floats: named and left out (default), or converted as Pillow's convert does: white or black, mostly",
+)
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """What somebody chose of data: `roots`, (name, folder) pairs by option ("" as the name of an unnamed one), and `choices`."""
@@ -169,6 +195,14 @@ class Source:
     load: Callable[[], Dataset]
 
 
+def at_depth(dataset: Dataset, options: DataOptions) -> Dataset:
+    """Return the data set with its pictures of more than eight bits converted, where that was asked for; the protocol says so."""
+    if options.chosen(HIGH_BIT_DEPTH) == HIGH_BIT_DEPTH.values[0]:
+        return dataset
+    items = tuple(replace(item, image=replace(item.image, converts_depth=True)) for item in dataset.items)
+    return replace(dataset, items=items, options={**dataset.options, "high_bit_depth": options.chosen(HIGH_BIT_DEPTH)})
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 (hex) of a file's bytes; it is read again only when its size or time of change moved. Raises: OSError."""
     status = path.stat()
@@ -181,22 +215,23 @@ def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, converts_depth: bool = False) -> Image.Image:
     """Return the file's picture as RGB, fully decoded: a copy that the caller may change.
 
     Like the study (and OpenAI's notebook) this is `Image.open(path).convert("RGB")`: transparency is dropped, greyscale and palettes are
-    expanded, CMYK is converted, EXIF orientation is not applied. DICOM files are rendered as a radiologist would see them. Inside
-    `kept_pictures` a file (known by path, size and time of change) is decoded once.
+    expanded, CMYK is converted, EXIF orientation is not applied. Pictures of 16 or 32 bits or floats, which this makes white or black,
+    are refused unless `converts_depth`. DICOM files are rendered as a radiologist would see them. Inside `kept_pictures` a file (known by
+    path, size and time of change) is decoded once.
 
-    Raises: DataUnavailableError when the file is missing; DataError when it is no image or truncated.
+    Raises: DataUnavailableError when the file is missing; DataError when it is none of FORMATS, truncated, or larger than MAX_PIXELS.
     """
     if not _KEPT.budget or not path.is_file():
-        return _decoded(path)
+        return _decoded(path, converts_depth)
     status = path.stat()
     key = (path, status.st_size, status.st_mtime_ns)
     image = _KEPT.pictures.get(key)
     if image is None:
-        image = _decoded(path)
+        image = _decoded(path, converts_depth)
         size = image.width * image.height * 4  # Pillow pads the three bands to four
         with _KEPT.lock:
             if key in _KEPT.pictures or _KEPT.held + size > _KEPT.budget:
@@ -206,28 +241,44 @@ def read_image(path: Path) -> Image.Image:
     return image.copy()
 
 
-def _decoded(path: Path) -> Image.Image:
+def _decoded(path: Path, converts_depth: bool) -> Image.Image:
     if path.suffix.lower() == ".dcm":
         from clipbench.data.dicom import read_dicom
 
         return read_dicom(path)
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
+            if (image.mode.startswith("I") or image.mode == "F") and not converts_depth:
+                raise DataError(
+                    f"{path} has more than eight bits a pixel (mode {image.mode}), which become white or black when converted; save it as "
+                    f"eight bits, or measure that on purpose with --{HIGH_BIT_DEPTH.option} {HIGH_BIT_DEPTH.values[1]}"
+                )
             return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataUnavailableError(f"image not found: {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except ClipbenchError:
+        raise
+    except Exception as error:  # a decoder raises anything on a broken file
         raise DataError(
-            f"cannot decode the image {path}: {error}; replace the file or remove it from the data set"
+            f"cannot decode the image {path}: {error or type(error).__name__}; replace the file or remove it from the data set"
         ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture in a file, its header read and its size checked, no pixel made. Raises: as `open_data`; whatever Pillow raises."""
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]
+    with open_data(path, LARGEST_DATA_BYTES) as file, Image.open(file, formats=known) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"it has {image.width} x {image.height} pixels, and at most {MAX_PIXELS:,} are decoded")
+        yield image
 
 
 def stored_mode(path: Path) -> str:
     """Return the file's own colour mode, read off its header; "" for what Pillow does not open (DICOM)."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with _opened(path) as image:
             return image.mode
-    except OSError:
+    except (OSError, ClipbenchError):
         return ""
 
 
@@ -241,10 +292,6 @@ class _Kept:
 
 
 _KEPT = _Kept()
-_CONTAINER_MEMORY = (  # limit and use, in cgroup v2 and v1
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
 
 
 @contextmanager
@@ -265,15 +312,8 @@ def held_bytes() -> int:
 
 
 def picture_budget_bytes() -> int:
-    """Return a quarter of the memory that is free now on this machine, or in this container where that has a limit."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    for limit, used in _CONTAINER_MEMORY:
-        if limit.is_file() and used.is_file() and limit.read_text().strip().isdecimal():
-            free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
-            break
-    return free // 4
+    """Return a quarter of the memory that is free now."""
+    return free_bytes() // 4
 
 
 def required(root: Path, relative: str, layout: str) -> None:

@@ -4,16 +4,16 @@ pydicom decodes and knows the transforms; this module puts them in the standard'
 call, not by the module.
 """
 
-import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipbench.errors import DataError, DataUnavailableError
+from clipbench.errors import ClipbenchError, DataError, DataUnavailableError
+from clipbench.paths import LARGEST_DATA_BYTES, open_data
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -22,10 +22,10 @@ MAX_PIXEL_RATIO = 10.0
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom hands all of them over as RGB
 _SPACING = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
-_MALFORMED = (
-    AttributeError, EOFError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError,
-    Image.DecompressionBombError, struct.error, zlib.error,
-)  # fmt: skip
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+MAX_DICOM_PIXELS = 1 << 25
+"""Of a frame as it is shown; windows are computed in 64 bits. The largest mammograms have 25 million."""
+MAX_INFLATED_BYTES = 1 << 28
 
 Pixels = npt.NDArray[Any]
 
@@ -46,23 +46,44 @@ def read_dicom(path: Path) -> Image.Image:
     """
     try:
         import pydicom
-        from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError as error:
         raise DataUnavailableError(
             f'{path.name} is a DICOM file and pydicom is not installed; pip install "clipbench[demo]"'
         ) from error
     try:
-        whole = pydicom.dcmread(path)
+        with open_data(path, LARGEST_DATA_BYTES) as file:
+            _check_inflated(file)
+            whole = pydicom.dcmread(file)
+        _check_pixels(int(whole.Rows), int(whole.Columns))
         frame = int(whole.get("NumberOfFrames") or 1) // 2
         header = _of_frame(whole, frame)
         return _square_pixels(Image.fromarray(_displayed(header, frame)).convert("RGB"), header)
-    except FileNotFoundError as error:
-        raise DataUnavailableError(f"image not found: {path}") from error
-    except (InvalidDicomError, BytesLengthException, *_MALFORMED) as error:
+    except ClipbenchError:
+        raise
+    except Exception as error:  # a decoder raises anything on a broken file
         cause = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"cannot read the DICOM image {path}: {cause}; replace the file or remove it from the data set"
         ) from error
+
+
+def _check_inflated(file: BinaryIO) -> None:
+    """A deflated file is inflated whole by pydicom. Raises: ValueError when that is more than MAX_INFLATED_BYTES."""
+    head = file.read(4096)
+    if _DEFLATED in head:
+        start = 144 + int.from_bytes(
+            head[140:144], "little"
+        )  # behind preamble, prefix and the length of the file's own group
+        file.seek(start)
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), MAX_INFLATED_BYTES + 1)
+        if len(inflated) > MAX_INFLATED_BYTES or head[132:140] != b"\x02\0\0\0UL\x04\0":
+            raise ValueError(f"it is more than {MAX_INFLATED_BYTES:,} bytes when inflated")
+    file.seek(0)
+
+
+def _check_pixels(height: float, width: float) -> None:
+    if height * width > MAX_DICOM_PIXELS:
+        raise ValueError(f"it has {width:.0f} x {height:.0f} pixels, and at most {MAX_DICOM_PIXELS:,} are shown")
 
 
 def _of_frame(header: "Dataset", frame: int) -> "Dataset":
@@ -142,6 +163,7 @@ def _square_pixels(image: Image.Image, header: "Dataset") -> Image.Image:
     ratio = _height_over_width(header)
     if not 1 / MAX_PIXEL_RATIO <= ratio <= MAX_PIXEL_RATIO:
         raise ValueError(f"pixels are said to be {ratio:g} times as high as wide; expected at most {MAX_PIXEL_RATIO:g}")
+    _check_pixels(image.height * max(1.0, ratio), image.width * max(1.0, 1 / ratio))
     size = (round(image.width * max(1.0, 1 / ratio)), round(image.height * max(1.0, ratio)))
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 

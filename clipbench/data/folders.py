@@ -53,18 +53,21 @@ def labelled_folder(name: str, root: Path) -> Dataset:
 
     Raises: DataUnavailableError when there is no class folder or no image; DataError for a folder that is no class, two folders that
     are the same class, or malformed class names.
+
+    Links are followed, as hubs, DVC and git-annex lay files out, and counted.
     """
     folders = class_folders(root)
     names = class_set(name, root)
     labels = _labels_by_folder(folders, names, root)
     beside = [entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")]
     exclusions = Counter(other_files_ignored=len(beside) - beside.count(CLASS_FILE), inner_folders_ignored=0)
-    exclusions.update(empty_class_folders=0, classes_without_folder=len(names.classes) - len(folders))
+    exclusions.update(empty_class_folders=0, links_followed=0, classes_without_folder=len(names.classes) - len(folders))
     items: list[Item] = []
     for folder in sorted(folders, key=labels.__getitem__):
         entries = sorted(entry for entry in (root / folder).iterdir() if not entry.name.startswith("."))
         inner = {entry for entry in entries if entry.is_dir()}
         images = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry not in inner]
+        exclusions["links_followed"] += (root / folder).is_symlink() + sum(image.is_symlink() for image in images)
         exclusions["inner_folders_ignored"] += len(inner)
         exclusions["other_files_ignored"] += len(entries) - len(inner) - len(images)
         exclusions["empty_class_folders"] += not images
@@ -134,7 +137,8 @@ def _from_file(name: str, path: Path, folders: tuple[str, ...]) -> ClassSet:
 
 
 def _spaced(folders: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(folder.replace("_", " ") for folder in folders)
+    """What stands in a text: a byte that is no UTF-8 is "?", since no tokenizer takes half a character."""
+    return tuple(folder.replace("_", " ").encode(errors="replace").decode() for folder in folders)
 
 
 def _labels_by_folder(folders: tuple[str, ...], names: ClassSet, root: Path) -> dict[str, int]:

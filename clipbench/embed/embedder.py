@@ -444,13 +444,17 @@ class _Images:
         image = self._items[places[0]].image
         image.check()
         try:
-            whole = read_image(image.path)
+            whole = read_image(image.path, image.converts_depth)
         except DataError as error:
             self.broken.update({k: f"{self._items[k].id}: {error}" for k in places})
             return {}
         prepared = {}
         for k in places:
-            picture = self._items[k].image.cut(whole)
+            try:
+                picture = self._items[k].image.cut(whole)
+            except DataError as error:
+                self.broken[k] = f"{self._items[k].id}: {error}"
+                continue
             self._pixels[k] = hash_pixels(picture)
             prepared[k] = prepare(picture)
             if k in hold:

@@ -24,8 +24,8 @@ from clipbench.errors import UsageError
 CACHE_BYTES = 4 << 30
 """The default bound of a cache."""
 
-FILE = "clipbench-rows.sqlite3"
 VERSION = 1  # PRAGMA user_version of our files
+FILE = f"clipbench-rows-{VERSION}.sqlite3"  # two versions of clipbench on one folder leave each other's file alone
 BUSY_SECONDS = 10.0  # for which other processes' transactions, of some 20 ms each, are waited for
 FAILURES = (sqlite3.Error, OSError, UnicodeDecodeError, OverflowError)
 """What a disk or a damaged file can raise; the last two where garbled bytes are no text, or no number that SQLite holds."""
@@ -71,7 +71,9 @@ class RowStore:
             folder.mkdir(parents=True, exist_ok=True)
             self._open()
         except FAILURES as error:
-            if isinstance(error, OSError) or error_code(error) in _UNWRITABLE:
+            if isinstance(error, OSError) or (
+                error_code(error) in _UNWRITABLE and not self._is_locked_by_its_header(error)
+            ):
                 self.close()
                 raise UsageError(f"cache {folder} cannot be made or written to: {error}; give one that can") from error
             self._recover(error)
@@ -148,6 +150,9 @@ class RowStore:
                     connection.execute(statement)
             elif version != VERSION:
                 raise sqlite3.IntegrityError(f"version {version}, expected {VERSION}")
+            made = {row[0] for row in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+            if made != {statement.encode() for statement in _SCHEMA}:
+                raise sqlite3.IntegrityError("malformed: it has other tables than ours")
             connection.execute(f"PRAGMA user_version = {VERSION}")  # each time: fails where nothing can be written
         self._first = 1 << 63  # of the entries that this run puts; none while the file shrinks
         if number(connection, "PRAGMA page_count") > self._pages:
@@ -173,7 +178,7 @@ class RowStore:
         if self._may_begin_anew:
             self._may_begin_anew = False
             try:
-                is_damaged = is_damage(error, self._connection)
+                is_damaged = is_damage(error, self._connection) or self._is_locked_by_its_header(error)
                 if is_damaged or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_DBMOVED:
                     # Compared and removed before it is closed: until then no other file can have its inode.
                     if is_damaged and self._path.exists() and os.path.samestat(self._path.stat(), self._seen):
@@ -185,6 +190,11 @@ class RowStore:
                 error = another
         self.close()
         return self._say(f"off for the rest of this run, nothing is read from it or kept: {error}")
+
+    def _is_locked_by_its_header(self, error: Exception) -> bool:
+        """True where SQLite refuses to write, and the system does not: a damaged byte says that a newer SQLite wrote the file."""
+        is_refused = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY
+        return is_refused and os.access(self._path, os.W_OK) and os.access(self._path.parent, os.W_OK)
 
     def _say(self, problem: str) -> None:
         self._said[f"the cache {self._folder} is {problem}"] = None
@@ -221,10 +231,14 @@ class RowStore:
         return (self._pages - used) * _PAGE_BYTES
 
     def _evict(self, connection: sqlite3.Connection) -> bool:
-        """Delete the least recently used tenth of the entries; False where nothing could be."""
+        """Delete the least recently used tenth of the entries; False where nothing could be.
+
+        First go those of the future, from before a clock was set back: nobody knows when they were used.
+        """
         before = connection.total_changes
         count = number(connection, "SELECT count(*) FROM entries") // 10 + 1
-        ids = connection.execute("SELECT id FROM entries ORDER BY used, id LIMIT ?", (count,)).fetchall()
+        oldest = f"SELECT id FROM entries ORDER BY used <= {_NOW}, used, id LIMIT ?"  # noqa: S608
+        ids = connection.execute(oldest, (count,)).fetchall()
         for part in _parts(ids):
             _change(connection, "DELETE FROM entries WHERE id = ?", part)
         if max(ids, default=(0,))[0] >= self._first:
@@ -233,8 +247,8 @@ class RowStore:
 
 
 def _read(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[tuple[bytes, Any, Any, Any]]:
-    """Key, value, checksum, and was it last used before this second: of the keys that are there, unchecked."""
-    query = f"SELECT key, value, checksum, used < {_NOW} FROM entries LEFT JOIN contents USING (id)"  # noqa: S608
+    """Key, value, checksum, and was it last used at another second: of the keys that are there, unchecked."""
+    query = f"SELECT key, value, checksum, used <> {_NOW} FROM entries LEFT JOIN contents USING (id)"  # noqa: S608
     rows = connection.execute(f"{query} WHERE key IN ({','.join('?' * len(keys))})", keys).fetchall()
     if not {row[0] for row in rows} <= set(keys):
         raise sqlite3.IntegrityError("malformed: a key leads to another key's entry")
@@ -260,10 +274,7 @@ def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 @dataclass(frozen=True)
 class Description:
-    """What a folder holds. `bytes`: the size of the file `path`; uses in UTC, "YYYY-MM-DD HH:MM:SS", None where there is no entry.
-
-    `is_current`: False for a file of another version of clipbench: nothing in it is counted, and the next run begins it anew.
-    """
+    """What a folder holds. `bytes`: the size of the file `path`; uses in UTC, "YYYY-MM-DD HH:MM:SS", None where there is no entry."""
 
     path: Path
     exists: bool
@@ -271,7 +282,6 @@ class Description:
     bytes: int = 0
     oldest_use: str | None = None
     newest_use: str | None = None
-    is_current: bool = True
 
 
 def describe(folder: Path) -> Description:
@@ -281,7 +291,7 @@ def describe(folder: Path) -> Description:
         return Description(path, exists=False)
     with _opened(path) as connection:
         if number(connection, "PRAGMA user_version") != VERSION:
-            return Description(path, exists=True, bytes=path.stat().st_size, is_current=False)
+            raise sqlite3.IntegrityError("malformed: another version's")
         entries = number(connection, "SELECT count(*) FROM entries")
         oldest, newest = connection.execute(
             "SELECT datetime(min(used), 'unixepoch'), datetime(max(used), 'unixepoch') FROM entries"
@@ -302,7 +312,7 @@ def clear(folder: Path) -> int:
 def _file_in(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give the folder of a cache")
-    return folder.absolute() / FILE
+    return Path(os.path.realpath(folder.absolute() / FILE))  # of a link, what it leads to
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.data import coco
-from clipbench.data.dataset import DataOptions, Dataset, Item, Source
+from clipbench.data.dataset import HIGH_BIT_DEPTH, DataOptions, Dataset, Item, Source
 from clipbench.data.folders import ZERO_SHOT_ROOT, class_set, labelled_folder
 from clipbench.data.packaged import packaged_dataset
 from clipbench.errors import DataError
@@ -194,7 +194,7 @@ COCO_CROPS = Experiment(
     coco.crop_sources,
     partial(classification, templates=CROP_TEMPLATES),
     root=coco.COCO_ROOT,
-    choices=(coco.CROP,),
+    choices=(coco.CROP, HIGH_BIT_DEPTH),
     order=50,
 )
 COCO_MULTILABEL = Experiment(
@@ -203,7 +203,8 @@ COCO_MULTILABEL = Experiment(
     partial(coco.sources, read=coco.coco_multilabel),
     multilabel,
     root=coco.COCO_ROOT,
+    choices=(HIGH_BIT_DEPTH,),
     order=52,
 )
 NATURAL_LABELS = Experiment("natural_labels", (TOP1_PROBABILITY,), _label_sources, natural_labels, order=25)
-ZERO_SHOT = Experiment("zero_shot", METRICS, _folder_sources, classification, root=ZERO_SHOT_ROOT, order=60)
+ZERO_SHOT = Experiment("zero_shot", METRICS, _folder_sources, classification, ZERO_SHOT_ROOT, (HIGH_BIT_DEPTH,), 60)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipbench.data.dataset import DataOptions, Dataset, Source
+from clipbench.data.dataset import HIGH_BIT_DEPTH, DataOptions, Dataset, Source
 from clipbench.data.packaged import packaged_dataset
 from clipbench.data.roco import ROCO_ROOT, roco_study
 from clipbench.experiments import Experiment, Measured, all_images, check_dims, cosines_of, score
@@ -116,5 +116,5 @@ def _medical_sources(options: DataOptions) -> tuple[Source, ...]:
 
 
 NATURAL = Experiment("natural", METRICS, lambda options: (_packaged("natural"),), natural, order=20)
-MEDICAL = Experiment("medical", METRICS, _medical_sources, matching, root=ROCO_ROOT, order=30)
+MEDICAL = Experiment("medical", METRICS, _medical_sources, matching, ROCO_ROOT, (HIGH_BIT_DEPTH,), 30)
 MEDICAL_OTHER = Experiment("medical_other", METRICS, lambda options: (_packaged("medical_other"),), matching, order=31)

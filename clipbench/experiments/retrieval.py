@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipbench.data import coco
-from clipbench.data.dataset import DataOptions, Dataset, Item, Source
+from clipbench.data.dataset import HIGH_BIT_DEPTH, DataOptions, Dataset, Item, Source
 from clipbench.data.roco import ROCO_ROOT, roco_split
 from clipbench.errors import DataError
 from clipbench.experiments import Experiment, Measured, check_dims, score
@@ -142,8 +142,9 @@ COCO_RETRIEVAL = Experiment(
     partial(coco.sources, read=coco.coco_retrieval, is_captions=True),
     caption_retrieval,
     root=coco.COCO_ROOT,
+    choices=(HIGH_BIT_DEPTH,),
     order=54,
 )
 MEDICAL_RETRIEVAL = Experiment(
-    "medical_retrieval", MEDICAL_METRICS, _roco_sources, medical_retrieval, root=ROCO_ROOT, order=32
+    "medical_retrieval", MEDICAL_METRICS, _roco_sources, medical_retrieval, ROCO_ROOT, (HIGH_BIT_DEPTH,), 32
 )

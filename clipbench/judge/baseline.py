@@ -15,6 +15,7 @@ from clipbench.errors import UsageError
 from clipbench.judge.compare import Cell, Comparison, Exact, SpeedMode, cell_of, compare_runs, reason_of
 from clipbench.judge.rows import Change, trace_verdict
 from clipbench.judge.tolerances import Rules
+from clipbench.paths import LARGEST_RUN_BYTES
 from clipbench.saved_rows import read_rows, saved_beside
 from clipbench.storage import (
     RunFormatError,
@@ -57,9 +58,9 @@ class Base:
         return replace(self, run=replace(self.run, results=kept))
 
 
-def read_base(path: Path, kind: ReferenceKind) -> Base:
+def read_base(path: Path, kind: ReferenceKind, largest_bytes: int = LARGEST_RUN_BYTES) -> Base:
     """Return the run in a file as a base. Raises: RunFormatError for a file that is absent, no run, or a run that cannot be one."""
-    document = read_document(path)
+    document = read_document(path, largest_bytes)
     run = run_of(path, document)
     if not run.results:
         raise RunFormatError(f"{path} has no results, and a base without any would pass everything; make another one")

@@ -23,6 +23,7 @@ Compared = tuple[float, Interval, int | None, int | None]
 
 ALPHA = 0.05
 ALL_SIGNS_UP_TO = 14
+MOST_RANKED = 64
 SIGNS_DRAWN = 20_000
 
 
@@ -91,7 +92,8 @@ def rankings(run: Run) -> tuple[Ranking, ...]:
 def ranking(results: Sequence[Result], metric: str) -> Ranking | None:
     """Return the ranking of results of one experiment by a metric; None where fewer than two have its outcomes.
 
-    Results that may not be compared with most (the first ones, where no more agree) are left out and named.
+    Results that may not be compared with most (the first ones, where no more agree) are left out and named; so are those beyond the
+    MOST_RANKED best, since every pair is tested.
     """
     having = [(r, found) for r in results if (found := _outcomes(r, metric)) is not None and len(found.ids)]
     if len(having) < 2:
@@ -101,6 +103,8 @@ def ranking(results: Sequence[Result], metric: str) -> Ranking | None:
     best = 1 if most[0][0].scores[metric].spec.better == "lower" else -1
     kept = sorted(most, key=lambda one: (best * one[0].scores[metric].value, one[0].model.name))
     left = tuple((one[0].model, _unlike(kept[0], one)) for one in having if all(one is not k for k in kept))
+    left += tuple((result.model, f"not among the {MOST_RANKED} best") for result, _ in kept[MOST_RANKED:])
+    kept = kept[:MOST_RANKED]
     pairs = tuple(_pairs({r.model: outcomes for r, outcomes in kept}, -best))
     standings = tuple(_standing(r, metric, pairs) for r, _ in kept)
     first = kept[0][0]

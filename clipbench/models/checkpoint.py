@@ -1,29 +1,38 @@
 """Checkpoints from anywhere, as a plain state dict, and into a model: what does not fit exactly is refused.
 
-Every way a file can be wrong ends in one CheckpointError that names it; nothing in it ever runs. First the state dict and the model,
-then OpenAI's TorchScript archives, read as data by a restricted unpickler over the zip, last the containers, recognized by content.
+Every way a file can be wrong ends in one CheckpointError that names it, in time and memory linear in its size; nothing in it ever runs.
+What is read is a private copy in memory: what was hashed is what is loaded, whatever somebody does to the file meanwhile or afterwards.
+First the state dict and the model, then OpenAI's TorchScript archives, read as data by a restricted unpickler over the zip, then the
+containers, recognized by content, last what a pickle may ask for.
 """
 
 import hashlib
 import io
 import json
+import os
 import pickle
+import pickletools
 import re
 import struct
+import sys
+import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 
-from clipbench.errors import CheckpointError, UsageError
-from clipbench.models.zoo import is_torchscript, zoo
+from clipbench.errors import CheckpointError, DataError, DataUnavailableError, UsageError
+from clipbench.models.zoo import has_code, zoo
+from clipbench.paths import LARGEST_DIRECTORY_BYTES, free_bytes, open_data, stored_records, zip_directory
+from clipbench.types import short
 
 T = TypeVar("T")
 
@@ -34,12 +43,19 @@ NESTED = ("state_dict", "model_state_dict", "model")  # open_clip's own name fir
 _NAMED = 5  # keys named in a message
 _HINT = "choose with --model the architecture, image size included, that these weights were trained as"
 _POSITIONS = ("positional_embedding", "pos_embed")
-_MAX_EXPANDED = 1 << 24  # elements of a tensor that repeats its storage: a small file cannot fill memory
+_PLAIN = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+}  # fmt: skip
+_MAX_REPEATED = 4  # times the file's bytes, for names that share a storage, and
+_MAX_EXPANDED_BYTES = (
+    1 << 26
+)  # more, for small tensors that repeat theirs: a small file costs no time and fills no memory
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file's weights on the CPU, before any cast; they may be mapped from the file: valid as long as nobody writes into it.
+    """A checkpoint file's weights on the CPU, before any cast; in memory that no other process has a name for.
 
     `container` is safetensors, torch (`torch.save`) or torchscript (OpenAI's archives).
     """
@@ -64,17 +80,40 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.exists():
         raise UsageError(f"checkpoint not found: {path}; give the path of a file")
-    if not path.is_file():  # a pipe would be waited for
-        kind = "a directory" if path.is_dir() else "no regular file"
-        raise CheckpointError(f"{path} is {kind}, expected a checkpoint file; give the file inside it")
     try:
-        with path.open("rb") as file:
-            file_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        found, container = _contents(path, file_sha256)
+        with open_data(path, free_bytes()) as file:
+            size = os.fstat(file.fileno()).st_size
+            container = _container(path, file, size)
+            with _private_copy(file, size) as (copy, file_sha256):
+                found = _contents(path, copy, container, file_sha256)
+    except (DataError, DataUnavailableError) as error:
+        raise CheckpointError(
+            f"{error}; give the checkpoint file itself, of no more than the memory that is free"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions and the disk") from error
     tensors = {n: tensor for n, tensor in strip_prefixes(_state_dict(found, path)).items() if n not in OPENAI_EXTRAS}
-    return Checkpoint(_dense(tensors, path), file_sha256, container)
+    return Checkpoint(_dense(tensors, size, path), file_sha256, container)
+
+
+@contextmanager
+def _private_copy(file: BinaryIO, size: int) -> Iterator[tuple[Path, str]]:
+    """A copy of an open file's `size` bytes, with a name for this process alone, and its SHA-256; mappings of it outlive the name."""
+    digest = hashlib.sha256()
+    with ExitStack() as stack:
+        if sys.platform == "linux":
+            copy: BinaryIO = stack.enter_context(os.fdopen(os.memfd_create("checkpoint"), "w+b"))
+            path = Path(f"/proc/self/fd/{copy.fileno()}")
+        else:  # in a folder that only this user may enter; Windows keeps it for as long as it is mapped
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)), "checkpoint")
+            copy = stack.enter_context(path.open("w+b"))
+        file.seek(0)
+        while size > 0 and (block := file.read(min(size, 1 << 24))):
+            digest.update(block)
+            copy.write(block)
+            size -= len(block)
+        copy.flush()
+        yield path, digest.hexdigest()
 
 
 def _state_dict(found: object, path: Path) -> dict[str, torch.Tensor]:
@@ -84,7 +123,8 @@ def _state_dict(found: object, path: Path) -> dict[str, torch.Tensor]:
     other = [name for name, value in chosen.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))]
     if chosen and not [name for name in other if name not in OPENAI_EXTRAS]:
         return {name: value for name, value in chosen.items() if isinstance(value, torch.Tensor)}
-    got = f"entries such as {_listed(map(repr, other))}" if other else f"an empty {type(found).__name__}"
+    named = (repr(short(name)) if isinstance(name, str) else f"a {type(name).__name__}" for name in other)
+    got = f"entries such as {_listed(named)}" if other else f"an empty {type(found).__name__}"
     if not isinstance(found, Mapping):
         got = f"a {type(found).__name__}"
     raise CheckpointError(
@@ -98,23 +138,34 @@ def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
 
     A prefix that one name lacks, or that is all of a name, stays. Empty in, empty out.
     """
-    stripped = dict(tensors)
-    while carried := [p for p in WRAPPER_PREFIXES if all(n.startswith(p) and n != p for n in stripped) and stripped]:
-        stripped = {name.removeprefix(carried[0]): value for name, value in stripped.items()}
-    return stripped
+    start = 0
+    while carried := [
+        p
+        for p in WRAPPER_PREFIXES
+        if all(n.startswith(p, start) and len(n) > start + len(p) for n in tensors) and tensors
+    ]:
+        start += len(carried[0])
+    return {name[start:]: value for name, value in tensors.items()}
 
 
-def _dense(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """The tensors detached; none that is not simply its elements (sparse, quantized, meta)."""
+def _dense(tensors: Mapping[str, torch.Tensor], size: int, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of `size` bytes, detached; none that is not simply its elements (sparse, quantized, meta)."""
+    allowed = _MAX_REPEATED * size + _MAX_EXPANDED_BYTES
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        if (
+            tensor.dtype not in _PLAIN
+            or tensor.layout != torch.strided
+            or tensor.is_quantized
+            or tensor.device.type != "cpu"
+        ):
             raise CheckpointError(
-                f"{path}: {name} is no plain tensor ({tensor.layout}, {tensor.dtype}, {tensor.device}); "
+                f"{path}: {short(name)} is no plain tensor ({tensor.layout}, {tensor.dtype}, {tensor.device}); "
                 f"save dense, unquantized weights"
             )
-        if tensor.numel() > max(tensor.untyped_storage().nbytes() // tensor.element_size(), _MAX_EXPANDED):
+        if (allowed := allowed - tensor.nbytes) < 0:
             raise CheckpointError(
-                f"{path}: {name} repeats a few elements up to {tuple(tensor.shape)}; save contiguous weights"
+                f"{path}: its {size:,} bytes repeat themselves, in {short(name)} up to {short(str(tuple(tensor.shape)))}; "
+                f"save contiguous weights, each once"
             )
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
@@ -148,17 +199,21 @@ def load_into(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> dic
     open_clip's own conversions apply (`open_clip.factory.load_checkpoint`), except one: positional embeddings of another size are
     refused, not interpolated. `path` only names the file in messages. After an error the model is of no use.
 
-    Raises: CheckpointError when a value is NaN or infinite, or when names, shapes or kinds of number are not the model's.
+    Raises: CheckpointError when a value is NaN or infinite, also by the cast, or when names, shapes or kinds of number are not the model's.
     """
     tensors = _without_derived(model, checkpoint.tensors)
-    if broken := next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None):
-        raise CheckpointError(f"{path}: {broken} holds NaN or infinite values; use a checkpoint from before they arose")
     try:
         state = _converted(model, dict(tensors))
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         reason = f"open_clip's conversion fails ({type(error).__name__}: {error})"
         raise CheckpointError(f"{path} does not fit this model: {reason}; {_HINT}") from error
-    _check_fit(path, state, model.state_dict())
+    expected = model.state_dict()
+    _check_fit(path, state, expected)
+    if broken := next((name for name, tensor in state.items() if not _is_finite(tensor, expected[name].dtype)), None):
+        raise CheckpointError(
+            f"{path}: {broken} holds NaN or infinite values (in the model's {expected[broken].dtype}); use a checkpoint from before "
+            f"they arose"
+        )
     model.load_state_dict(state, strict=True)
     return tensors
 
@@ -191,12 +246,12 @@ def _converted(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[s
     return state
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def _is_finite(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
     # NaN and infinities show in the extremes; `isfinite().all()` takes 25 times as long.
     wide = tensor.float() if tensor.element_size() == 1 else tensor  # torch orders no float8
-    return all(bool(extreme.isfinite()) for extreme in wide.aminmax())
+    return all(bool(extreme.to(dtype).isfinite()) for extreme in wide.aminmax())
 
 
 def _kind(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:
@@ -228,7 +283,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    listed = list(names)
+    listed = [short(name, 200) for name in names]
     return separator.join(listed[:_NAMED]) + (f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else "")
 
 
@@ -351,10 +406,8 @@ _MALFORMED = (
 )  # fmt: skip
 
 
-def _contents(path: Path, file_sha256: str) -> tuple[object, str]:
-    """What a file holds, on the CPU (of `torch.save` anything that torch's restricted loader makes), and its container."""
-    with path.open("rb") as file:
-        container = _container(path, file.read(512))
+def _contents(path: Path, copy: Path, container: str, file_sha256: str) -> object:
+    """What a file holds, on the CPU (of `torch.save` anything that torch's restricted loader makes). `path` is for messages."""
     if container == "torchscript" and file_sha256 not in openai_archives():
         raise CheckpointError(
             f"{path} is a TorchScript archive, and none of OpenAI's nine: its SHA-256 is {file_sha256}. clipbench never runs code from "
@@ -364,13 +417,14 @@ def _contents(path: Path, file_sha256: str) -> tuple[object, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on old pickle protocols, storages and escapes: the outcome is judged here
-            return _READERS[container](path), container
+            return _READERS[container](copy)
     except _MALFORMED as error:
         raise _unreadable(path, container, error) from error
 
 
-def _container(path: Path, head: bytes) -> str:
-    """safetensors, torch or torchscript, by the file's first bytes and, of a zip, its records."""
+def _container(path: Path, file: BinaryIO, size: int) -> str:
+    """safetensors, torch or torchscript, by the file's first bytes and, of a zip, its records, before anything large is read."""
+    head = file.read(512)
     text = head.lstrip().lower()
     if not head:
         problem = "is empty; download or copy it again"
@@ -379,8 +433,10 @@ def _container(path: Path, head: bytes) -> str:
     elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
         problem = "is a web page, not weights (a login or an error page, perhaps); download the file itself"
     elif head.startswith(_ZIP):
-        return _zip_container(path)
+        return _zip_container(path, file, size)
     elif len(head) > 8 and head[8:9] == b"{":
+        if (length := int.from_bytes(head[:8], "little")) > min(size, LARGEST_DIRECTORY_BYTES):
+            raise _unreadable(path, "safetensors", ValueError(f"its header is said to have {length:,} bytes"))
         return "safetensors"
     elif head.startswith(b"\x80"):
         return "torch"
@@ -391,18 +447,22 @@ def _container(path: Path, head: bytes) -> str:
     raise CheckpointError(f"{path} {problem}")
 
 
-def _zip_container(path: Path) -> str:
+def _zip_container(path: Path, file: BinaryIO, size: int) -> str:
     try:
-        with zipfile.ZipFile(path) as archive:
-            is_torchs = bool(_torch_root(archive))
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        archive = zip_directory(file)
+        if not _torch_root(archive):
+            raise CheckpointError(
+                f"{path} is a zip without data.pkl, so neither torch.save nor TorchScript wrote it; "
+                f"if it is a folder of weights, unpack it and give the file inside"
+            )
+        if has_code(archive.namelist()):
+            return "torchscript"
+        stored_records(archive, size)
+    except CheckpointError:
+        raise
+    except ValueError as error:
         raise _unreadable(path, "zip", error) from error
-    if not is_torchs:
-        raise CheckpointError(
-            f"{path} is a zip without data.pkl, so neither torch.save nor TorchScript wrote it; "
-            f"if it is a folder of weights, unpack it and give the file inside"
-        )
-    return "torchscript" if is_torchscript(path) else "torch"
+    return "torch"
 
 
 def _unreadable(path: Path, container: str, error: BaseException) -> CheckpointError:
@@ -410,7 +470,7 @@ def _unreadable(path: Path, container: str, error: BaseException) -> CheckpointE
     text = " ".join(str(error).partition("WeightsUnpickler error:")[2].split() or str(error).split())
     unsafe = re.search(r"GLOBAL (\S+)", text)
     if isinstance(error, pickle.UnpicklingError) and "truncated" not in text:
-        what = f"it asks for {unsafe[1]}" if unsafe else text[:300]
+        what = f"it asks for {short(unsafe[1], 200)}" if unsafe else text[:300]
         return CheckpointError(
             f"{path} was refused: {what}; clipbench never runs code from a checkpoint. Where you trust the file, "
             f"save its state_dict() as safetensors and give that file"
@@ -420,26 +480,31 @@ def _unreadable(path: Path, container: str, error: BaseException) -> CheckpointE
     )
 
 
-def _read_torch(path: Path) -> object:
-    with path.open("rb") as file:
-        is_zip = file.read(len(_ZIP)) == _ZIP  # else the format of torch before 1.6
+def _read_torch(copy: Path) -> object:
+    with copy.open("rb") as file:
+        is_zip = file.read(len(_ZIP)) == _ZIP  # else the format of torch before 1.6: five pickles, then the storages
         file.seek(0)
         if is_zip:
-            _check_records(path)
-        # Mapped, a storage that claims more bytes than its record has cannot reach beyond the file. Mapping takes a
-        # path, and a path with that suffix torch hands on to safetensors.
-        mapped = is_zip and path.suffix != _SAFE
-        return torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+            _check_records(file, copy)
+            return torch.load(str(copy), map_location="cpu", weights_only=True, mmap=True)
+        for _ in range(5):
+            _check_pickle(file)
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _check_records(path: Path) -> None:
-    """torch checks no checksums, and a mapped record cannot be decompressed."""
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"record {info.filename} is compressed, which torch.save never does")
-        if broken := archive.testzip():
-            raise ValueError(f"record {broken} fails its checksum, or was saved without (torch's set_crc32_options)")
+def _check_records(file: BinaryIO, copy: Path) -> None:
+    """torch checks no checksums. Its reader of zips is another than Python's: they must see the same pickle."""
+    archive = zip_directory(file)
+    pickled = f"{_torch_root(archive)}data.pkl"
+    if (size := archive.getinfo(pickled).file_size) > LARGEST_DIRECTORY_BYTES:
+        raise ValueError(f"{pickled} has {size:,} bytes, which no state dict needs")
+    if broken := archive.testzip():
+        raise ValueError(f"record {broken} fails its checksum, or was saved without (torch's set_crc32_options)")
+    content = archive.read(pickled)
+    if content != torch._C.PyTorchFileReader(str(copy)).get_record("data.pkl"):
+        raise ValueError(f"it has two records called {pickled}")
+    _check_pickle(io.BytesIO(content))
 
 
 _READERS: Mapping[str, Callable[[Path], object]] = {
@@ -447,3 +512,103 @@ _READERS: Mapping[str, Callable[[Path], object]] = {
     "torch": _read_torch,
     "torchscript": read_torchscript,
 }
+
+# What checkpoints of state dicts and optimizers are made of: less than torch's own list, on which a call of 100 bytes takes any memory.
+_GLOBALS = re.compile(
+    r"collections\.OrderedDict|torch\.(storage\.)?\w*Storage|torch\.(Size|device|(b?float|u?int|complex|q\w*)\w*|bool|per_\w+)"
+    r"|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout|torch\._tensor\._rebuild_from_type_v2"
+    r"|torch\._utils\._rebuild_(tensor(_v[23])?|parameter(_with_state)?|sparse_tensor|qtensor|meta_tensor_no_storage)"
+)
+_MAX_PICKLED, _MAX_KEY = 1 << 20, 64
+_ATOMS = {
+    "NONE",
+    "NEWTRUE",
+    "NEWFALSE",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "BINFLOAT",
+    "LONG1",
+    "BINUNICODE",
+    "SHORT_BINSTRING",
+}
+_EMPTY = {"EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_ADDS = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}
+
+
+@dataclass(eq=False)
+class _Pickled:
+    """One object of a pickle: how many it would be when written out, and whether another one holds it."""
+
+    size: int = 1
+    is_held: bool = False
+    is_text: bool = False
+    is_global: bool = False
+
+
+def _check_pickle(stream: BinaryIO) -> None:
+    """Read one pickle's steps, making nothing.
+
+    Objects that hold others twice, level upon level, are exponentially large to whoever hashes or prints them, and torch does both.
+
+    Raises: UnpicklingError for what is no part of a state dict, and for a pickle whose objects would be many more written out.
+    """
+    stack: list[_Pickled] = []
+    below: list[list[_Pickled]] = []
+    memo: dict[int, _Pickled] = {}
+    steps: Iterator[tuple[Any, Any, Any]] = pickletools.genops(stream)
+    for count, (opcode, argument, _) in enumerate(steps):
+        name, taken = opcode.name, list[_Pickled]()
+        if count > _MAX_PICKLED:
+            raise pickle.UnpicklingError(f"it has more than {_MAX_PICKLED:,} steps")
+        if name in ("TUPLE", "APPENDS", "SETITEMS"):
+            taken, stack = stack, below.pop()
+        elif n := _TUPLES.get(name, 0) or _ADDS.get(name, 0):
+            taken = stack[-n:]
+            del stack[-n:]
+        if name == "GLOBAL":
+            if not _GLOBALS.fullmatch(full := str(argument).replace(" ", ".")):
+                raise pickle.UnpicklingError(f"GLOBAL {full}")
+            stack.append(_Pickled(is_global=True))
+        elif name in _ATOMS:
+            is_text = isinstance(argument, str | bytes)
+            stack.append(_Pickled(1 + (len(argument) >> 4 if is_text else 0), is_text=is_text))
+        elif name in _EMPTY:
+            stack.append(_Pickled())
+        elif name == "TUPLE" or name in _TUPLES:
+            stack.append(_holding(_Pickled(), taken))
+        elif name in ("APPENDS", "SETITEMS") or name in _ADDS:
+            keys = taken[::2] if name.startswith("SETITEM") else []
+            if stack[-1].is_held or any(key.size > _MAX_KEY and not key.is_text for key in keys):
+                raise pickle.UnpicklingError("its objects are built as no state dict's are")
+            _holding(stack[-1], taken)
+        elif name in ("REDUCE", "NEWOBJ"):
+            arguments, called = stack.pop(), stack.pop()
+            if not called.is_global:
+                raise pickle.UnpicklingError("it calls what is no function")
+            stack.append(_holding(_Pickled(), [arguments]))
+        elif name == "BINPERSID":
+            if stack.pop().size > _MAX_KEY:
+                raise pickle.UnpicklingError("a storage of it has no plain name")
+            stack.append(_Pickled())
+        elif name == "MARK":
+            below.append(stack)
+            stack = []
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name not in ("PROTO", "STOP"):
+            raise pickle.UnpicklingError(f"its step {name} is none of torch.save's")
+
+
+def _holding(holder: _Pickled, held: Sequence[_Pickled]) -> _Pickled:
+    for one in held:
+        one.is_held = True
+        holder.size += one.size
+    if holder.size > _MAX_PICKLED:
+        raise pickle.UnpicklingError(
+            f"its objects hold each other, and are more than {_MAX_PICKLED:,} when written out"
+        )
+    return holder

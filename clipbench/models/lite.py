@@ -5,7 +5,6 @@ not how CLIP sees. The built model is kept in the user's cache, in a folder that
 
     open_clip_model.safetensors   both towers and the matrix between them
     config.json, tokenizer files  the text tower's, read by transformers
-    lite.json                     SHA-256 of each file above, written last: without it the others count for nothing
     open_clip_config.json         the architecture; it names its own folder, so it is rewritten where that was moved
 
 The matrix is the ridge regression from the 1,000 rows of an ImageNet-1k classifier to the sentence encoder's embeddings of
@@ -36,9 +35,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipbench.errors import CheckpointError, WeightsUnavailableError
+from clipbench.errors import CheckpointError, ClipbenchError, WeightsUnavailableError
 from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE
-from clipbench.paths import installed_file
+from clipbench.paths import installed_file, read_bytes
 from clipbench.storage import dump_json, write_atomically
 
 Rows = npt.NDArray[np.float64]
@@ -180,6 +179,12 @@ CONTEXT_LENGTH = 77
 """Tokens that a text is cut to: CLIP's own, so that lite reads as much of a caption as the models it stands in for."""
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
+PINS = {name: pin for name, pin in TEXT_WHEEL.files.items() if name != "model.safetensors"} | {
+    "config.json": "e16b8f3fb0d67d4cbe27d8d8f4875debb8b061f686f3bb772bad53e8efbc74e5",
+    WEIGHTS_FILE: "2e61da7d80887199dd4e6d2a35eb3d97c50b8544947e478f68642b673429c9fa",
+}
+"""SHA-256 of the files that the recipe makes, everywhere the same, by name."""
+
 _RECIPE = 1
 
 
@@ -266,7 +271,6 @@ PIXEL_STD = 128 / 255
 """Source: tensorflow/tpu efficientnet/lite/efficientnet_lite_builder.py: MEAN_RGB 127, STDDEV_RGB 128, of 255."""
 
 _CONFIG_FILE = "open_clip_config.json"
-_MANIFEST_FILE = "lite.json"
 
 
 def lite_cache_directory() -> Path:
@@ -280,7 +284,7 @@ def lite_directory(cache: Path | None = None) -> Path:
     """Return the built model's folder; open_clip's `create_model` and `get_tokenizer` take it as `local-dir:<folder>`.
 
     Built on first use, in seconds, under `cache`, by default `lite_cache_directory()`. The folder's name carries a hash of recipe and
-    sources, so no other recipe's model is ever found there; files cut short or edited are made anew. Several processes may build at
+    sources, so no other recipe's model is ever found there; files other than the pinned ones are made anew. Several processes may build at
     once: each file is replaced whole, and all write the same bytes.
 
     Raises: WeightsUnavailableError when a package is missing or the folder cannot be written; CheckpointError as `pinned_bytes`.
@@ -293,8 +297,6 @@ def lite_directory(cache: Path | None = None) -> Path:
         if files is not None:
             for name, content in files.items():
                 write_atomically(folder / name, content)
-            manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-            write_atomically(folder / _MANIFEST_FILE, dump_json(manifest))
         file, config = folder / _CONFIG_FILE, _config(folder)
         if not file.is_file() or file.read_bytes() != config.encode():
             write_atomically(file, config)
@@ -307,18 +309,11 @@ def lite_directory(cache: Path | None = None) -> Path:
 
 
 def _is_intact(folder: Path) -> bool:
-    """True when a manifest is there, names the weights, and every file it names has the SHA-256 it says."""
+    """True when every file is the one that the recipe makes: nothing in the folder vouches for itself, or brings code along."""
     try:
-        manifest = json.loads((folder / _MANIFEST_FILE).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or WEIGHTS_FILE not in manifest:
-            return False
-        for name, expected in manifest.items():
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    return False
-    except (OSError, ValueError):
+        return all(hashlib.sha256(read_bytes(folder / name)).hexdigest() == pin for name, pin in PINS.items())
+    except ClipbenchError:
         return False
-    return True
 
 
 def _config(folder: Path) -> str:

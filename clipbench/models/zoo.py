@@ -5,18 +5,17 @@ known tags say it; OpenAI's spelling, OpenAI's archives and `-quickgelu` names m
 demands --activation or the open_clip_config.json beside it.
 """
 
-import json
 import re
+import sys
 import tomllib
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from clipbench.errors import UnknownModelError, UsageError, closest
-from clipbench.paths import installed_file
+from clipbench.errors import ClipbenchError, UnknownModelError, UsageError, closest
+from clipbench.paths import LARGEST_SETTINGS_BYTES, installed_file, open_data, read_json, zip_directory
 
 LITE = "lite"
 LITE_IMAGE_SIZE, LITE_DIM = 224, 384
@@ -281,10 +280,14 @@ def _only_tag(architecture: str) -> str:
 def is_torchscript(path: Path) -> bool:
     """True for a TorchScript archive (OpenAI's container), by its table of contents; nothing in it is read or run."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+        with open_data(path, sys.maxsize) as file:
+            return has_code(zip_directory(file).namelist())
+    except ValueError:
         return False
+
+
+def has_code(names: Sequence[str]) -> bool:
+    """True for the records of a TorchScript archive."""
     return any(n.endswith("/constants.pkl") for n in names) and any("/code/" in n for n in names)
 
 
@@ -294,8 +297,8 @@ def checkpoint_config(path: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        entry = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        entry = read_json(file, LARGEST_SETTINGS_BYTES)
+    except ClipbenchError as error:
         raise UsageError(f"{file} cannot be read as JSON: {error}; mend or remove it") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("model_cfg"), dict):
         raise UsageError(f"{file} has no object `model_cfg`; mend it (open_clip writes it) or remove it")

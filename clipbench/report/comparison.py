@@ -1,12 +1,13 @@
 """A comparison as text for a terminal, as JSON, as GitHub annotations, and as Markdown for a pull request.
 
-The text of the runs is untrusted: it is sanitized here, or escaped by the renderer.
+The text of the runs is untrusted: it is sanitized where a line, an annotation or a page is made of it.
 """
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from clipbench.errors import sanitize
 from clipbench.judge.compare import Cell, Comparison, ItemChange, headline
 from clipbench.judge.reindex import CROSS_MODEL, CROSS_REVERSED, KS, SELF_NEW, SELF_OLD, Answer, Estimate, Reindex
 from clipbench.judge.trace import sentence
@@ -19,7 +20,6 @@ from clipbench.report.document import (
     Paragraph,
     Table,
     aligned,
-    sanitize,
     to_markdown,
     value_text,
 )
@@ -51,12 +51,12 @@ CUTOFFS_HEADER = ("cut-off at today's", "score", "queries that pass it today", "
 
 def to_text(comparison: Comparison, command: str) -> str:
     """Return the comparison as lines: verdict, reasons, what differs, which items, all metrics, how to reproduce."""
-    lines = [sanitize(headline(comparison)), ""]
+    lines = [headline(comparison), ""]
     for cell in comparison.cells:
-        said = [sanitize(reason) for reason in cell.reasons]
-        lines += [f"  {_word(cell):12} {sanitize(cell.id)}" + (f": {said[0]}" if len(said) == 1 else "")]
+        said = cell.reasons
+        lines += [f"  {_word(cell):12} {cell.id}" + (f": {said[0]}" if len(said) == 1 else "")]
         lines += [f"               {reason}" for reason in (said if len(said) > 1 else ())]
-        lines += [f"               {sanitize(line)}" for line in _beside(cell)]
+        lines += [f"               {line}" for line in _beside(cell)]
     lines += ["", "what changed"]
     lines += list(_difference_lines(comparison)) or ["  nothing but the outcomes, if at all"]
     if rows := _stage_rows(comparison):
@@ -66,8 +66,8 @@ def to_text(comparison: Comparison, command: str) -> str:
     if metrics := _metric_rows(comparison):
         lines += ["", *aligned(Table(METRICS_HEADER, metrics))]
     if comparison.index:
-        lines += ["", *(sanitize(line) for line in index_lines(comparison.index))][:-1]
-    return "\n".join([*lines, "", f"reproduce: {sanitize(command)}"]) + "\n"
+        lines += ["", *index_lines(comparison.index)][:-1]
+    return "\n".join(map(sanitize, [*lines, "", f"reproduce: {command}"])) + "\n"
 
 
 def to_json(comparison: Comparison, command: str) -> str:
@@ -112,7 +112,7 @@ def to_github(comparison: Comparison) -> str:
     found = [(LEVELS[comparison.outcome], "clipbench", headline(comparison))]
     for cell in _pressing(comparison):
         found.append((LEVELS[cell.outcome], f"clipbench {_word(cell)}, {cell.id}", "; ".join(cell.reasons)))
-    moved = {sanitize(f.model) for f in comparison.stages if f.moved}
+    moved = {f.model for f in comparison.stages if f.moved}
     stages = [f"{model}: {words}" for model, words in _stage_rows(comparison) if model in moved]
     found += [("notice", "clipbench, first stage that moved", stage) for stage in stages]
     return "".join(f"::{level} title={_property(title)}::{_message(text)}\n" for level, title, text in found)
@@ -124,7 +124,7 @@ def to_pull_request(comparison: Comparison, command: str) -> str:
     All text of the runs is escaped.
     """
     blocks: list[MarkdownBlock] = [
-        Heading(sanitize(headline(comparison)), 2),
+        Heading(headline(comparison), 2),
         Paragraph(ADVICE[comparison.outcome]),
     ]
     pressing = _pressing(comparison)
@@ -137,7 +137,7 @@ def to_pull_request(comparison: Comparison, command: str) -> str:
     if comparison.items:
         blocks += _item_blocks("Which items", _items_at_a_glance(comparison, OPEN_ITEMS))
     blocks += index_blocks(comparison.index)
-    blocks += [Heading("Reproduce", 3), Code(sanitize(command))]
+    blocks += [Heading("Reproduce", 3), Code(command)]
     blocks += _folded(comparison, pressing)
     return to_markdown(blocks)
 
@@ -145,7 +145,7 @@ def to_pull_request(comparison: Comparison, command: str) -> str:
 def _difference_lines(comparison: Comparison) -> Iterator[str]:
     width = max((len(d.what) for d in comparison.differences), default=0)
     for d in comparison.differences:
-        yield sanitize(f"  {d.what:{width}}  {f'{d.base} -> {d.head}' if d.is_change else f'the same ({d.base})'}")
+        yield f"  {d.what:{width}}  {f'{d.base} -> {d.head}' if d.is_change else f'the same ({d.base})'}"
 
 
 def _item_lines(comparison: Comparison) -> Iterator[str]:
@@ -154,7 +154,7 @@ def _item_lines(comparison: Comparison) -> Iterator[str]:
         if _where(change) != place:
             place = _where(change)
             yield f"  {place}"
-        yield f"    {change.direction:6} {sanitize(change.item)}  {_margin_text(change)}"
+        yield f"    {change.direction:6} {change.item}  {_margin_text(change)}"
         if change.top_before:
             yield f"           before: {_top_text(change.top_before)}"
             yield f"           after:  {_top_text(change.top_after)}"
@@ -177,7 +177,7 @@ def _property(text: str) -> str:
 
 
 def _cell_blocks(cells: Sequence[Cell], title: str = "Why") -> list[Block]:
-    rows = [(_word(c), sanitize(c.id), sanitize("; ".join([*c.reasons, *_beside(c)]))) for c in cells]
+    rows = [(_word(c), c.id, "; ".join([*c.reasons, *_beside(c)])) for c in cells]
     return [Heading(title, 3), Table(("verdict", "cell", "reason"), rows)] if rows else []
 
 
@@ -197,17 +197,17 @@ def _difference_blocks(comparison: Comparison) -> Iterator[Block]:
     changed = [d for d in comparison.differences if d.is_change]
     same = [d.what for d in comparison.differences if not d.is_change]
     if changed:
-        yield Table(("what", "base", "head"), [[sanitize(cell) for cell in (d.what, d.base, d.head)] for d in changed])
+        yield Table(("what", "base", "head"), [(d.what, d.base, d.head) for d in changed])
     else:
         yield Paragraph("Neither software, machine, weights nor protocol.")
     if same:
-        yield Paragraph(f"The same: {sanitize(', '.join(same))}.")
+        yield Paragraph(f"The same: {', '.join(same)}.")
 
 
 def _item_blocks(title: str, changes: Sequence[ItemChange]) -> list[Block]:
     header = ("where", "item", "", "moved", "best five before", "best five after")
     rows = [
-        (_where(c), sanitize(c.item), c.direction, _margin_text(c), _top_text(c.top_before), _top_text(c.top_after))
+        (_where(c), c.item, c.direction, _margin_text(c), _top_text(c.top_before), _top_text(c.top_after))
         for c in changes
     ]
     return [Heading(title, 3), Table(header, rows)]
@@ -229,7 +229,7 @@ def _where(about: Verdict | ItemChange) -> str:
     experiment, model, dataset = about.key
     items = "" if dataset in ("", "-", "none", experiment) else f" on {dataset}"
     metric = f", {about.metric}" if about.metric else ""
-    return sanitize(f"{experiment} of {model}{items}{metric}")
+    return f"{experiment} of {model}{items}{metric}"
 
 
 def _pressing(comparison: Comparison) -> list[Cell]:
@@ -245,10 +245,10 @@ def _metric_rows(comparison: Comparison) -> list[Sequence[str]]:
             flips = ["-" if count is None else f"{count:,}" for count in (v.lost, v.gained)]
             interval = "-" if v.interval is None else f"{v.interval[0]:+.4f} to {v.interval[1]:+.4f}"
             values = [_value(comparison, v, value) for value in (v.base, v.head)]
-            cells = (
+            row = (
                 v.key.model, v.key.experiment, v.key.dataset, v.metric, *values, _change(v.base, v.head), interval, *flips, v.outcome,
             )  # fmt: skip
-            rows.setdefault((v.key, v.metric), [sanitize(cell) for cell in cells])
+            rows.setdefault((v.key, v.metric), row)
     return sorted(rows.values(), key=lambda row: tuple(row[:4]))
 
 
@@ -298,13 +298,13 @@ def _margin_text(change: ItemChange) -> str:
 
 
 def _top_text(top: Sequence[tuple[str, float]]) -> str:
-    return sanitize(", ".join(f"{name} {value:.3f}" for name, value in top)) or "-"
+    return ", ".join(f"{name} {value:.3f}" for name, value in top) or "-"
 
 
 def _stage_rows(comparison: Comparison) -> list[tuple[str, str]]:
     """(Model, which stage moved first, by how much, and which did not) for each model that has a trace."""
     models = dict.fromkeys(f.model for f in comparison.stages)
-    return [(sanitize(model), sanitize(sentence(comparison.stages, model))) for model in models]
+    return [(model, sentence(comparison.stages, model)) for model in models]
 
 
 def index_verdicts(answers: Sequence[Reindex]) -> list[Verdict]:

@@ -1,6 +1,6 @@
 """A report as a list of blocks, its Markdown and HTML, and the words that all reports share.
 
-Text from data sets and files is untrusted: both renderings escape all of it, and `sanitize` is for terminals.
+Text from data sets and files is untrusted: every rendering sanitizes all of it, and escapes what is markup to it.
 """
 
 import html
@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from clipbench.errors import sanitize
 from clipbench.types import Score
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 # An underscore inside a word (a metric's name) is plain text in GitHub's Markdown; every other special character is escaped.
 _MARKDOWN = re.compile(r"([\\`*{}\[\]<>#|~!&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
-_AUTOLINK = re.compile(r"(?<!\w)@(?=\w)|:(?=//)|\bwww(?=\.)", re.IGNORECASE)
+_AUTOLINK = re.compile(r"@(?=\w)|:(?=//)|\bwww(?=\.)", re.IGNORECASE)
 _WORD_JOINER = "\u2060"  # invisible, and no letter: breaks what GitHub would link of itself
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
@@ -88,14 +88,19 @@ def to_html(blocks: Sequence[Block], title: str) -> str:
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{_plain(title)}</title>\n<style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
 def _escaped(text: str) -> str:
     """Text that stays text: no markup, and no address or @name that GitHub makes a link or a notification of."""
-    escaped = _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    escaped = _MARKDOWN.sub(r"\\\1", " ".join(sanitize(text).split()))
     return _AUTOLINK.sub(lambda found: f"{found[0]}{_WORD_JOINER}", escaped)
+
+
+def _plain(text: str) -> str:
+    """Text that is no markup of a page."""
+    return html.escape(sanitize(text))
 
 
 def _markdown(block: MarkdownBlock) -> str:
@@ -105,11 +110,11 @@ def _markdown(block: MarkdownBlock) -> str:
         case Paragraph(text):
             return _escaped(text)
         case Code(text):
-            return "\n".join(f"    {line}" for line in text.splitlines())
+            return f"    {sanitize(text)}"
         case Picture(path, caption):
             return f"![{_escaped(caption)}](<{path}>)"
         case Details(title, blocks):
-            return f"<details>\n<summary>{html.escape(title)}</summary>\n\n{to_markdown(blocks)}\n</details>"
+            return f"<details>\n<summary>{_plain(title)}</summary>\n\n{to_markdown(blocks)}\n</details>"
         case Table(header, rows):
             lines = [header, ["---"] * len(header), *rows]
             return "\n".join(
@@ -120,31 +125,28 @@ def _markdown(block: MarkdownBlock) -> str:
 def _html(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
+            return f"<h{level}>{_plain(text)}</h{level}>"
         case Paragraph(text):
-            return f"<p>{html.escape(text)}</p>"
+            return f"<p>{_plain(text)}</p>"
         case Picture(path, caption):
-            safe = html.escape(path)
-            return f'<figure><img src="{safe}" alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+            safe = _plain(path)
+            return (
+                f'<figure><img src="{safe}" alt="{_plain(caption)}"><figcaption>{_plain(caption)}</figcaption></figure>'
+            )
         case Table(header, rows):
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+            head = "".join(f"<th>{_plain(cell)}</th>" for cell in header)
             lines = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
             return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def _cell(cell: str) -> str:
     kind = f' class="{cell}"' if cell in ("pass", "fail", "inconclusive") else ""
-    return f"<td{kind}>{html.escape(cell)}</td>"
-
-
-def sanitize(text: str) -> str:
-    """Return the text in one line without control characters: nothing in a run can steer a terminal or start a line."""
-    return _CONTROL.sub(" ", text)
+    return f"<td{kind}>{_plain(cell)}</td>"
 
 
 def aligned(table: Table, indent: int = 2) -> Iterator[str]:
     """Yield a table as lines of text, each column as wide as its widest cell."""
-    rows = [table.header, *table.rows]
+    rows = [[sanitize(cell) for cell in row] for row in (table.header, *table.rows)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(table.header))]
     for row in rows:
         cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -4,7 +4,6 @@ Text from data is drawn as it is: see `literal`.
 """
 
 import io
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from clipbench.data.dataset import Dataset, Item
-from clipbench.errors import ClipbenchError
+from clipbench.errors import ClipbenchError, sanitize
 from clipbench.types import Answers, FloatArray, IntArray, Result
 
 THUMBNAIL = 160
-MOST_CLASSES = 100
+MOST_ITEMS, MOST_CLASSES, MOST_COUNTED = 64, 100, 5_000
+"""Items that a matrix or bars are drawn of; classes that are drawn; classes that pairs are counted of, 200 MB."""
 CLASSES_OF_MANY = 80
 WRITTEN_FROM = 0.05
 TOP = 5
@@ -27,15 +27,16 @@ def figure_of(result: Result, dataset: Dataset | None) -> bytes | None:
     """Return the figure of a result as PNG, decided by the evidence that it carries; None where there is nothing to draw.
 
     A matrix of cosines with own pairs is drawn as the notebook's matrix, classes that were answered as a confusion matrix, a
-    matrix of probabilities as top-5 bars; the first of these. Pictures and captions come from `dataset` when it is the one that
-    was measured; without it ids stand in.
+    matrix of probabilities as top-5 bars; the first of these that is not too large to be looked at. Pictures and captions come from
+    `dataset` when it is the one that was measured; without it ids stand in.
     """
-    label, matrices = result.model.label, result.matrices.values()
+    label = result.model.label
+    matrices = [matrix for matrix in result.matrices.values() if 0 < len(matrix.rows) <= MOST_ITEMS and matrix.columns]
     if matching := next((m for m in matrices if m.kind == "cosine" and m.is_matching), None):
         title = f"{result.experiment}: {label}, cosine of texts (rows) and images (columns)"
         captions = {item.id: item.captions[0] for item in _measured(result, dataset) if item.captions}
         return matrix_figure(matching.values, matching.rows, captions, _pictures(result, dataset), title)
-    if answers := class_answers(result):
+    if (answers := class_answers(result)) and len(answers.candidates) <= MOST_COUNTED:
         title = f"{result.experiment}: {label} on {result.dataset.name}, n={result.dataset.n:,}"
         return confusion_figure(answers.confusion(), result.protocol.classes, title)
     if table := next((m for m in matrices if m.kind == "probability"), None):
@@ -49,11 +50,6 @@ def class_answers(result: Result) -> Answers | None:
     classes = result.protocol.classes
     found = (a for a in result.answers.values() if a.labels is not None and len(a.candidates) == len(classes))
     return next(found, None) if classes else None
-
-
-def figure_name(what: str, model: str) -> str:
-    """Return a file name that is safe everywhere: letters, digits, dot, dash."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{model}").strip("-.")[:120] + ".png"
 
 
 def matrix_figure(
@@ -181,8 +177,8 @@ def to_png(figure: Any, **options: Any) -> bytes:
 
 
 def literal(text: str) -> str:
-    """Return text that matplotlib draws as it is: no mathtext, no control characters."""
-    return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")
+    """Return text that matplotlib draws as it is: no mathtext, sanitized."""
+    return sanitize(text).replace("$", r"\$")
 
 
 def _pictures(result: Result, dataset: Dataset | None) -> Mapping[str, Image.Image]:

@@ -5,8 +5,9 @@ from itertools import groupby
 from typing import Any
 
 from clipbench.judge.ranking import Pair, Ranking, imagenet_of, rankings
+from clipbench.paths import file_name
 from clipbench.report.document import Block, Heading, Paragraph, Picture, Table, value_text
-from clipbench.report.figures import figure_name, literal, new_figure, to_png
+from clipbench.report.figures import literal, new_figure, to_png
 from clipbench.types import Run
 
 WHY = (
@@ -41,7 +42,7 @@ def rankings_by_experiment(run: Run) -> Ranked:
 
 def ranking_file(title: str) -> str:
     """Return the file name of an experiment's ranking figure."""
-    return figure_name("ranking", title)
+    return file_name(("ranking", title), ".png")
 
 
 def ranking_blocks(ranked: Ranked, pictured: Collection[str] = ()) -> list[Block]:

@@ -10,20 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from clipbench.data.dataset import Dataset
+from clipbench.errors import sanitize
 from clipbench.experiments import all_experiments
 from clipbench.judge.references import dropped_optimizations, judged_by, unenforced
+from clipbench.paths import file_name
 from clipbench.report.document import (
     Block,
     Heading,
     Paragraph,
     Picture,
     Table,
-    sanitize,
     to_html,
     to_markdown,
     value_text,
 )
-from clipbench.report.figures import class_answers, figure_name, figure_of
+from clipbench.report.figures import class_answers, figure_of
 from clipbench.report.ranking import Ranked, ranking_blocks, ranking_figure, ranking_file, ranking_lines
 from clipbench.storage import write_atomically
 from clipbench.types import Answers, Encoding, Key, Result, Run, Score, Verdict, overall
@@ -52,6 +53,8 @@ ENCODING_NOTE = (
 REPORT_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, OSError, ImportError, MemoryError)
 """What matplotlib raises for its settings, fonts and size, and what a damaged run file leads to: the loss of one file."""
 LONGEST_ERROR = 300
+MOST_DRAWN = 100
+"""Results of a run that get a figure, which takes about half a second."""
 
 
 def write_report(
@@ -68,7 +71,9 @@ def write_report(
     undrawn: list[str] = []
     unwritten: list[str] = []
     several = on_several_datasets(run)
-    for result in run.results:
+    if (beyond := len(run.results) - MOST_DRAWN) > 0:
+        undrawn.append(f"{beyond} results after the first {MOST_DRAWN}")
+    for result in run.results[:MOST_DRAWN]:
         try:
             content = figure_of(result, datasets.get(result.dataset.name))
         except REPORT_ERRORS as error:
@@ -76,7 +81,7 @@ def write_report(
                 f"{result.experiment} of {result.model.label} on {result.dataset.name}: {_error_text(error)}"
             )
             continue
-        name = figure_name(_experiment_name(result.key, several, "-"), result.model.label)
+        name = file_name((_experiment_name(result.key, several, "-"), result.model.label), ".png")
         if content is not None and _written(folder / "figures" / name, content, unwritten):
             figures[result.key] = f"figures/{name}"
     for title, found in ranked:
@@ -102,8 +107,12 @@ def terminal_lines(run: Run, ranked: Ranked, problems: Sequence[str] = ()) -> It
     """Return the lines: verdict; inconclusive and failed verdicts with reasons; one line per result, skip and ranking.
 
     Each names its data set and its metrics, with what they were held to. Between them stands what was left out, and which
-    optimizations were dropped.
+    optimizations were dropped. All are sanitized.
     """
+    return map(sanitize, _lines(run, ranked, problems))
+
+
+def _lines(run: Run, ranked: Ranked, problems: Sequence[str]) -> Iterator[str]:
     yield verdict_line(run, problems)
     open_verdicts = [(r, v) for r in run.results for v in r.verdicts if v.outcome != "pass"]
     for result, verdict in sorted(open_verdicts, key=lambda pair: ORDER[pair[1].outcome]):
@@ -389,5 +398,5 @@ def _written(path: Path, content: str | bytes, unwritten: list[str]) -> bool:
 
 
 def _error_text(error: BaseException) -> str:
-    text = sanitize(f"{type(error).__name__}: {error}")
+    text = sanitize(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."
