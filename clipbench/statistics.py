@@ -435,7 +435,9 @@ def pass_chance(n: int, flips: float, tolerance: float, alpha: float = 0.05) -> 
     passing = np.where(drop_bounds(0 * nodes, nodes, n, alpha)[1] <= tolerance, passing, -1.0)
     most = np.floor(np.interp(numbers, nodes, passing) + 1e-3)
     chance = np.where(most < 0, 0.0, bdtr(np.clip(most, 0, numbers), numbers, 0.5))
-    return float(np.sum(binom.pmf(numbers, n, flips) * chance))
+    return float(
+        np.sum(np.exp(binom.logpmf(numbers, n, flips)) * chance)
+    )  # pmf overflows where flips is next to nothing
 
 
 def items_that_decide(flips: float, tolerance: float, alpha: float = 0.05, tests: int = 1, power: float = POWER) -> int:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import gammaln, xlogy
@@ -453,6 +453,7 @@ def test_without_flips_the_items_that_decide_are_those_whose_clean_bound_is_the_
 
 
 @given(st.floats(0, 0.3), st.floats(0.005, 0.2), st.integers(1, 8))
+@example(2.2250738585072014e-308, 0.125, 1)
 @settings(max_examples=25, deadline=None)
 def test_the_drop_that_items_decide_is_the_one_that_asks_for_so_many(flips, tolerance, tests):
     n = items_that_decide(flips, tolerance, tests=tests)
