@@ -19,7 +19,7 @@ JsonObject = dict[str, Any]
 MetricKind = Literal["rate", "mean", "cosine", "probability", "count", "per_second", "seconds", "bytes"]
 MatrixKind = Literal["cosine", "probability", "count"]
 Tower = Literal["images", "texts"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Outcome = Literal["pass", "fail", "inconclusive", "note"]
 ReferenceKind = Literal["published", "floor", "contract", "baseline", "anchor"]
 

@@ -206,7 +206,7 @@ def test_float32_on_cuda_is_no_tf32_and_the_host_is_left_as_it_was(float32_as_it
     seen = []
 
     def measured():
-        with device.ieee_float32("cuda:0", "fp32"):
+        with device.float32_as_asked("cuda:0", "fp32"):
             seen.extend(float32_switches()[:3])
             raise EncoderError("whatever happens while it is measured")
 
@@ -219,8 +219,31 @@ def test_float32_on_cuda_is_no_tf32_and_the_host_is_left_as_it_was(float32_as_it
 @pytest.mark.parametrize(("name", "precision"), [("cpu", "fp32"), ("mps", "fp32"), ("cuda", "bf16"), ("cuda", "fp16")])
 def test_float32_is_left_alone_on_other_devices_and_for_other_precisions(name, precision):
     before = float32_switches()
-    with device.ieee_float32(name, precision):
+    with device.float32_as_asked(name, precision):
         assert float32_switches() == before
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_tf32_is_all_tf32_where_it_is_asked_for_and_the_host_is_left_as_it_was(float32_as_it_was, host):
+    HOSTS[host]()
+    before = float32_switches()
+    with device.float32_as_asked("cuda:0", "tf32"):
+        assert float32_switches()[:2] == ["tf32", "tf32"]
+    assert float32_switches() == before
+
+
+@pytest.mark.parametrize(("name", "capability"), [("cpu", None), ("mps", None), ("cuda", (7, 5))])
+def test_tf32_is_refused_where_a_device_has_none(monkeypatch, name, capability):
+    machine(monkeypatch, 1, True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with pytest.raises(UsageError, match=f"tf32: {name} multiplies no TF32"):
+        device.resolve_resources(name, "tf32", None, None)
+
+
+def test_tf32_is_a_precision_of_its_own_on_a_card_that_has_it(monkeypatch):
+    machine(monkeypatch, 1, False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert device.resolve_resources("cuda", "tf32", None, None).precision == "tf32"
 
 
 def test_a_session_measures_without_tf32_until_its_encoder_is_freed():
@@ -237,7 +260,7 @@ def test_a_session_measures_without_tf32_until_its_encoder_is_freed():
 
 def test_a_compiled_model_runs_while_tf32_is_off(float32_as_it_was):
     torch.set_float32_matmul_precision("high")
-    with device.ieee_float32("cuda", "fp32"):
+    with device.float32_as_asked("cuda", "fp32"):
         doubled = torch.compile(lambda x: x * 2, backend="eager")(torch.ones(2))
     assert doubled.tolist() == [2, 2]
 

@@ -219,7 +219,7 @@ def test_evaluate_takes_an_object_and_names_of_experiments():
 def test_evaluate_refuses_what_it_does_not_know():
     with pytest.raises(UsageError, match="unknown experiment 'naturel'; closest: natural"):
         clipbench.evaluate(ColourEncoder(), experiments=["naturel"], device="cpu")
-    with pytest.raises(UsageError, match="expected one of fp32, bf16, fp16"):
+    with pytest.raises(UsageError, match="expected one of fp32, tf32, bf16, fp16"):
         clipbench.evaluate(ColourEncoder(), precision="int8", device="cpu")
     with pytest.raises(UsageError, match=r"zero_shot has no data; give its folder: zero_shot=\.\.\."):
         clipbench.evaluate(ColourEncoder(), experiments=["zero_shot"], device="cpu")

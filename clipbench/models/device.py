@@ -43,8 +43,13 @@ class Resources:
 
 
 def resolve_resources(device: str, precision: Precision, batch_size: int | None, workers: int | None) -> Resources:
-    """Return the device looked up, the rest as it was chosen or as that device likes it best. Raises: as `resolve_device`."""
+    """Return the device looked up, the rest as it was chosen or as that device likes it best.
+
+    Raises: as `resolve_device`; UsageError for TF32 where it cannot be.
+    """
     found = resolve_device(device)
+    if precision == "tf32" and not _has_tf32(found):
+        raise UsageError(f"--precision tf32: {found} multiplies no TF32 (CUDA from Ampere on does); use fp32")
     on_cpu = found == "cpu"
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return Resources(
@@ -87,6 +92,14 @@ def resolve_device(option: str) -> str:
     return option
 
 
+def _has_tf32(device: str) -> bool:
+    if not device.startswith("cuda"):
+        return False
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _may_have_accelerator() -> bool:
     """False without the driver's library and without AMD's device: nobody waits seconds for torch to be imported and say no."""
     if sys.platform != "linux" or _AMD.exists():
@@ -127,14 +140,14 @@ def _thread_pools() -> Any:
 
 
 @contextmanager
-def ieee_float32(device: str, precision: str) -> Iterator[None]:
-    """Multiply float32 on CUDA as IEEE float32 while this is entered, then as before; other devices and precisions are left alone.
+def float32_as_asked(device: str, precision: str) -> Iterator[None]:
+    """Multiply float32 on CUDA as IEEE float32 (fp32) or in TF32 (tf32) while this is entered, then as before; all else is left alone.
 
     By default cuDNN convolves in TF32, and its result depends on the batch's size: on an H100 a ViT-B/32's rows differed by 1.6e-4.
     torch has two sets of switches and refuses to mix them. The older is used, which torch.compile reads, unless somebody has used
     the newer one.
     """
-    if not device.startswith("cuda") or precision != "fp32":
+    if not device.startswith("cuda") or precision not in ("fp32", "tf32"):
         yield
         return
     import torch
@@ -147,11 +160,11 @@ def ieee_float32(device: str, precision: str) -> Iterator[None]:
         try:
             flags, matmul_precision = [place.allow_tf32 for place in older], torch.get_float32_matmul_precision()
             for place in older:
-                place.allow_tf32 = False
+                place.allow_tf32 = precision == "tf32"
         except RuntimeError:  # the host has used the newer switches, and torch does not answer for the older ones
             flags, matmul_precision = [], ""
             for place in newer:
-                place.fp32_precision = "ieee"
+                place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ from clipbench.models.weights import fetch_tag
 from clipbench.models.zoo import ModelSpec, checkpoint_config
 from clipbench.types import JsonObject, ModelIdentity, Tower
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FINGERPRINT_TEXTS = (
     "a photo of a dog.",
     "  Größe, ÉTÉ & naïve — 3.14 日本語 🐈",
@@ -267,7 +267,7 @@ def load_directory(folder: Path, name: str, device: str, precision: str) -> Open
     checkpoint = read_checkpoint(folder / "open_clip_model.safetensors")
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
-            model = open_clip.create_model(location, precision=precision, device=device)
+            model = open_clip.create_model(location, precision=_stored_in(precision), device=device)
             tokenizer = open_clip.get_tokenizer(location)
     except (RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(f"open_clip cannot load {folder}: {error}; remove the folder and run again") from error
@@ -282,6 +282,11 @@ def load_directory(folder: Path, name: str, device: str, precision: str) -> Open
     return OpenClipEncoder(model, tokenizer, identity, tensors=checkpoint.tensors)
 
 
+def _stored_in(precision: str) -> str:
+    """open_clip's word for how weights are stored; TF32 is a way to multiply them."""
+    return "fp32" if precision == "tf32" else precision
+
+
 def _create(
     spec: ModelSpec, precision: str, device: str, preprocess: Mapping[str, Any], offline: bool, seed: int = 0
 ) -> nn.Module:
@@ -292,7 +297,7 @@ def _create(
         model: nn.Module = open_clip.create_model(
             spec.architecture,
             pretrained=None,
-            precision=precision,
+            precision=_stored_in(precision),
             device=device,
             force_preprocess_cfg={k: v for k, v in preprocess.items() if k in _PREPROCESS_KEYS},
             pretrained_image=False,
@@ -307,7 +312,7 @@ def _random(spec: ModelSpec, precision: str, device: str, offline: bool) -> tupl
     seed = int(spec.pretrained.partition(":")[2])
     model = _create(spec, "fp32", "cpu", {}, offline, seed)
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if precision == "fp32":
+    if _stored_in(precision) == "fp32":
         return model.to(device), tensors
     cast = _create(spec, precision, device, {}, offline)
     cast.load_state_dict(tensors)
