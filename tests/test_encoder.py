@@ -166,12 +166,6 @@ def test_a_thread_that_prepares_images_runs_torch_alone_and_the_models_thread_ke
     assert threads(limit=False) == torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("name", "expected"), [("cpu", 32), ("cuda", 8)])
-def test_a_cpu_prepares_many_images_at_once_and_nobody_less_than_a_batch(name, expected):
-    assert device.images_at_once(name, 8, 2) == expected
-    assert device.images_at_once(name, 100, 2) == 100
-
-
 def float32_switches():
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return [place.fp32_precision for place in (matmul, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul)]

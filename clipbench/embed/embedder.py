@@ -9,7 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import groupby
@@ -18,11 +18,11 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from clipbench.data.dataset import Item, file_sha256, read_image, stored_mode
+from clipbench.data.dataset import ImageRef, Item, file_sha256, read_image, stored_mode
 from clipbench.embed.cache import EmbeddingCache, Row
 from clipbench.embed.evidence import evidence_of, first_bits, hash_pixels, hash_text
 from clipbench.errors import DataError, EncoderError
-from clipbench.models.device import Resources, batches_ahead, images_at_once, keep_to_one_thread, single_threaded_feed
+from clipbench.models.device import AHEAD_BYTES, Resources, feed_of, keep_to_one_thread
 from clipbench.models.encoder import Encoder, Optimized, Rows, unit_rows
 from clipbench.types import Encoding, Evidence, Tower
 
@@ -334,8 +334,9 @@ class _Images:
     @cached_property
     def names(self) -> list[str]:
         """What each image's row is kept under: its file's content and the part of it. Raises: DataUnavailableError."""
-        for item in self._items:
-            item.image.check()
+        files = [self._items[group[0]].image for group in self._groups(range(self.n))]
+        with self._threads() as pool:
+            deque((pool.map if pool else map)(_checked, files), maxlen=0)  # hashed beside each other, once
         return [f"image:{file_sha256(i.image.path)}:{i.image.crop or ''}" for i in self._items]
 
     def parts(self) -> Iterator[list[int]]:
@@ -356,26 +357,16 @@ class _Images:
     def encode(self, optimized: Optimized | None, places: Sequence[int], hold: Collection[int]) -> dict[int, Row]:
         """The raw rows of these places, and their pixels' hashes; pictures in `hold` stay at hand for `again`.
 
-        A batch is fetched only when the next one has been started: a device with a queue never waits for this thread.
+        Rows are fetched when all batches have been started: a device with a queue never waits for this thread.
         """
         resources = self._embedder.resources
         prepare = (lambda picture: picture) if optimized is None else optimized.prepare
         start = self._start if optimized is None else optimized.start_images
-        found: dict[int, Row] = {}
-        started: deque[tuple[list[int], Callable[[], Rows]]] = deque()
-
-        def fetch() -> None:
-            done, rows = started.popleft()
-            found.update({k: Row(row, self._pixels[k]) for k, row in zip(done, rows(), strict=True)})
-
-        with single_threaded_feed(resources.device):
-            for batch in _evenly(self._prepared(places, prepare, frozenset(hold)), resources.batch_size):
-                started.append(([k for k, _ in batch], start([ready for _, ready in batch])))
-                if len(started) > 1:
-                    fetch()
-            while started:
-                fetch()
-        return found
+        with feed_of(resources.device).alone():
+            batches = _evenly(self._prepared(places, prepare, frozenset(hold)), resources.batch_size)
+            started = [([k for k, _ in batch], start([ready for _, ready in batch])) for batch in batches]
+            rows = [(k, row) for done, rows in started for k, row in zip(done, rows(), strict=True)]
+        return {k: Row(row, self._pixels[k]) for k, row in rows}
 
     def _start(self, pictures: Sequence[Image.Image]) -> Callable[[], Rows]:
         rows = self._embedder.encoder.encode_images(pictures)
@@ -384,27 +375,40 @@ class _Images:
     def _prepared(
         self, places: Sequence[int], prepare: Callable[[Image.Image], Any], hold: Collection[int]
     ) -> Iterator[list[tuple[int, Any]]]:
-        """What the model is given, batch after batch: all threads on the next one, or some batches ahead of the model."""
-        resources = self._embedder.resources
-        workers, ahead = resources.workers, batches_ahead(resources.device)
-        at_once = images_at_once(resources.device, resources.batch_size, workers)
-        batches = _batches(self._groups(places), at_once)
-        with ThreadPoolExecutor(workers, initializer=keep_to_one_thread) if workers else nullcontext() as pool:
-            queue: deque[list[Callable[[], dict[int, Any]]]] = deque()
-            for batch in self._embedder.progress(batches, len(batches), "images"):
-                jobs: list[Callable[[], dict[int, Any]]] = [partial(self._prepare, g, prepare, hold) for g in batch]
-                queue.append([pool.submit(job).result for job in jobs] if pool else jobs)
-                if len(queue) > ahead:
-                    yield [entry for job in queue.popleft() for entry in job().items()]
+        """What the model is given, in order: many at once between its calls, or beside them where the device has a queue."""
+        resources, groups = self._embedder.resources, self._groups(places)
+        feed = feed_of(resources.device)
+        limit, workers = feed.images_at_once(resources.batch_size, resources.workers), max(1, resources.workers)
+        most, waiting = workers, 0  # until it is known how large one is
+        queue: deque[tuple[int, Callable[[], dict[int, Any]]]] = deque()
+
+        def finished() -> list[tuple[int, Any]]:
+            nonlocal limit, most, waiting
+            ready: list[tuple[int, Any]] = []
+            for _ in range(1 if feed.is_queue else len(queue)):
+                n, job = queue.popleft()
+                waiting -= n
+                ready += job().items()
+            largest = max((_bytes_of(value) for _, value in ready), default=0)
+            most = limit = min(limit, max(workers, AHEAD_BYTES // max(1, largest)))
+            return ready
+
+        with self._threads() as pool:
+            for group in self._embedder.progress(groups, len(groups), "images"):
+                job = partial(self._prepare, group, prepare, hold)
+                queue.append((len(group), pool.submit(job).result if pool else job))
+                waiting += len(group)
+                while waiting >= most:
+                    yield finished()
             while queue:
-                yield [entry for job in queue.popleft() for entry in job().items()]
+                yield finished()
 
     def _prepare(
         self, places: Sequence[int], prepare: Callable[[Image.Image], Any], hold: Collection[int]
     ) -> dict[int, Any]:
         """Decode one file, cut and prepare each part of it."""
         image = self._items[places[0]].image
-        image.check()
+        _checked(image)
         try:
             whole = read_image(image.path)
         except DataError as error:
@@ -419,6 +423,11 @@ class _Images:
                 self._held[k] = picture
         return prepared
 
+    def _threads(self) -> AbstractContextManager[ThreadPoolExecutor | None]:
+        """Threads that prepare images; None where this one does."""
+        workers = self._embedder.resources.workers
+        return ThreadPoolExecutor(workers, initializer=keep_to_one_thread) if workers else nullcontext()
+
     def _groups(self, places: Sequence[int]) -> list[list[int]]:
         """Places beside each other that are parts of one file, together."""
         images = ((k, self._items[k].image) for k in places)
@@ -429,6 +438,17 @@ class _Images:
 def _furthest(rows: Rows, others: Rows) -> float:
     """The largest distance of two unit rows at the same place."""
     return float(np.linalg.norm(unit_rows(rows).astype(np.float64) - unit_rows(others), axis=1).max())
+
+
+def _checked(image: ImageRef) -> None:
+    """Check that a file is there and the pinned one, and hash it: what asks for its hash afterwards has it at hand."""
+    image.check()
+    file_sha256(image.path)
+
+
+def _bytes_of(prepared: Any) -> int:
+    """Memory of a prepared image, whether a picture or an array; Pillow pads three bands to four."""
+    return prepared.width * prepared.height * 4 if isinstance(prepared, Image.Image) else getattr(prepared, "nbytes", 0)
 
 
 def _evenly(batches: Iterable[list[tuple[int, Any]]], size: int) -> Iterator[list[tuple[int, Any]]]:

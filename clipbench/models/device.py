@@ -7,12 +7,16 @@ import re
 import resource
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from clipbench.errors import UsageError
 from clipbench.types import Precision
@@ -111,13 +115,101 @@ def _may_have_accelerator() -> bool:
     return True
 
 
-def images_at_once(device: str, batch_size: int, workers: int) -> int:
-    """Return how many images are prepared before the model is called: a batch at least, and on a CPU 16 for each thread.
+AHEAD_BYTES = 1 << 28
+"""Prepared images that wait for the model take no more than this, or one for each worker: 256 MiB are 1,700 of 224 x 224."""
 
-    There the threads wait for the model's to fall asleep each time: with ViT-B/32 on 2 cores, 4 at once reach .92 of the bare model's
-    rate, 16 .93 and 32 .95.
+
+class Feed:
+    """How images reach a device: this one a CPU or MPS, `CudaFeed` a CUDA device.
+
+    `is_queue`: whether the device works while the calling thread goes on. A CPU does not; there both want the same cores.
     """
-    return max(batch_size, (16 if device == "cpu" else 2) * workers)
+
+    def __init__(self, device: str) -> None:
+        self.device, self.is_queue = device, device != "cpu"
+
+    def images_at_once(self, batch_size: int, workers: int) -> int:
+        """Return how many images are prepared at most before the model is called, or on a device with a queue, beside it.
+
+        On a CPU the preparing threads wait for the model's to fall asleep each time: with ViT-B/32 on 2 cores, 4 at once reach .92 of
+        the bare model's rate, 16 .93 and 32 .95; preparing while the model runs reaches .90 to .92.
+        """
+        return 3 * max(batch_size, 2 * workers) if self.is_queue else max(batch_size, 16 * workers)
+
+    def upload(self, arrays: Sequence[npt.NDArray[Any]]) -> "torch.Tensor":
+        """Return arrays of one shape as one tensor on the device; what is started on it afterwards finds it whole."""
+        import torch
+
+        return torch.from_numpy(np.stack(arrays)).to(self.device)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Let the calling thread run torch's operations as it should while others prepare images."""
+        return nullcontext()
+
+
+class CudaFeed(Feed):
+    """Through a ring of pinned buffers, so that a copy waits for nobody. Tests put a stand-in for `pinned`, `copy` and `alone`.
+
+    A buffer is filled again only when its copy is done: before that, the device would read the next batch's pixels.
+    """
+
+    BUFFERS = 4
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self._ring: deque[tuple[torch.Tensor, Any]] = deque()
+
+    def upload(self, arrays: Sequence[npt.NDArray[Any]]) -> "torch.Tensor":
+        n, shape = len(arrays), arrays[0].shape
+        buffer = self._free_buffer()
+        if buffer is None or len(buffer) < n or (buffer.shape[1:], buffer.numpy().dtype) != (shape, arrays[0].dtype):
+            buffer = self.pinned(np.empty((n, *shape), arrays[0].dtype))
+        np.stack(arrays, out=buffer.numpy()[:n])
+        on_device, copied = self.copy(buffer[:n])
+        self._ring.append((buffer, copied))
+        return on_device
+
+    def _free_buffer(self) -> "torch.Tensor | None":
+        if len(self._ring) < self.BUFFERS:
+            return None
+        buffer, copied = self._ring.popleft()
+        copied.synchronize()
+        return buffer
+
+    def pinned(self, like: npt.NDArray[Any]) -> "torch.Tensor":
+        """Return a buffer in pinned memory."""
+        import torch
+
+        return torch.from_numpy(like).pin_memory()
+
+    def copy(self, buffer: "torch.Tensor") -> "tuple[torch.Tensor, Any]":
+        """Start a copy to the device; return it with the event that is done when the buffer has been read."""
+        import torch
+
+        return buffer.to(self.device, non_blocking=True), torch.cuda.current_stream(self.device).record_event()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One thread for torch in the calling thread, then as before: its OpenMP team would fight the others for the cores.
+
+        Measured with ViT-B/32 on 16 cores and an H200: 320 images/s against 817 with one thread.
+        """
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+FEEDS: dict[str, type[Feed]] = {"cuda": CudaFeed}
+
+
+def feed_of(device: str) -> Feed:
+    """Return a feed of its own for a device."""
+    return FEEDS.get(device.partition(":")[0], Feed)(device)
 
 
 def keep_to_one_thread() -> None:
@@ -175,42 +267,6 @@ def float32_as_asked(device: str, precision: str) -> Iterator[None]:
                 torch.set_float32_matmul_precision(matmul_precision)  # the flag made it "high"
             for place, name in zip(newer, names, strict=True):
                 place.fp32_precision = name
-
-
-@contextmanager
-def single_threaded_feed(device: str) -> Iterator[None]:
-    """Let the main thread run torch's operations by itself while threads prepare images for a CUDA device; then as before.
-
-    Its team of OpenMP's threads would fight them for the cores: measured with ViT-B/32 on 16 cores and an H200, 320 images/s
-    against 817 with one thread.
-    """
-    if not device.startswith("cuda"):
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def batches_ahead(device: str) -> int:
-    """Return how many batches of images are prepared while the model runs: none on a CPU, where both want the same cores.
-
-    Measured on 2 cores with ViT-B/32: preparing in all threads between the batches reaches .95 of the bare model's rate, preparing
-    during them .90 to .92.
-    """
-    return 0 if device == "cpu" else 2
-
-
-def to_device(tensor: "torch.Tensor", device: str) -> "torch.Tensor":
-    """Return the tensor on the device: to CUDA from pinned memory, so that the copy does not wait for the model's queue."""
-    if device.startswith("cuda"):
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def synchronized(output: T, device: str) -> T:

@@ -36,7 +36,7 @@ class Optimized(Protocol):
         """Return what the model is given for an image. Safe in several threads."""
 
     def start_images(self, prepared: Sequence[Any]) -> Callable[[], Rows]:
-        """Start the model on what `prepare` gave, in one batch; return a call that gives (images, dim) float32 raw rows."""
+        """Start the model on what `prepare` gave, in one batch; return a call that waits for (images, dim) float32 raw rows."""
 
     def encode_texts(self, texts: Sequence[str], batch_size: int, positions: int, progress: Any) -> Rows:
         """Return (texts, dim) float32 raw rows, in the order given; `positions`: tokens per batch, 0 for whole texts' worth."""

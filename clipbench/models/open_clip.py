@@ -16,19 +16,28 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import open_clip
 import torch
 from open_clip.hf_model import HFTextEncoder, MeanPooler
 from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import (
+    CenterCropOrPad,
+    MaybeConvertMode,
+    MaybeToTensor,
+    PreprocessCfg,
+    ResizeKeepRatio,
+    image_transform_v2,
+)
 from open_clip.transformer import QuickGELU, TextTransformer
 from PIL import Image
 from torch import nn
 from torch.func import functional_call
+from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 
 from clipbench.errors import CheckpointError, WeightsUnavailableError
 from clipbench.models.checkpoint import load_into, read_checkpoint, tensor_hashes, weights_sha256
-from clipbench.models.device import synchronized, to_device
+from clipbench.models.device import feed_of, synchronized
 from clipbench.models.encoder import Encoder, Rows, checked_rows
 from clipbench.models.weights import fetch_tag
 from clipbench.models.zoo import ModelSpec, checkpoint_config
@@ -345,6 +354,7 @@ def _hub_errors(spec: ModelSpec, offline: bool) -> Iterator[None]:
 
 CHANNELS_LAST = "channels_last"
 CUT_TEXTS = "cut_texts"
+NORMALIZED = "normalized_on_device"
 
 
 class OptimizedOpenClip:
@@ -356,16 +366,25 @@ class OptimizedOpenClip:
         on_cpu = encoder.identity.device == "cpu"
         convolutions = sum(isinstance(module, nn.Conv2d) for module in encoder.model.visual.modules())  # type: ignore[union-attr]  # open_clip's tower
         self._is_channels_last = on_cpu and convolutions > 1
+        self._feed = feed_of(encoder.identity.device)
+        self._split = split_preprocessing(encoder.preprocess)
+        if self._split is not None:
+            self._table = torch.from_numpy(self._split.table).to(encoder.identity.device)
 
     def names(self, tower: Tower) -> tuple[str, ...]:
         """Return what is done otherwise than on the reference path; empty where nothing is."""
         if tower == "images":
-            return (CHANNELS_LAST,) if self._is_channels_last else ()
+            on_device = self._split is not None and self._feed.is_queue
+            return ((CHANNELS_LAST,) if self._is_channels_last else ()) + ((NORMALIZED,) if on_device else ())
         return (CUT_TEXTS,) if self._cut else ()
 
-    def prepare(self, image: Image.Image) -> torch.Tensor:
-        """Return (3, height, width) float32: the model's own preprocessing, pixel for pixel. Safe in several threads."""
-        return self._encoder.preprocess(image)
+    def prepare(self, image: Image.Image) -> npt.NDArray[Any]:
+        """Return what `start_images` takes: (3, height, width) float32 by the model's own preprocessing, or where a device with a
+        queue can finish it, (height, width, 3) uint8, resized and cropped. Safe in several threads."""
+        if self._split is None:
+            return self._encoder.preprocess(image).numpy()
+        pixels = np.asarray(self._split.resized(image))
+        return pixels if self._feed.is_queue else self._split.looked_up(pixels)
 
     def start_images(self, prepared: Sequence[Any]) -> Callable[[], Rows]:
         """Start the model on what `prepare` gave, in one batch; return a call that waits and gives (images, dim) float32 rows.
@@ -373,10 +392,13 @@ class OptimizedOpenClip:
         On a CPU, convolutions run over channels_last memory: measured 1.04 to 1.2 times as fast for RN50 at batch 4, 1.2 for lite;
         a ViT, whose one convolution cuts patches, gains nothing and is left alone, and no other device was measured.
         """
-        pixels = torch.stack(tuple(prepared))
-        if self._is_channels_last:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        raw = self._encoder.forward_images(to_device(pixels, self._encoder.identity.device))
+        with torch.inference_mode():
+            pixels = self._feed.upload(prepared)
+            if self._split is not None and self._feed.is_queue:
+                pixels = _looked_up(pixels, self._table)
+            if self._is_channels_last:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            raw = self._encoder.forward_images(pixels).clone()  # some towers return a view of all they computed
         return partial(checked_rows, raw, len(prepared), f"{self._encoder.identity.name}: encode_image")
 
     def encode_texts(self, texts: Sequence[str], batch_size: int, positions: int, progress: Any) -> Rows:
@@ -398,6 +420,39 @@ class OptimizedOpenClip:
             found.append(checked_rows(raw, len(batch), f"{self._encoder.identity.name}: encode_text"))
         rows: Rows = np.concatenate(found)[torch.argsort(order).numpy()]
         return rows
+
+
+@dataclass(frozen=True)
+class SplitPreprocessing:
+    """A model's own preprocessing in two: `resized`, PIL to PIL, and `table`, (3, 256) float32, what each value of each colour becomes."""
+
+    resized: Callable[[Image.Image], Image.Image]
+    table: npt.NDArray[np.float32]
+
+    def looked_up(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return (3, height, width) float32 of (height, width, 3): what ToTensor and Normalize give, 15 times as fast, in one thread."""
+        found = np.empty((3, *pixels.shape[:2]), np.float32)
+        for colour, values in enumerate(self.table):
+            np.take(values, pixels[..., colour], out=found[colour], mode="clip")
+        return found
+
+
+def split_preprocessing(preprocess: Any) -> SplitPreprocessing | None:
+    """Return open_clip's own evaluation transform in two, or None for anything else."""
+    steps = preprocess.transforms if type(preprocess) is Compose else ()
+    if [type(step) for step in steps[-2:]] != [MaybeToTensor, Normalize]:
+        return None
+    if {type(step) for step in steps[:-2]} - {Resize, ResizeKeepRatio, CenterCrop, CenterCropOrPad, MaybeConvertMode}:
+        return None
+    every_value = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(1, 256)).convert("RGB")
+    return SplitPreprocessing(Compose(steps[:-2]), Compose(steps[-2:])(every_value)[:, 0].numpy())
+
+
+def _looked_up(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """(images, 3, height, width) float32 of (images, height, width, 3) uint8, where their device has a (3, 256) table's copy."""
+    colours = 256 * torch.arange(3, dtype=torch.int32, device=pixels.device).view(3, 1, 1)
+    places = pixels.permute(0, 3, 1, 2).to(torch.int32) + colours
+    return table.flatten().index_select(0, places.flatten()).view(places.shape)
 
 
 def _batches(lengths: Sequence[int], budget: int) -> list[tuple[int, int]]:
