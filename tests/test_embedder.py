@@ -22,6 +22,7 @@ from clipbench.models.zoo import ModelSpec
 from clipbench.types import Encoding
 
 EIGHT = Resources(batch_size=8, workers=2)
+TEXT_OPTIMIZATIONS = ("cut_texts", "shared_beginnings", "words_tokenized_once")
 TEXTS = [f"a photo of {k} {word} " * (1 + k % 4) for k in range(40) for word in ("cats", "dogs")]
 
 
@@ -132,7 +133,7 @@ def test_texts_are_the_reference_paths_rows_and_the_result_says_what_was_done(ti
     texts = [*TEXTS, "", "word " * 100, *TEXTS[:5]]
     found, expected = optimizing(encoder).texts(texts), reference(encoder).texts(texts)
     np.testing.assert_allclose(found.rows, expected.rows, atol=1e-5)
-    assert found.optimizations == {"cut_texts", "distinct_texts"}
+    assert found.optimizations == {*TEXT_OPTIMIZATIONS, "distinct_texts"}
     assert (found.encoding.n, found.encoding.shared, found.encoding.cached) == (87, 5, 0)
     assert found.encoding.checked >= 1
     assert found.encoding.largest_distance <= 1e-5
@@ -226,7 +227,7 @@ def test_an_optimization_that_disagrees_is_dropped_and_the_result_says_so(tiny_m
     texts = optimizing(encoder).texts(TEXTS)
     np.testing.assert_array_equal(texts.rows, reference(encoder).texts(TEXTS).rows)
     assert texts.optimizations == set()
-    assert "with cut_texts a sampled row is" in texts.encoding.dropped
+    assert "with cut_texts, shared_beginnings, words_tokenized_once a sampled row is" in texts.encoding.dropped
     assert "away from the reference path's, allowed 1e-05" in texts.encoding.dropped
     if name == "tiny-rn":
         images = optimizing(encoder).images(items)
@@ -356,7 +357,7 @@ def test_a_wrong_cached_row_is_found_out_among_new_ones_that_are_right(vit):
     np.testing.assert_array_equal(wrong.rows, reference(vit).texts(TEXTS).rows)
     right = optimizing(vit, Stored(TEXTS[:-1], rows)).texts(TEXTS)
     assert (right.encoding.cached, right.encoding.dropped) == (79, "")
-    assert right.optimizations == {"cached_rows", "cut_texts"}
+    assert right.optimizations == {"cached_rows", *TEXT_OPTIMIZATIONS}
     assert right.encoding.checked == 8 + 1
 
 
