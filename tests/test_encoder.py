@@ -1,9 +1,11 @@
 """Unit rows, your own encoder, devices."""
 
 import ctypes
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -299,6 +301,50 @@ def test_the_device_is_waited_for_where_work_is_queued(monkeypatch, name, calls)
     device.synchronized(None, name)
     assert device.synchronized("output", name) == "output"
     assert waited == calls * 2
+
+
+def test_a_devices_own_seconds_are_between_its_events_around_what_was_queued(monkeypatch):
+    happened = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            happened.append(f"record on {stream}")
+
+        def synchronize(self):
+            happened.append("wait")
+
+        def elapsed_time(self, other):
+            return 12.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda name: f"{name}'s stream")
+    assert device.device_seconds(lambda: happened.append("start"), "cuda:1") == 0.0125
+    assert happened == ["record on cuda:1's stream", "start", "record on cuda:1's stream", "wait"]
+    assert device.device_seconds(lambda: pytest.fail("a CPU has no clock of its own"), "cpu") is None
+
+
+def driver(answers):
+    def run(command, **options):
+        (asked,) = [option for option in command if option.startswith("--query")]
+        assert "--id=GPU-12-ab" in command
+        return subprocess.CompletedProcess(command, 0, answers[asked.split("=")[0]])
+
+    return run
+
+
+def test_a_cards_state_is_what_its_driver_says_and_absent_where_it_says_nothing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: SimpleNamespace(uuid="12-ab"))
+    answers = {"--query-gpu": "1755, 1980, 310.52, [N/A], 41\n", "--query-compute-apps": "77\n4242\n"}
+    monkeypatch.setattr(subprocess, "run", driver(answers))
+    found = {"clock_mhz": 1755, "highest_clock_mhz": 1980, "power_watts": 310.52, "temperature_celsius": 41}
+    assert device.card_state("cuda") == found | {"processes": 2}
+    assert device.card_state("cpu") == {}
+    for error in (FileNotFoundError("nvidia-smi"), subprocess.CalledProcessError(9, "nvidia-smi")):
+        monkeypatch.setattr(subprocess, "run", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        assert device.card_state("cuda") == {}
 
 
 def test_peak_memory_on_cuda_is_reset_then_what_was_allocated(monkeypatch):

@@ -5,11 +5,12 @@ import os
 import platform
 import re
 import resource
+import subprocess
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -280,6 +281,59 @@ def synchronized(output: T, device: str) -> T:
 
         torch.mps.synchronize()
     return output
+
+
+def device_seconds(start: Callable[[], object], device: str) -> float | None:
+    """Return the seconds that a CUDA device took for what `start` queued, by its own events; None where a device has no such clock.
+
+    The host is in it where the device had to wait for the next launch, and nowhere else.
+    """
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    stream = torch.cuda.current_stream(device)
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
+    before.record(stream)
+    start()
+    after.record(stream)
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1000
+
+
+_CARD = {
+    "clocks.sm": "clock_mhz",
+    "clocks.max.sm": "highest_clock_mhz",
+    "power.draw": "power_watts",
+    "power.limit": "power_limit_watts",
+    "temperature.gpu": "temperature_celsius",
+}
+
+
+def card_state(device: str) -> dict[str, float]:
+    """Return what a CUDA card is doing now, as its driver says: clock, power, temperature, and `processes` that compute on it, this
+    one among them. What cannot be had is absent."""
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    card = f"--id=GPU-{getattr(torch.cuda.get_device_properties(device), 'uuid', '')}"
+    found = {}
+    for name, value in zip(
+        _CARD.values(), _nvidia_smi(card, f"--query-gpu={','.join(_CARD)}").split(","), strict=False
+    ):
+        with suppress(ValueError):  # "[N/A]"
+            found[name] = float(value)
+    return found | ({"processes": float(len(_nvidia_smi(card, "--query-compute-apps=pid").split()))} if found else {})
+
+
+def _nvidia_smi(*options: str) -> str:
+    """What the driver's program answers, "" where there is none or it fails."""
+    try:
+        command = ["nvidia-smi", *options, "--format=csv,noheader,nounits"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout  # noqa: S603  # its own options
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def release(device: str) -> None:

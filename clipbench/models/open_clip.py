@@ -38,8 +38,8 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
 
 from clipbench.errors import CheckpointError, WeightsUnavailableError
 from clipbench.models.checkpoint import load_into, read_checkpoint, tensor_hashes, weights_sha256
-from clipbench.models.device import feed_of, synchronized
-from clipbench.models.encoder import Encoder, Rows, checked_rows
+from clipbench.models.device import feed_of
+from clipbench.models.encoder import Encoder, Ready, Rows, checked_rows
 from clipbench.models.weights import fetch_tag
 from clipbench.models.zoo import ModelSpec, checkpoint_config
 from clipbench.types import JsonObject, ModelIdentity, Tower
@@ -102,13 +102,13 @@ class OpenClipEncoder(Encoder):
     def encode_texts(self, texts: Sequence[str]) -> Rows:
         return checked_rows(self.forward_texts(self.tokens(texts)), len(texts), f"{self.identity.name}: encode_text")
 
-    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
+    def ready_images(self, images: Sequence[Image.Image]) -> Ready:
         pixels = self.pixels(images).to(device=self.identity.device, dtype=_DTYPES[self.identity.precision])
-        return lambda: synchronized(self.forward_images(pixels), self.identity.device)
+        return Ready(partial(self.forward_images, pixels), self.identity.device)
 
-    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
+    def ready_texts(self, texts: Sequence[str]) -> Ready:
         tokens = self.tokens(texts).to(self.identity.device)
-        return lambda: synchronized(self.forward_texts(tokens), self.identity.device)
+        return Ready(partial(self.forward_texts, tokens), self.identity.device)
 
     def optimized(self) -> "OptimizedOpenClip | None":
         """Return the same rows with less work; None for a class derived from this one, whose calls are its own business."""
