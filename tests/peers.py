@@ -389,7 +389,7 @@ def loader_work(bench):
 
 def feed_work(bench):
     """The whole path against its preprocessing; on a CPU with a model that costs nothing, on CUDA with the real one."""
-    ours, theirs, items = bench.ours, bench.theirs, bench.items()
+    ours, theirs, items = bench.ours, bench.theirs, bench.items(bench.images if bench.on_cuda else 4 * bench.images)
     what = f"encode {len(items)} images from files"
     if not bench.on_cuda:
         encoder = copy.copy(ours.encoder)
