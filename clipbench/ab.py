@@ -338,7 +338,7 @@ def serve(arguments: Sequence[str], source: TextIO, answers: TextIO) -> int:
 def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any], dict[str, Callable[[], object]]]:
     """(What this side is, the call of each metric): each call warmed up, and checked to give the reference path's rows."""
     from clipbench.models import load_encoder
-    from clipbench.models.device import ieee_float32, resolve_resources
+    from clipbench.models.device import float32_as_asked, resolve_resources
     from clipbench.models.weights import go_offline
     from clipbench.models.zoo import resolve
     from clipbench.session import environment
@@ -349,7 +349,7 @@ def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any]
     specs = resolve([options.model], options.pretrained, options.activation)
     if len(specs) != 1:
         raise ValueError(f"--model {options.model}: expected one model")
-    held.enter_context(ieee_float32(resources.device, resources.precision))
+    held.enter_context(float32_as_asked(resources.device, resources.precision))
     encoder = load_encoder(specs[0], resources, options.offline)
     (source,) = experiment("speed").sources(DataOptions())
     work = speed.workload(source.load(), resources.batch_size)

@@ -56,7 +56,7 @@ def add_options(parser: pytest.Parser) -> None:
     add("--pretrained", metavar="TAG|PATH|random[:SEED]", help="weights (default: openai)")
     add("--activation", choices=("quickgelu", "gelu"), help="activation of a checkpoint whose name does not say it")
     add("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps")
-    add("--precision", choices=PRECISIONS, default="fp32", help="fp32 (default), bf16 or fp16")
+    add("--precision", choices=PRECISIONS, default="fp32", help="fp32 (default: IEEE float32, on CUDA too), tf32 (CUDA), bf16 or fp16")
     add("--batch-size", type=int, metavar="N", help="items per batch (default: 4 on a CPU, else 64)")
     add("--workers", type=int, metavar="N",
         help="threads that decode and preprocess images (default: one per core, 8 at most)")

@@ -694,7 +694,7 @@ class Subject:
             embedder.release_rows()  # what is measured next is the model's memory
             size = embedder.batch_size
             scores = speed.PARTS[metric](embedder.encoder, speed.workload(dataset, size), timer)
-            return self._session.record(self.spec, one, dataset, speed.measured(scores, size))
+            return self._session.record(self.spec, one, dataset, speed.measured(scores, embedder))
 
         one, key = experiment("speed"), self._key("speed", None)
         result = self._guarded(key, run)

@@ -31,7 +31,7 @@ from clipbench.errors import (
 from clipbench.experiments import Experiment, Measured, all_experiments, experiment, result_of
 from clipbench.judge.references import judge
 from clipbench.models import load_encoder, wrap_encoder
-from clipbench.models.device import Resources, describe_machine, ieee_float32, release, resolve_resources
+from clipbench.models.device import Resources, describe_machine, float32_as_asked, release, resolve_resources
 from clipbench.models.encoder import Encoder
 from clipbench.models.weights import go_offline
 from clipbench.models.zoo import ModelSpec, resolve
@@ -100,7 +100,7 @@ class Session:
         self.free()
         self._failed[spec] = NotLoadedError(f"{spec.label} did not load; its first test says why")
         try:
-            with ieee_float32(self.resources.device, self.resources.precision):
+            with float32_as_asked(self.resources.device, self.resources.precision):
                 encoder = load_encoder(spec, self.resources, self.options.offline)
         except WeightsUnavailableError as error:
             self._failed[spec] = error
@@ -112,7 +112,7 @@ class Session:
         """Take an encoder that was made elsewhere as the one that the spec names."""
         self.free()
         self.subjects[spec.name] = subject_of(spec, encoder, self.options)
-        self._float32.enter_context(ieee_float32(self.resources.device, self.resources.precision))
+        self._float32.enter_context(float32_as_asked(self.resources.device, self.resources.precision))
         cache = cache_of(encoder, self.resources.device, self._store, reads=not self.options.is_gate)
         self._spec = spec
         self._specs.add(spec)

@@ -302,7 +302,7 @@ def result_from_json(entry: JsonObject) -> Result:
         {name: _matrix(matrix) for name, matrix in entry["matrices"].items()},
         {name: _answers(answers, lists) for name, answers in entry["answers"].items()},
         {tower: _evidence(evidence, lists) for tower, evidence in entry["evidence"].items()},
-        Provenance(tuple(how["optimizations"]), encoding, how["exclusions"], tuple(how["broken"])),
+        Provenance(tuple(how["optimizations"]), encoding, how["exclusions"], tuple(how["broken"]), how.get("card", {})),
         tuple(_verdict(key, verdict) for verdict in entry["verdicts"]),
     )
 

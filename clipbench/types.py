@@ -19,7 +19,7 @@ JsonObject = dict[str, Any]
 MetricKind = Literal["rate", "mean", "cosine", "probability", "count", "per_second", "seconds", "bytes"]
 MatrixKind = Literal["cosine", "probability", "count"]
 Tower = Literal["images", "texts"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Outcome = Literal["pass", "fail", "inconclusive", "note"]
 ReferenceKind = Literal["published", "floor", "contract", "baseline", "anchor"]
 
@@ -244,13 +244,15 @@ class Provenance:
     """How it went. Reported, never an obstacle.
 
     `optimizations` name what was done otherwise than on the reference path; `exclusions` count items that were left out, changed
-    or counted on purpose; `broken` names files that could not be decoded, the first 20.
+    or counted on purpose; `broken` names files that could not be decoded, the first 20. `card`: what a CUDA card was doing when a
+    speed was timed, see `models.device.card_state`.
     """
 
     optimizations: tuple[str, ...] = ()
     encoding: Mapping[Tower, Encoding] = field(default_factory=dict)
     exclusions: Mapping[str, int] = field(default_factory=dict)
     broken: tuple[str, ...] = ()
+    card: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def left_out(self) -> str:

@@ -28,6 +28,14 @@ for module in (
     importlib.import_module(f"clipbench.{module}")
 
 
+def pytest_runtest_setup(item):
+    """Skip what needs a CUDA device where there is none."""
+    import torch
+
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip(f"needs a CUDA device: torch {torch.__version__} finds none here")
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
     """Register a ViT and a ResNet of a few hundred thousand parameters, each with GELU and QuickGELU, with open_clip."""

@@ -1,8 +1,9 @@
 """clipbench timed against clip-benchmark and plain open_clip on the same work: `python tests/peers.py` prints the README's table.
 
 A ViT-B/32 with random weights, fp32, COCO-like images made on the spot; about an hour on two cores. A part:
-`python tests/peers.py --only captions,classifier`. Both sides take turns in one process with the same weights, inputs and
-threads, after a check that they give the same rows; a ratio above 1 is clipbench being faster.
+`python tests/peers.py --only captions,classifier`. `--device cuda` has a table of its own, on larger sets. Both sides take
+turns in one process with the same weights, inputs and threads, after a check that they give the same rows; a ratio above 1 is
+clipbench being faster.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +42,7 @@ from clipbench.embed.embedder import Embedder
 from clipbench.errors import ClipbenchError
 from clipbench.experiments.retrieval import caption_retrieval
 from clipbench.models import load_encoder
-from clipbench.models.device import peak_memory_bytes, release, reset_peak_memory, resolve_resources
+from clipbench.models.device import keep_to_one_thread, peak_memory_bytes, release, reset_peak_memory, resolve_resources
 from clipbench.models.zoo import resolve
 from clipbench.paths import benchmarks
 from clipbench.report.document import Paragraph, Table, to_markdown
@@ -86,12 +87,21 @@ def write_coco_like(root, images):
     for number in range(images):
         width, height = (480, 640) if number % 4 == 3 else (640, 480)
         rows.append({"id": number + 1, "file_name": f"{number + 1:012d}.jpg", "width": width, "height": height})
-        picture = photograph_like(photographs[number % len(photographs)], width, height, np.random.default_rng(number))
-        picture.save(root / SPLIT / rows[-1]["file_name"], "JPEG", quality=93)
         for place in (0, 1):
             category = classes[(2 * number + place) % len(classes)]["id"]
             box = {"bbox": [place * width / 2, place * height / 4, width / 2, height / 2], "area": width * height / 4}
             boxes.append({"id": len(boxes) + 1, "image_id": number + 1, "category_id": category, "iscrowd": 0, **box})
+
+    def write(row):
+        number = row["id"] - 1
+        photograph, generator = photographs[number % len(photographs)], np.random.default_rng(number)
+        picture = photograph_like(photograph, row["width"], row["height"], generator)
+        picture.save(root / SPLIT / row["file_name"], "JPEG", quality=93)
+
+    for photograph in photographs:
+        photograph.load()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, rows))
     sentences = enumerate(captions(images * CAPTIONS_PER_IMAGE, words))
     texts = [{"id": k, "image_id": k // CAPTIONS_PER_IMAGE + 1, "caption": caption} for k, caption in sentences]
     for name, content in (
@@ -209,6 +219,23 @@ class Theirs:
                 rows.append(self.model.encode_text(self.tokenizer(texts[start : start + batch]).to(self.device)))
         return {"images": unit(images), "texts": unit(rows)}
 
+    def loader(self, items, workers):
+        """Rows of the image tower over a plain DataLoader of the image files."""
+        dataset, pinned = [(self.pixels, item) for item in items], self.device.startswith("cuda")
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")  # more workers than cores
+            loader = torch.utils.data.DataLoader(
+                dataset, PEER_BATCH, num_workers=workers, collate_fn=collate, pin_memory=pinned
+            )
+            encode = self.model.encode_image
+            return unit([encode(pixels.to(self.device, non_blocking=True)) for pixels, _ in loader])
+
+    def preprocessed(self, items, workers):
+        """Decode and preprocess in threads, and nothing else."""
+        with ThreadPoolExecutor(max(1, workers), initializer=keep_to_one_thread) as pool:
+            for _ in pool.map(lambda item: self.pixels([item]), items):
+                pass
+
     def forward(self, batches):
         """Rows of the image tower alone."""
         with torch.inference_mode():
@@ -279,9 +306,30 @@ class Bench:
     classes: int = 80
     templates: int = 80
     cached_images: int = 500
+    coco_images: int = 5000
     rounds: int = 0
     device: str = "cpu"
     workers: int | None = None
+
+    @property
+    def on_cuda(self):
+        return self.device.startswith("cuda")
+
+    def at_least(self, cpu, cuda):
+        """The target of this device."""
+        return cuda if self.on_cuda else cpu
+
+    def best_workers(self, call):
+        """The number of processes with which a peer's call takes least: its default on a CPU, where more only share the cores."""
+        if not self.on_cuda:
+            return PEER_WORKERS
+        cores, seconds = len(os.sched_getaffinity(0)), {}
+        for workers in sorted({min(PEER_WORKERS, cores), min(8, cores), max(1, cores - 1), cores}):
+            self.say(f"a peer with {workers} workers")
+            start = time.perf_counter()
+            call(workers)
+            seconds[workers] = time.perf_counter() - start
+        return min(seconds, key=seconds.get)
 
     @cached_property
     def ours(self):
@@ -303,7 +351,8 @@ class Bench:
 def captions_work(bench):
     ours, theirs, items = bench.ours, bench.theirs, bench.items()
     sides = (lambda: {"rows": ours.texts(items)}), (lambda: {"rows": theirs.texts(items)})
-    return Work(f"encode {len(captions_of(items))} COCO-like captions", PEER, 5.5, *sides, rounds=7)
+    what = f"encode {len(captions_of(items))} COCO-like captions"
+    return Work(what, PEER, bench.at_least(5.5, 2.5), *sides, rounds=7)
 
 
 def classifier_work(bench):
@@ -312,13 +361,15 @@ def classifier_work(bench):
     texts = [row["name"] for row in categories][: bench.classes], class_set("imagenet1k").templates[: bench.templates]
     what = f"zero-shot classifier, {len(texts[0])} classes x {len(texts[1])} templates"
     sides = (lambda: {"rows": ours.classes(*texts)}), (lambda: {"rows": theirs.classes(*texts)})
-    return Work(what, PEER, 9, *sides, rounds=3)
+    return Work(what, PEER, bench.at_least(9, 2.5), *sides, rounds=3)
 
 
 def retrieval_work(bench):
     ours, theirs, items = bench.ours, bench.theirs, bench.items()
     what = f"retrieval evaluation, {len(items)} images, {CAPTIONS_PER_IMAGE} captions each"
-    return Work(what, PEER, 3.2, lambda: ours.retrieval(bench.root()), lambda: theirs.retrieval(items), rounds=7)
+    workers = bench.best_workers(lambda workers: theirs.retrieval(items, workers))
+    sides = (lambda: ours.retrieval(bench.root())), (lambda: theirs.retrieval(items, workers))
+    return Work(what, f"{PEER}, {workers} workers", bench.at_least(3.2, 2), *sides, rounds=7)
 
 
 def images_work(bench):
@@ -327,6 +378,33 @@ def images_work(bench):
     sides = (lambda: {"rows": ours.images(items)}), (lambda: {"rows": theirs.forward(ready)})
     what, against = f"encode {len(items)} images from files", "bare forward pass on ready tensors"
     return Work(what, against, 0.93, *sides, rounds=15, turns=2)
+
+
+def loader_work(bench):
+    ours, theirs, items = bench.ours, bench.theirs, bench.items()
+    workers = bench.best_workers(lambda workers: theirs.loader(items, workers))
+    sides = (lambda: {"rows": ours.images(items)}), (lambda: {"rows": theirs.loader(items, workers)})
+    return Work(f"encode {len(items)} images from files", f"a DataLoader, {workers} workers", 0.95, *sides, rounds=7)
+
+
+def feed_work(bench):
+    """The whole path against its preprocessing; on a CPU with a model that costs nothing, on CUDA with the real one."""
+    ours, theirs, items = bench.ours, bench.theirs, bench.items(bench.images if bench.on_cuda else 4 * bench.images)
+    what = f"encode {len(items)} images from files"
+    if not bench.on_cuda:
+        encoder = copy.copy(ours.encoder)
+        encoder.model = copy.copy(encoder.model)
+        encoder.model.encode_image = lambda pixels: pixels[:, :, 20, 8:16].flatten(1)
+        ours, theirs = Ours(bench.device, bench.workers, encoder), Theirs(encoder, bench.device)
+        what += " with a model that costs nothing"
+    expected = theirs.forward([theirs.pixels([item]).to(bench.device) for item in items])
+
+    def alone():
+        theirs.preprocessed(items, ours.resources.workers)
+        return {"rows": expected}
+
+    against = f"preprocessing alone, {ours.resources.workers} threads"
+    return Work(what, against, 0.9, lambda: {"rows": ours.images(items)}, alone, rounds=15, turns=2)
 
 
 def harness_work(bench):
@@ -345,6 +423,8 @@ COMPARISONS = {
     "classifier": classifier_work,
     "retrieval": retrieval_work,
     "images": images_work,
+    "feed": feed_work,
+    "loader": loader_work,
     "harness": harness_work,
 }
 
@@ -446,17 +526,26 @@ def pytest_benchmarks(arguments, results):
 
 
 def lite_lines(bench, start=pytest_benchmarks):
-    """Return the line of the main job: reached when every run was under the limit, missed when none was.
+    """Return the line of the main job. A first run is not counted, since it may build the embedded model."""
+    return limited_lines(bench, "lite", "`pytest benchmarks`, lite", [], start)
 
-    A first run is not counted, since it may build the embedded model.
-    """
-    seconds = [start(["--device", bench.device], bench.folder / f"lite_{k}") for k in range(1 + (bench.rounds or 3))][
-        1:
-    ]
+
+def coco_lines(bench, start=pytest_benchmarks):
+    """Return the line of the COCO experiments. A first run is not counted, since the files are in no cache of the system yet."""
+    images = bench.coco_images
+    asked = ["--model", MODEL, "--pretrained", PRETRAINED, "-k", "coco", "--coco", str(bench.root(images))]
+    what = f"COCO experiments on {images} images, {2 * images} boxes, {CAPTIONS_PER_IMAGE * images} captions"
+    return limited_lines(bench, "coco", what, asked, start)
+
+
+def limited_lines(bench, name, what, asked, start):
+    """Return the line of a whole process: reached when every run but the first was under the limit, missed when none was."""
+    folders = [bench.folder / f"{name}_{k}" for k in range(1 + (bench.rounds or 3))]
+    seconds = [start(["--device", bench.device, *asked], folder) for folder in folders][1:]
     under = [each < UNDER_SECONDS for each in seconds]
     word = "yes" if all(under) else "cannot tell" if any(under) else "no"
     took = f"{median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})"
-    return [("`pytest benchmarks`, lite, whole process", "-", took, "-", f"under {UNDER_SECONDS:.0f} s", word)], ""
+    return [(f"{what}, whole process", "-", took, "-", f"under {UNDER_SECONDS:.0f} s", word)], ""
 
 
 def cached_lines(bench, start=pytest_benchmarks):
@@ -481,8 +570,11 @@ def cached_lines(bench, start=pytest_benchmarks):
     return [line(what, "first run", 12, judged_ratio("cached", rounds, 0), lambda value: f"{value:.1f} s")], ""
 
 
-OTHERS = {"cached": cached_lines, "memory": memory_lines, "lite": lite_lines}
+OTHERS = {"cached": cached_lines, "memory": memory_lines, "lite": lite_lines, "coco": coco_lines}
 NAMES = (*COMPARISONS, *OTHERS)
+CPU_TABLE = ("captions", "classifier", "retrieval", "images", "feed", "harness", "cached", "memory", "lite")
+CUDA_TABLE = ("captions", "classifier", "retrieval", "feed", "loader", "coco")
+CUDA_SIZES = {"images": 2000}
 
 
 def line(what, peer, at_least, ratio, written):
@@ -526,7 +618,7 @@ def document(lines, notes, bench, load):
     asked = (
         f"{MODEL} with random weights ({PRETRAINED}), fp32, {bench.device}; a ratio above 1 is clipbench being faster. Batch: "
         f"{resources.batch_size} here, {PEER_BATCH} in {PEER}, the defaults; threads or processes that decode: {resources.workers} here, "
-        f"{PEER_WORKERS} in {PEER}. COCO-like images: {kilobytes:.0f} kB on average."
+        f"{PEER_WORKERS} in {PEER} where no other number is said. COCO-like images: {kilobytes:.0f} kB on average."
     )
     where = (
         f"{machine['processor']} {machine['accelerator']}, {machine['cores']} cores, {machine['threads']} threads, load {load:.1f} at "
@@ -568,16 +660,19 @@ def main(arguments=None):
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for every process that is started
         torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 on both sides
-    sizes = {"images": 8, "classes": 3, "templates": 4, "cached_images": 8, "rounds": 2} if options.quick else {}
+    on_cuda = options.device.startswith("cuda")
+    quick = {"images": 8, "classes": 3, "templates": 4, "cached_images": 8, "coco_images": 8, "rounds": 2}
+    sizes = quick if options.quick else CUDA_SIZES if on_cuda else {}
     asked = {"rounds": options.rounds, "cached_images": options.images, "templates": options.templates}
-    sizes |= {name: value for name, value in asked.items() if value}
+    chosen = options.only or (CUDA_TABLE if on_cuda else CPU_TABLE)
+    sizes = sizes | {name: value for name, value in asked.items() if value}
     load = os.getloadavg()[0]
     try:
         peer("zeroshot_retrieval")  # said before an hour of measuring, not after it
         with tempfile.TemporaryDirectory(prefix="clipbench-peers-") as folder:
             say = lambda text: sys.stderr.write(f"{text}\n")  # noqa: E731  # one line, used once
             bench = Bench(Path(folder), say, device=options.device, workers=options.workers, **sizes)
-            lines, notes = measure([name for name in NAMES if name in (options.only or NAMES)], bench)
+            lines, notes = measure([name for name in NAMES if name in chosen], bench)
             sys.stdout.write(document(lines, notes, bench, load))
             return exit_code(lines)
     except (ClipbenchError, OSError) as error:

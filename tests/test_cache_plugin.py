@@ -101,7 +101,7 @@ def tiny(run, monkeypatch, tiny_models):
 
 
 def test_an_optimization_that_was_dropped_is_a_note_and_the_session_passes(tiny, monkeypatch):
-    monkeypatch.setitem(TOLERANCE, "fp32", -1.0)
+    monkeypatch.setitem(TOLERANCE, "fp32", (-1.0, -1.0))
     result = tiny()
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["*note: optimization dropped: * encoded again: with *"])

@@ -1,9 +1,11 @@
 """Unit rows, your own encoder, devices."""
 
 import ctypes
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,12 +168,6 @@ def test_a_thread_that_prepares_images_runs_torch_alone_and_the_models_thread_ke
     assert threads(limit=False) == torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("name", "expected"), [("cpu", 32), ("cuda", 8)])
-def test_a_cpu_prepares_many_images_at_once_and_nobody_less_than_a_batch(name, expected):
-    assert device.images_at_once(name, 8, 2) == expected
-    assert device.images_at_once(name, 100, 2) == 100
-
-
 def float32_switches():
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return [place.fp32_precision for place in (matmul, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul)]
@@ -206,7 +202,7 @@ def test_float32_on_cuda_is_no_tf32_and_the_host_is_left_as_it_was(float32_as_it
     seen = []
 
     def measured():
-        with device.ieee_float32("cuda:0", "fp32"):
+        with device.float32_as_asked("cuda:0", "fp32"):
             seen.extend(float32_switches()[:3])
             raise EncoderError("whatever happens while it is measured")
 
@@ -219,8 +215,31 @@ def test_float32_on_cuda_is_no_tf32_and_the_host_is_left_as_it_was(float32_as_it
 @pytest.mark.parametrize(("name", "precision"), [("cpu", "fp32"), ("mps", "fp32"), ("cuda", "bf16"), ("cuda", "fp16")])
 def test_float32_is_left_alone_on_other_devices_and_for_other_precisions(name, precision):
     before = float32_switches()
-    with device.ieee_float32(name, precision):
+    with device.float32_as_asked(name, precision):
         assert float32_switches() == before
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_tf32_is_all_tf32_where_it_is_asked_for_and_the_host_is_left_as_it_was(float32_as_it_was, host):
+    HOSTS[host]()
+    before = float32_switches()
+    with device.float32_as_asked("cuda:0", "tf32"):
+        assert float32_switches()[:2] == ["tf32", "tf32"]
+    assert float32_switches() == before
+
+
+@pytest.mark.parametrize(("name", "capability"), [("cpu", None), ("mps", None), ("cuda", (7, 5))])
+def test_tf32_is_refused_where_a_device_has_none(monkeypatch, name, capability):
+    machine(monkeypatch, 1, True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with pytest.raises(UsageError, match=f"tf32: {name} multiplies no TF32"):
+        device.resolve_resources(name, "tf32", None, None)
+
+
+def test_tf32_is_a_precision_of_its_own_on_a_card_that_has_it(monkeypatch):
+    machine(monkeypatch, 1, False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert device.resolve_resources("cuda", "tf32", None, None).precision == "tf32"
 
 
 def test_a_session_measures_without_tf32_until_its_encoder_is_freed():
@@ -237,7 +256,7 @@ def test_a_session_measures_without_tf32_until_its_encoder_is_freed():
 
 def test_a_compiled_model_runs_while_tf32_is_off(float32_as_it_was):
     torch.set_float32_matmul_precision("high")
-    with device.ieee_float32("cuda", "fp32"):
+    with device.float32_as_asked("cuda", "fp32"):
         doubled = torch.compile(lambda x: x * 2, backend="eager")(torch.ones(2))
     assert doubled.tolist() == [2, 2]
 
@@ -282,6 +301,50 @@ def test_the_device_is_waited_for_where_work_is_queued(monkeypatch, name, calls)
     device.synchronized(None, name)
     assert device.synchronized("output", name) == "output"
     assert waited == calls * 2
+
+
+def test_a_devices_own_seconds_are_between_its_events_around_what_was_queued(monkeypatch):
+    happened = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            happened.append(f"record on {stream}")
+
+        def synchronize(self):
+            happened.append("wait")
+
+        def elapsed_time(self, other):
+            return 12.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda name: f"{name}'s stream")
+    assert device.device_seconds(lambda: happened.append("start"), "cuda:1") == 0.0125
+    assert happened == ["record on cuda:1's stream", "start", "record on cuda:1's stream", "wait"]
+    assert device.device_seconds(lambda: pytest.fail("a CPU has no clock of its own"), "cpu") is None
+
+
+def driver(answers):
+    def run(command, **options):
+        (asked,) = [option for option in command if option.startswith("--query")]
+        assert "--id=GPU-12-ab" in command
+        return subprocess.CompletedProcess(command, 0, answers[asked.split("=")[0]])
+
+    return run
+
+
+def test_a_cards_state_is_what_its_driver_says_and_absent_where_it_says_nothing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: SimpleNamespace(uuid="12-ab"))
+    answers = {"--query-gpu": "1755, 1980, 310.52, [N/A], 41\n", "--query-compute-apps": "77\n4242\n"}
+    monkeypatch.setattr(subprocess, "run", driver(answers))
+    found = {"clock_mhz": 1755, "highest_clock_mhz": 1980, "power_watts": 310.52, "temperature_celsius": 41}
+    assert device.card_state("cuda") == found | {"processes": 2}
+    assert device.card_state("cpu") == {}
+    for error in (FileNotFoundError("nvidia-smi"), subprocess.CalledProcessError(9, "nvidia-smi")):
+        monkeypatch.setattr(subprocess, "run", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        assert device.card_state("cuda") == {}
 
 
 def test_peak_memory_on_cuda_is_reset_then_what_was_allocated(monkeypatch):

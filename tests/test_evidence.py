@@ -125,6 +125,20 @@ def test_pictures_of_equal_bytes_and_another_shape_are_told_apart():
     assert hash_pixels(Image.new("RGB", (2, 2))) != hash_pixels(Image.new("L", (6, 2)))
 
 
+@pytest.mark.parametrize("place", [0, 7, 8, 8191, 8192, 20_000, 59 * 59 * 3 * 2 - 1])
+@pytest.mark.parametrize("bit", [1, 128])
+def test_one_bit_of_one_pixel_anywhere_changes_the_hash(place, bit):
+    values = np.random.default_rng(0).integers(0, 256, 59 * 118 * 3, dtype=np.uint8)
+    before = hash_pixels(Image.fromarray(values.reshape(59, 118, 3)))
+    values[place] ^= bit
+    assert hash_pixels(Image.fromarray(values.reshape(59, 118, 3))) != before
+
+
+def test_a_pictures_hash_is_the_same_everywhere_and_for_ever():
+    values = (np.arange(64 * 64 * 3) * 7 % 251).astype(np.uint8).reshape(64, 64, 3)
+    assert hash_pixels(Image.fromarray(values)) == 8702814824554983716
+
+
 def test_a_text_is_hashed_letter_by_letter_lone_surrogates_too():
     assert hash_text("a cat") == 0x51E4674156077982
     assert len({hash_text(text) for text in ("a cat", "a cat ", "A cat", "\ud800", "")}) == 5

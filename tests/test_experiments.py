@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from fakes import ColourEncoder, NanEncoder, colour_dataset, custom, measure
 from PIL import Image
 
@@ -12,7 +13,9 @@ from clipbench.data.dataset import Dataset, Source
 from clipbench.embed.embedder import Embedder
 from clipbench.errors import DataError, DataUnavailableError, EncoderError, UsageError
 from clipbench.experiments import all_experiments, experiment, register, registered, score, speed
+from clipbench.models import device
 from clipbench.models.device import Resources
+from clipbench.models.encoder import CustomEncoder
 from clipbench.options import Options
 from clipbench.types import MetricSpec, Outcomes
 
@@ -205,6 +208,38 @@ def test_speed_as_a_whole_gives_every_metric_it_can(colours):
     assert result.is_timed
 
 
+@pytest.mark.parametrize(
+    ("name", "seconds", "calls"),
+    [
+        ("cuda", [0.9] * 3 + [0.1] * 90, 15),
+        ("cuda", [0.1] * 90, 10),
+        ("cuda", [0.9 * 2.0 ** -(k // 5) for k in range(90)], 10),
+        ("cpu", [0.1] * 9, 0),
+    ],
+)
+def test_a_device_is_warmed_up_until_its_calls_are_stable_or_for_five_seconds(monkeypatch, name, seconds, calls):
+    left = iter(seconds)
+    monkeypatch.setattr(speed, "_seconds", lambda call: next(left))
+    speed.warm_up(lambda: None, name)
+    assert len(seconds) - len(list(left)) == calls
+
+
+def test_speed_on_cuda_gives_the_devices_own_seconds_and_what_the_card_was_doing(colours, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda name: None)
+    monkeypatch.setattr(device, "device_seconds", lambda start, name: start() is not None and 0.004)
+    monkeypatch.setattr(
+        device, "card_state", lambda name: {"clock_mhz": 1755.0, "processes": 1.0} if name == "cuda" else {}
+    )
+    monkeypatch.setattr(device, "reset_peak_memory", lambda name: False)
+    encoder = CustomEncoder(ColourEncoder(), "fake", "cuda")
+    result = measure("speed", encoder, colours, batch_size=2)
+    own = {name: found.value for name, found in result.scores.items() if "device" in name}
+    assert own == dict.fromkeys(("images_device_seconds", "texts_device_seconds", "latency_device_seconds"), 0.004)
+    assert result.provenance.card == {"clock_mhz": 1755.0, "processes": 1.0}
+    assert result.is_timed
+    assert measure("speed", custom(ColourEncoder()), colours, batch_size=2).provenance.card == {}
+
+
 def test_experiments_are_found_by_looking():
     assert list(all_experiments())[:2] == ["model_card", "natural"]
     assert "speed" in all_experiments()
@@ -219,7 +254,7 @@ def test_evaluate_takes_an_object_and_names_of_experiments():
 def test_evaluate_refuses_what_it_does_not_know():
     with pytest.raises(UsageError, match="unknown experiment 'naturel'; closest: natural"):
         clipbench.evaluate(ColourEncoder(), experiments=["naturel"], device="cpu")
-    with pytest.raises(UsageError, match="expected one of fp32, bf16, fp16"):
+    with pytest.raises(UsageError, match="expected one of fp32, tf32, bf16, fp16"):
         clipbench.evaluate(ColourEncoder(), precision="int8", device="cpu")
     with pytest.raises(UsageError, match=r"zero_shot has no data; give its folder: zero_shot=\.\.\."):
         clipbench.evaluate(ColourEncoder(), experiments=["zero_shot"], device="cpu")

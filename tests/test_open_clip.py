@@ -99,6 +99,16 @@ def test_lower_precision_keeps_the_weights_hash_and_nearly_the_rows(tiny_models,
         assert 1e-6 < np.abs(unit_rows(a) - unit_rows(b)).max() < 0.05
 
 
+@pytest.mark.parametrize("source", ["random", "path"])
+def test_tf32_has_the_weights_of_fp32_as_they_are_and_rows_that_no_cache_takes_for_them(tiny_models, tmp_path, source):
+    chosen = spec("tiny-vit", source="path", pretrained=str(saved(tmp_path))) if source == "path" else spec("tiny-vit")
+    full, found = (load_open_clip(chosen, "cpu", precision, offline=True) for precision in ("fp32", "tf32"))
+    assert found.model.state_dict()["logit_scale"].dtype == torch.float32
+    np.testing.assert_array_equal(found.encode_texts(TEXTS), full.encode_texts(TEXTS))
+    np.testing.assert_array_equal(found.encode_images(images()), full.encode_images(images()))
+    assert (found.identity.precision, found.depends_on()["precision"]) == ("tf32", "tf32")
+
+
 def saved(tmp_path, name="tiny-vit", seed=3, **container):
     model, _, _ = own(name, "gelu", seed)
     path = tmp_path / container.get("file", "w.safetensors")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -267,6 +268,26 @@ def test_the_main_job_is_held_to_thirty_seconds_and_its_first_run_is_not_counted
     (cells,), _ = peers.lite_lines(bench, lambda arguments, results: next(left))
     assert cells[-1] == word
     assert cells[2] == f"{np.median(seconds):.1f} s ({seconds[0]:.1f} to {seconds[1]:.1f})"
+
+
+def test_the_coco_experiments_are_held_to_thirty_seconds_on_the_pictures_of_the_table(bench, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench, "coco_images", IMAGES)
+    (cells,), _ = peers.coco_lines(bench, lambda arguments, results: asked.append(arguments) or 28.0)
+    assert cells[0] == "COCO experiments on 8 images, 16 boxes, 40 captions, whole process"
+    assert cells[-1] == "yes"
+    assert {"--coco", str(bench.root()), "-k", "coco"} <= set(asked[0])
+
+
+def test_a_gpu_has_a_table_and_targets_of_its_own_and_the_peers_best_number_of_workers(tmp_path, monkeypatch):
+    on_cuda, on_cpu = (Bench(tmp_path, silent, device=name) for name in ("cuda:1", "cpu"))
+    assert (on_cuda.at_least(9, 2.5), on_cpu.at_least(9, 2.5)) == (2.5, 9)
+    assert set(peers.CUDA_TABLE) | set(peers.CPU_TABLE) <= set(peers.NAMES)
+    tried = []
+    monkeypatch.setattr(peers.os, "sched_getaffinity", lambda process: range(16))
+    assert on_cuda.best_workers(lambda n: tried.append(n) or time.sleep(0.0 if n == 8 else 0.05)) == 8
+    assert tried == [4, 8, 15, 16]
+    assert on_cpu.best_workers(lambda n: pytest.fail("nothing is tried on a CPU")) == peers.PEER_WORKERS
 
 
 def started(seconds, values):

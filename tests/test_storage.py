@@ -104,6 +104,7 @@ def full_result():
             {"images": Encoding(2, 1, 1, 4, 1e-6, "a row is away"), "texts": Encoding(3)},
             {"broken_images": 1},
             ("x.jpg",),
+            {"clock_mhz": 1755.0},
         ),
         (
             Verdict(KEY, "by_text", "floor", "fail", "too low", "a source", 0.7),

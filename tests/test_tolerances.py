@@ -105,6 +105,8 @@ def test_two_precisions_are_held_to_the_finer_one_and_an_unknown_one_to_the_fine
     rules = read_rules()
     assert rules.budget("bf16", "fp32").precision == "fp32"
     assert rules.budget("bf16", "bf16").precision == "bf16"
+    assert rules.budget("tf32", "fp32").precision == "fp32"
+    assert rules.budget("tf32", "tf32").precision == "tf32"
     assert rules.budget("int4", "bf16").precision == "fp32"
 
 

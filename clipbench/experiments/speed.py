@@ -23,7 +23,7 @@ from clipbench.types import MetricSpec, Score
 
 if TYPE_CHECKING:
     from clipbench.embed.embedder import Embedder
-    from clipbench.models.encoder import Encoder, Rows
+    from clipbench.models.encoder import Encoder, Ready, Rows
 
 IMAGES = MetricSpec("images_per_second", "per_second", headline=True, unit="images/s")
 TEXTS = MetricSpec("texts_per_second", "per_second", headline=True, unit="texts/s")
@@ -34,12 +34,19 @@ MEMORY = MetricSpec("peak_memory_bytes", "bytes", "lower", headline=True, unit="
 GROWTH = MetricSpec("memory_growth_bytes", "bytes", "lower", unit="bytes")
 """What a hundred calls of each kind add to the memory in use: measured by `--speed gate` alone, in processes of its own."""
 
-METRICS = (IMAGES, TEXTS, *LATENCY, MEMORY, GROWTH)
+DEVICE = tuple(
+    MetricSpec(f"{what}_device_seconds", "seconds", "lower", unit="s") for what in ("images", "texts", "latency")
+)
+"""What a CUDA device takes for a batch of images, one of texts, and one image, by its own events: the host's noise is not in it."""
+
+METRICS = (IMAGES, TEXTS, *LATENCY, MEMORY, GROWTH, *DEVICE)
 
 ROUND_SECONDS = 3.0
 ROUNDS = (2, 50)
 SLOW_ROUND_SECONDS = 10.0
 LATENCY_SECONDS = 5.0
+STABLE, STABLE_CALLS, WARM_SECONDS = 0.02, 5, 5.0
+DEVICE_SAMPLES = 30
 LATENCY_SAMPLES = 200
 QUANTILES = dict(zip(LATENCY, ((0.50, 1), (0.90, 20), (0.99, 100)), strict=True))
 
@@ -67,10 +74,37 @@ def perf_counter_timer(call: Callable[[], object], rounds: int) -> list[float]:
     return [_seconds(call) for _ in range(rounds)]
 
 
+def warm_up(call: Callable[[], object], device: str) -> None:
+    """Run a call on a device of its own until the median of 5 is within 2 % of that of the 5 before, for 5 s at most.
+
+    Clocks rise and kernels are chosen in the first calls. A CPU needs none.
+    """
+    if device == "cpu":
+        return
+    seconds: list[float] = []
+    while sum(seconds) < WARM_SECONDS:
+        seconds += [_seconds(call) for _ in range(STABLE_CALLS)]
+        last, before = (np.median(seconds[k:][:STABLE_CALLS]) for k in (-STABLE_CALLS, -2 * STABLE_CALLS))
+        if len(seconds) > STABLE_CALLS and abs(last - before) <= STABLE * before:
+            return
+
+
+def device_time(spec: MetricSpec, call: "Ready") -> list[Score]:
+    """Return the median seconds that the device takes for a call, by its own clock; nothing where it has none."""
+    from clipbench.models.device import device_seconds
+
+    found = [device_seconds(call.start, call.device) for _ in range(DEVICE_SAMPLES if call.device != "cpu" else 0)]
+    seconds = [one for one in found if one is not None]
+    if not seconds:
+        return []
+    low, median, high = np.quantile(seconds, (0.05, 0.5, 0.95))
+    return [Score(spec, float(median), len(seconds), spread=float((high - low) / median))]
+
+
 def throughput(spec: MetricSpec, call: Callable[[], object], batch: int, timer: Timer) -> list[Score]:
     """Return items per second (batch / median round) of a call that waits for its device; nothing when the timer is switched off.
 
-    The call has run once before, so it is warm. One more run says how many rounds fit in 3 s: 2 to 50, and a single one where
+    The call is warm. One more run says how many rounds fit in 3 s: 2 to 50, and a single one where
     a round takes more than 10 s.
     """
     estimate = _seconds(call)
@@ -97,36 +131,44 @@ def check_timed(output: Any, batch: int, last_row: "Rows", what: str) -> None:
         raise EncoderError(f"{what}: the timed call gives other rows than the reference path (cosine {cosine:.4f})")
 
 
-def ready_images(encoder: "Encoder", work: Workload) -> Callable[[], object]:
-    """Return the call that is timed on images, run once and checked. Raises: as `check_timed`."""
+def ready_images(encoder: "Encoder", work: Workload) -> "Ready":
+    """Return the call that is timed on images, warm and checked. Raises: as `check_timed`."""
     call = encoder.ready_images(work.images)
     check_timed(call(), len(work.images), encoder.encode_images(work.images[-1:]), f"{encoder.identity.name}: images")
+    warm_up(call, encoder.identity.device)
     return call
 
 
-def ready_texts(encoder: "Encoder", work: Workload) -> Callable[[], object]:
-    """Return the call that is timed on texts, run once and checked. Raises: as `check_timed`."""
+def ready_texts(encoder: "Encoder", work: Workload) -> "Ready":
+    """Return the call that is timed on texts, warm and checked. Raises: as `check_timed`."""
     call = encoder.ready_texts(work.texts)
     check_timed(call(), len(work.texts), encoder.encode_texts(work.texts[-1:]), f"{encoder.identity.name}: texts")
+    warm_up(call, encoder.identity.device)
     return call
 
 
 def images_per_second(encoder: "Encoder", work: Workload, timer: Timer) -> list[Score]:
-    """Return images per second by the model alone, nothing when timing is switched off."""
-    return throughput(IMAGES, ready_images(encoder, work), len(work.images), timer)
+    """Return images per second by the model alone, and the device's seconds; nothing when timing is switched off."""
+    call = ready_images(encoder, work)
+    found = throughput(IMAGES, call, len(work.images), timer)
+    return found and found + device_time(DEVICE[0], call)
 
 
 def texts_per_second(encoder: "Encoder", work: Workload, timer: Timer) -> list[Score]:
-    """Return texts per second by the model alone, nothing when timing is switched off."""
-    return throughput(TEXTS, ready_texts(encoder, work), len(work.texts), timer)
+    """Return texts per second by the model alone, and the device's seconds; nothing when timing is switched off."""
+    call = ready_texts(encoder, work)
+    found = throughput(TEXTS, call, len(work.texts), timer)
+    return found and found + device_time(DEVICE[1], call)
 
 
 def latency(encoder: "Encoder", work: Workload) -> list[Score]:
     """Return seconds from one decoded image to its raw row: latency_p50, p90 from 20 samples, p99 from 100.
 
-    Up to 200 samples or 5 s, whichever comes first, after one warm-up call.
+    Up to 200 samples or 5 s, whichever comes first, after one warm-up call, or as many as the device needs; and the device's seconds
+    for the model alone on one image.
     """
     encoder.encode_images(work.images[:1])
+    warm_up(partial(one_row, encoder, work.images[0]), encoder.identity.device)
     samples: list[float] = []
     images = cycle(work.images)
     while len(samples) < LATENCY_SAMPLES and sum(samples) < LATENCY_SECONDS:
@@ -134,7 +176,8 @@ def latency(encoder: "Encoder", work: Workload) -> list[Score]:
     n = len(samples)
     found = {spec: float(np.quantile(samples, q)) for spec, (q, least) in QUANTILES.items() if n >= least}
     spread = found[LATENCY[1]] / found[LATENCY[0]] - 1 if LATENCY[1] in found else None
-    return [Score(spec, value, n, spread=spread if spec == LATENCY[0] else None) for spec, value in found.items()]
+    scores = [Score(spec, value, n, spread=spread if spec == LATENCY[0] else None) for spec, value in found.items()]
+    return scores + device_time(DEVICE[2], encoder.ready_images(work.images[:1]))
 
 
 def peak_memory(encoder: "Encoder", work: Workload) -> list[Score]:
@@ -162,12 +205,15 @@ PARTS: dict[str, Callable[["Encoder", Workload, Timer], list[Score]]] = {
 """What is timed together, by the first metric that it gives; memory comes first, before anything else is timed."""
 
 
-def measured(scores: Sequence[Score], batch_size: int) -> Measured:
-    """Return speed metrics with what was timed."""
+def measured(scores: Sequence[Score], embedder: "Embedder") -> Measured:
+    """Return speed metrics with what was timed, and what the card was doing then."""
+    from clipbench.models.device import card_state
+
     return Measured(
         scores,
+        card=card_state(embedder.encoder.identity.device),
         options={
-            "batch": batch_size,
+            "batch": embedder.batch_size,
             "throughput": "model alone on a prepared batch, device synchronised",
             "latency": "decoded image to raw row, batch 1",
         },
@@ -179,7 +225,7 @@ def speed(embedder: "Embedder", dataset: Dataset) -> Measured:
     embedder.release_rows()  # what is measured next is the model's memory
     work = workload(dataset, embedder.batch_size)
     found = [one for part in PARTS.values() for one in part(embedder.encoder, work, perf_counter_timer)]
-    return measured(found, embedder.batch_size)
+    return measured(found, embedder)
 
 
 def one_row(encoder: "Encoder", image: Image.Image) -> "Rows":

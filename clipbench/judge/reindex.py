@@ -311,7 +311,7 @@ def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str]
     """
     from clipbench.embed.embedder import Embedder
     from clipbench.models import load_encoder
-    from clipbench.models.device import ieee_float32, resolve_resources
+    from clipbench.models.device import float32_as_asked, resolve_resources
     from clipbench.models.weights import go_offline
     from clipbench.options import PRECISIONS
 
@@ -333,7 +333,7 @@ def encode_queries(spec: "ModelSpec", model: ModelIdentity, texts: Sequence[str]
                 f"{spec.label} has activation {encoder.identity.activation!r} here, the run's model {model.activation!r}; give "
                 f"--activation, or --queries OLD.npy NEW.npy"
             )
-        with ieee_float32(resources.device, resources.precision):
+        with float32_as_asked(resources.device, resources.precision):
             return Embedder(encoder, resources, optimize=False).texts(texts).rows
     finally:
         encoder.close()

@@ -5,14 +5,19 @@ import os
 import platform
 import re
 import resource
+import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from clipbench.errors import UsageError
 from clipbench.types import Precision
@@ -43,8 +48,13 @@ class Resources:
 
 
 def resolve_resources(device: str, precision: Precision, batch_size: int | None, workers: int | None) -> Resources:
-    """Return the device looked up, the rest as it was chosen or as that device likes it best. Raises: as `resolve_device`."""
+    """Return the device looked up, the rest as it was chosen or as that device likes it best.
+
+    Raises: as `resolve_device`; UsageError for TF32 where it cannot be.
+    """
     found = resolve_device(device)
+    if precision == "tf32" and not _has_tf32(found):
+        raise UsageError(f"--precision tf32: {found} multiplies no TF32 (CUDA from Ampere on does); use fp32")
     on_cpu = found == "cpu"
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return Resources(
@@ -87,6 +97,14 @@ def resolve_device(option: str) -> str:
     return option
 
 
+def _has_tf32(device: str) -> bool:
+    if not device.startswith("cuda"):
+        return False
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _may_have_accelerator() -> bool:
     """False without the driver's library and without AMD's device: nobody waits seconds for torch to be imported and say no."""
     if sys.platform != "linux" or _AMD.exists():
@@ -98,13 +116,101 @@ def _may_have_accelerator() -> bool:
     return True
 
 
-def images_at_once(device: str, batch_size: int, workers: int) -> int:
-    """Return how many images are prepared before the model is called: a batch at least, and on a CPU 16 for each thread.
+AHEAD_BYTES = 1 << 28
+"""Prepared images that wait for the model take no more than this, or one for each worker: 256 MiB are 1,700 of 224 x 224."""
 
-    There the threads wait for the model's to fall asleep each time: with ViT-B/32 on 2 cores, 4 at once reach .92 of the bare model's
-    rate, 16 .93 and 32 .95.
+
+class Feed:
+    """How images reach a device: this one a CPU or MPS, `CudaFeed` a CUDA device.
+
+    `is_queue`: whether the device works while the calling thread goes on. A CPU does not; there both want the same cores.
     """
-    return max(batch_size, (16 if device == "cpu" else 2) * workers)
+
+    def __init__(self, device: str) -> None:
+        self.device, self.is_queue = device, device != "cpu"
+
+    def images_at_once(self, batch_size: int, workers: int) -> int:
+        """Return how many images are prepared at most before the model is called, or on a device with a queue, beside it.
+
+        On a CPU the preparing threads wait for the model's to fall asleep each time: with ViT-B/32 on 2 cores, 4 at once reach .92 of
+        the bare model's rate, 16 .93 and 32 .95; preparing while the model runs reaches .90 to .92.
+        """
+        return 3 * max(batch_size, 2 * workers) if self.is_queue else max(batch_size, 16 * workers)
+
+    def upload(self, arrays: Sequence[npt.NDArray[Any]]) -> "torch.Tensor":
+        """Return arrays of one shape as one tensor on the device; what is started on it afterwards finds it whole."""
+        import torch
+
+        return torch.from_numpy(np.stack(arrays)).to(self.device)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Let the calling thread run torch's operations as it should while others prepare images."""
+        return nullcontext()
+
+
+class CudaFeed(Feed):
+    """Through a ring of pinned buffers, so that a copy waits for nobody. Tests put a stand-in for `pinned`, `copy` and `alone`.
+
+    A buffer is filled again only when its copy is done: before that, the device would read the next batch's pixels.
+    """
+
+    BUFFERS = 4
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self._ring: deque[tuple[torch.Tensor, Any]] = deque()
+
+    def upload(self, arrays: Sequence[npt.NDArray[Any]]) -> "torch.Tensor":
+        n, shape = len(arrays), arrays[0].shape
+        buffer = self._free_buffer()
+        if buffer is None or len(buffer) < n or (buffer.shape[1:], buffer.numpy().dtype) != (shape, arrays[0].dtype):
+            buffer = self.pinned(np.empty((n, *shape), arrays[0].dtype))
+        np.stack(arrays, out=buffer.numpy()[:n])
+        on_device, copied = self.copy(buffer[:n])
+        self._ring.append((buffer, copied))
+        return on_device
+
+    def _free_buffer(self) -> "torch.Tensor | None":
+        if len(self._ring) < self.BUFFERS:
+            return None
+        buffer, copied = self._ring.popleft()
+        copied.synchronize()
+        return buffer
+
+    def pinned(self, like: npt.NDArray[Any]) -> "torch.Tensor":
+        """Return a buffer in pinned memory."""
+        import torch
+
+        return torch.from_numpy(like).pin_memory()
+
+    def copy(self, buffer: "torch.Tensor") -> "tuple[torch.Tensor, Any]":
+        """Start a copy to the device; return it with the event that is done when the buffer has been read."""
+        import torch
+
+        return buffer.to(self.device, non_blocking=True), torch.cuda.current_stream(self.device).record_event()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One thread for torch in the calling thread, then as before: its OpenMP team would fight the others for the cores.
+
+        Measured with ViT-B/32 on 16 cores and an H200: 320 images/s against 817 with one thread.
+        """
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+FEEDS: dict[str, type[Feed]] = {"cuda": CudaFeed}
+
+
+def feed_of(device: str) -> Feed:
+    """Return a feed of its own for a device."""
+    return FEEDS.get(device.partition(":")[0], Feed)(device)
 
 
 def keep_to_one_thread() -> None:
@@ -127,14 +233,14 @@ def _thread_pools() -> Any:
 
 
 @contextmanager
-def ieee_float32(device: str, precision: str) -> Iterator[None]:
-    """Multiply float32 on CUDA as IEEE float32 while this is entered, then as before; other devices and precisions are left alone.
+def float32_as_asked(device: str, precision: str) -> Iterator[None]:
+    """Multiply float32 on CUDA as IEEE float32 (fp32) or in TF32 (tf32) while this is entered, then as before; all else is left alone.
 
     By default cuDNN convolves in TF32, and its result depends on the batch's size: on an H100 a ViT-B/32's rows differed by 1.6e-4.
     torch has two sets of switches and refuses to mix them. The older is used, which torch.compile reads, unless somebody has used
     the newer one.
     """
-    if not device.startswith("cuda") or precision != "fp32":
+    if not device.startswith("cuda") or precision not in ("fp32", "tf32"):
         yield
         return
     import torch
@@ -147,11 +253,11 @@ def ieee_float32(device: str, precision: str) -> Iterator[None]:
         try:
             flags, matmul_precision = [place.allow_tf32 for place in older], torch.get_float32_matmul_precision()
             for place in older:
-                place.allow_tf32 = False
+                place.allow_tf32 = precision == "tf32"
         except RuntimeError:  # the host has used the newer switches, and torch does not answer for the older ones
             flags, matmul_precision = [], ""
             for place in newer:
-                place.fp32_precision = "ieee"
+                place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
         yield
     finally:
@@ -162,42 +268,6 @@ def ieee_float32(device: str, precision: str) -> Iterator[None]:
                 torch.set_float32_matmul_precision(matmul_precision)  # the flag made it "high"
             for place, name in zip(newer, names, strict=True):
                 place.fp32_precision = name
-
-
-@contextmanager
-def single_threaded_feed(device: str) -> Iterator[None]:
-    """Let the main thread run torch's operations by itself while threads prepare images for a CUDA device; then as before.
-
-    Its team of OpenMP's threads would fight them for the cores: measured with ViT-B/32 on 16 cores and an H200, 320 images/s
-    against 817 with one thread.
-    """
-    if not device.startswith("cuda"):
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def batches_ahead(device: str) -> int:
-    """Return how many batches of images are prepared while the model runs: none on a CPU, where both want the same cores.
-
-    Measured on 2 cores with ViT-B/32: preparing in all threads between the batches reaches .95 of the bare model's rate, preparing
-    during them .90 to .92.
-    """
-    return 0 if device == "cpu" else 2
-
-
-def to_device(tensor: "torch.Tensor", device: str) -> "torch.Tensor":
-    """Return the tensor on the device: to CUDA from pinned memory, so that the copy does not wait for the model's queue."""
-    if device.startswith("cuda"):
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def synchronized(output: T, device: str) -> T:
@@ -211,6 +281,59 @@ def synchronized(output: T, device: str) -> T:
 
         torch.mps.synchronize()
     return output
+
+
+def device_seconds(start: Callable[[], object], device: str) -> float | None:
+    """Return the seconds that a CUDA device took for what `start` queued, by its own events; None where a device has no such clock.
+
+    The host is in it where the device had to wait for the next launch, and nowhere else.
+    """
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    stream = torch.cuda.current_stream(device)
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
+    before.record(stream)
+    start()
+    after.record(stream)
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1000
+
+
+_CARD = {
+    "clocks.sm": "clock_mhz",
+    "clocks.max.sm": "highest_clock_mhz",
+    "power.draw": "power_watts",
+    "power.limit": "power_limit_watts",
+    "temperature.gpu": "temperature_celsius",
+}
+
+
+def card_state(device: str) -> dict[str, float]:
+    """Return what a CUDA card is doing now, as its driver says: clock, power, temperature, and `processes` that compute on it, this
+    one among them. What cannot be had is absent."""
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    card = f"--id=GPU-{getattr(torch.cuda.get_device_properties(device), 'uuid', '')}"
+    found = {}
+    for name, value in zip(
+        _CARD.values(), _nvidia_smi(card, f"--query-gpu={','.join(_CARD)}").split(","), strict=False
+    ):
+        with suppress(ValueError):  # "[N/A]"
+            found[name] = float(value)
+    return found | ({"processes": float(len(_nvidia_smi(card, "--query-compute-apps=pid").split()))} if found else {})
+
+
+def _nvidia_smi(*options: str) -> str:
+    """What the driver's program answers, "" where there is none or it fails."""
+    try:
+        command = ["nvidia-smi", *options, "--format=csv,noheader,nounits"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout  # noqa: S603  # its own options
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def release(device: str) -> None:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -26,6 +26,18 @@ from clipbench.types import JsonObject, ModelIdentity, Tower
 Rows = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A call that is timed: `start` gives raw rows, which the device may still have to compute; calling it waits for them."""
+
+    start: Callable[[], object]
+    device: str
+
+    def __call__(self) -> object:
+        """Return the raw rows once the device has them."""
+        return synchronized(self.start(), self.device)
+
+
 class Optimized(Protocol):
     """The same rows with less work; `embed` checks a sample of them against the reference path."""
 
@@ -36,7 +48,7 @@ class Optimized(Protocol):
         """Return what the model is given for an image. Safe in several threads."""
 
     def start_images(self, prepared: Sequence[Any]) -> Callable[[], Rows]:
-        """Start the model on what `prepare` gave, in one batch; return a call that gives (images, dim) float32 raw rows."""
+        """Start the model on what `prepare` gave, in one batch; return a call that waits for (images, dim) float32 raw rows."""
 
     def encode_texts(self, texts: Sequence[str], batch_size: int, positions: int, progress: Any) -> Rows:
         """Return (texts, dim) float32 raw rows, in the order given; `positions`: tokens per batch, 0 for whole texts' worth."""
@@ -59,11 +71,10 @@ class Encoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> Rows:
         """Return (texts, dim) float32 rows, in one batch, as the model gives them: not normalised."""
 
-    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
-        """Return a call that runs the model alone on one batch, prepared beforehand where we can, waits for the device, and
-        returns its raw rows."""
+    def ready_images(self, images: Sequence[Image.Image]) -> Ready:
+        """Return a call that runs the model alone on one batch, prepared beforehand where we can."""
 
-    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
+    def ready_texts(self, texts: Sequence[str]) -> Ready:
         """Return `ready_images` of texts."""
 
     def observed(self) -> JsonObject:
@@ -226,11 +237,11 @@ class CustomEncoder(Encoder):
         rows = self._wrapped.encode_texts(list(texts))
         return checked_rows(rows, len(texts), f"{self.identity.name}: encode_texts")
 
-    def ready_images(self, images: Sequence[Image.Image]) -> Callable[[], object]:
-        return lambda: synchronized(self._wrapped.encode_images(list(images)), self.identity.device)
+    def ready_images(self, images: Sequence[Image.Image]) -> Ready:
+        return Ready(lambda: self._wrapped.encode_images(list(images)), self.identity.device)
 
-    def ready_texts(self, texts: Sequence[str]) -> Callable[[], object]:
-        return lambda: synchronized(self._wrapped.encode_texts(list(texts)), self.identity.device)
+    def ready_texts(self, texts: Sequence[str]) -> Ready:
+        return Ready(lambda: self._wrapped.encode_texts(list(texts)), self.identity.device)
 
     def asked(self) -> JsonObject:
         return {"config": self._config} if self._config else {}
