@@ -30,7 +30,8 @@ from paired_runs import (
 
 from clipbench.judge.compare import compare_runs, headline
 from clipbench.judge.tolerances import MustPass, with_options
-from clipbench.types import DatasetIdentity, Matrix, MetricSpec, Verdict
+from clipbench.metrics import hits_at, ranked
+from clipbench.types import Answers, DatasetIdentity, Matrix, MetricSpec, Verdict
 
 # Rows moved, and somebody asked for it: the head must be shown to be not worse.
 
@@ -204,6 +205,33 @@ def test_equal_rows_with_other_outcomes_are_another_scoring_but_for_near_ties(lo
     comparison = compared(*pair)
     assert (comparison.outcome, quality(comparison).outcome) == (outcome, outcome)
     assert words in quality(comparison).reason
+
+
+def among_five(gap, value=None):
+    """200 items with one taken for its own class, which is the 5th of 20 but for item 0: there it is `gap` from the fifth place."""
+    scores = np.tile(np.float32([0.4, 0.38, 0.36, 0.34, 0.32, 0.3]), (200, 1))
+    scores[0, 4] = scores[0, 5] + gap
+    own = np.full(200, 4)
+    found = ranked(np.pad(scores, ((0, 0), (0, 14))), own)
+    result = several({"acc1": hits_at(found.ranks, 1), "acc5": hits_at(found.ranks, 5)}, answers={})
+    ids, labels = result.answers["images"].ids, own.astype(np.int32)
+    result = replace(result, answers={"images": Answers(ids, CLASSES[:20], *found.taken_for, labels)})
+    if value is None:
+        return result
+    outcomes = result.scores["acc5"].outcomes
+    return with_score(result, "acc5", outcomes=replace(outcomes, values=np.r_[value, outcomes.values[1:]]))
+
+
+@pytest.mark.parametrize(
+    ("head", "outcome"),
+    [(among_five(-1e-6), "pass"), (among_five(-0.01), "fail"), (among_five(1e-6, value=0.0), "fail")],
+)
+def test_among_the_first_five_near_ties_may_change_though_no_first_one_does(head, outcome):
+    comparison = compared([among_five(1e-6)], [head])
+    assert comparison.outcome == outcome
+    assert ("are no near ties: scoring changed: i0" in verdict_of(comparison, "quality", "acc5").reason) is (
+        outcome == "fail"
+    )
 
 
 @pytest.mark.parametrize("margin", [0.1, 1e-5])

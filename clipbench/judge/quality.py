@@ -609,13 +609,42 @@ class _Judge:
             reach = float(self._reach(("",))[0]) * self._gain(o.spec)
             wrong = np.flatnonzero(~(np.abs(o.change) <= reach))
             return f"rows are equivalent and {len(wrong):,} outcomes moved: scoring changed" if len(wrong) else ""
-        beside = [self.pair.outcomes[m] for m in self._exact_beside(metric)]
+        if o.is_binary and (gaps := self._gaps_of_listed(o)) is not None:
+            wrong = np.flatnonzero(changed & ~(gaps <= self._reach(o.ids)))
+            named = listed([o.ids[k] for k in wrong])
+            return (
+                f"rows are equivalent and {len(wrong):,} outcomes are no near ties: scoring changed: {named}"
+                if len(wrong)
+                else ""
+            )
+        beside = [self.pair.outcomes[m] for m in self._exact_beside(metric)] if o.is_of_classes else []
         if beside:  # it follows from hits that are judged one by one
             flips = sum(other.lost + other.gained for other in beside)
             return "" if flips else "rows are equivalent, no hit changed and this did: scoring changed"
         share = float(np.abs(o.change).sum()) / len(o.ids)
         allowed = max(UNEXPLAINED, 2 / max(1, o.n_items))  # where no margin says which are near ties
         return f"rows are equivalent and {share:.1%} of it changed: scoring changed" if share > allowed else ""
+
+    def _gaps_of_listed(self, o: PairedOutcomes) -> FloatArray | None:
+        """(n,) how far the right candidate is behind the last that is listed, in the run that does not list it; inf where both do.
+
+        None unless a hit of base is to be listed: acc5, recall@5.
+        """
+        gaps = np.full(len(o.ids), np.inf)
+        for result, values in ((self.pair.base, o.base), (self.pair.head, o.head)):
+            answers = result.answers.get(o.spec.answers)
+            place = {item: k for k, item in enumerate(answers.ids)} if answers is not None else {}
+            if answers is None or answers.labels is None or not all(item in place for item in o.ids):
+                return None
+            at = [place[item] for item in o.ids]
+            is_out = ~(answers.top[at] == answers.labels[at, None]).any(axis=1)
+            is_listed_hit = is_out == (values == 0)
+            if values is o.base and not is_listed_hit.all():
+                return None
+            scores = answers.scores[at].astype(np.float64)
+            behind = scores[:, -1] - (scores[:, 0] + answers.margins[at])
+            gaps[is_out & is_listed_hit] = np.minimum(gaps, behind)[is_out & is_listed_hit]
+        return gaps
 
     def _exact_beside(self, metric: str) -> Iterator[str]:
         """Metrics of the same answers whose every outcome is explained by a margin."""
