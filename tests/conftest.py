@@ -3,12 +3,15 @@
 import importlib
 import json
 import os
+import pkgutil
 import sys
 
 import pytest
 from fakes import TINY_RESNET, TINY_VIT
 from hypothesis import settings
 from running import ENCODERS, NATURAL
+
+import clipbench
 
 # The same examples each time: a red suite is the change's doing. `--hypothesis-profile random` searches for others.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -18,22 +21,11 @@ settings.load_profile("repeatable")
 # Before anything imports the hub's client: a unit test that would reach for a network fails at once, by name.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Loaded before the first pytest run inside a test: such a run forgets what it loads itself, and torch cannot be loaded twice.
-for module in (
-    "models.open_clip",
-    "pytest_plugin",
-    "report.summary",
-    "session",
-):
-    importlib.import_module(f"clipbench.{module}")
-
-
-def pytest_runtest_setup(item):
-    """Skip what needs a CUDA device where there is none."""
-    import torch
-
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip(f"needs a CUDA device: torch {torch.__version__} finds none here")
+# Loaded before the first pytest run inside a test: such a run forgets what it loads itself, torch cannot be loaded twice, and a test
+# that replaces something in a module that was forgotten replaces nothing.
+for module in pkgutil.walk_packages(clipbench.__path__, "clipbench."):
+    if not module.name.endswith("__main__") and module.name.split(".")[1] not in ("benchmarks", "fixtures"):
+        importlib.import_module(module.name)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from paired_runs import (
     EYE,
+    INT8,
     NAMES,
     PROTOCOL,
     RIGHT,
@@ -86,6 +87,7 @@ def test_items_that_are_gone_are_named_and_inconclusive_and_new_ones_are_a_note(
     base, head = scored(RIGHT, ids=IDS), scored(RIGHT[1:], ids=IDS[1:])
     gone = compared([base], [head])
     assert verdict_of(gone, "items").reason == "1 item(s) of base are gone: i0"
+    assert verdict_of(gone, "items").items == ("i0",)
     assert (gone.outcome, cell(gone, "quality").outcome) == ("inconclusive", "inconclusive")
     grown = compared([head], [base])
     assert verdict_of(grown, "new").reason == "1 item(s) are new: i0"
@@ -327,3 +329,15 @@ def test_each_tower_s_rows_are_judged_once_for_all_results_of_the_same_items():
     assert [c.id for c in compared([natural()], [head]).cells if c.outcome == "inconclusive"] == [
         "rows[images/natural/ViT-B/32]", "quality[natural/natural/ViT-B/32]",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "named"), [({}, 5000), (INT8, 1)])
+def test_every_item_that_moved_unasked_is_named_and_of_a_move_that_was_asked_for_those_apart(asked, named):
+    base, head = scored(RIGHT), scored(RIGHT, **{**asked, "move": 0.05})
+    kept = head.evidence["images"]
+    sketches = kept.sketches.copy()
+    sketches[7] = -sketches[7]
+    head = replace(head, evidence={"images": replace(kept, sketches=sketches)})
+    rows = verdict_of(compared([base], [head]), "rows")
+    assert rows.reason.startswith("1 of 5,000 items moved apart from the others")
+    assert (rows.items[0], len(rows.items)) == ("i7", named)

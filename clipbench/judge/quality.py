@@ -371,9 +371,10 @@ def _count(pair: Pair, metric: str) -> Verdict:
 def _other_items(pair: Pair) -> Iterator[Verdict]:
     """Items that are gone, new, or have another label."""
     for ids in filter(None, dict.fromkeys(o.missing for o in pair.outcomes.values())):
-        yield pair.verdict("inconclusive", f"{len(ids):,} item(s) of base are gone: {listed(ids)}", kind="items")
+        reason = f"{len(ids):,} item(s) of base are gone: {listed(ids)}"
+        yield replace(pair.verdict("inconclusive", reason, kind="items"), items=ids)
     for ids in filter(None, dict.fromkeys(o.new for o in pair.outcomes.values())):
-        yield pair.verdict("note", f"{len(ids):,} item(s) are new: {listed(ids)}", kind="new")
+        yield replace(pair.verdict("note", f"{len(ids):,} item(s) are new: {listed(ids)}", kind="new"), items=ids)
     if pair.relabelled:
         reason = f"{len(pair.relabelled):,} item(s) have another label: {listed(pair.relabelled)}"
         yield replace(pair.verdict("inconclusive", reason, kind="items"), items=pair.relabelled)

@@ -7,6 +7,7 @@ explain. Thresholds are `tolerances.Moves`.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
@@ -160,7 +161,7 @@ def trace_verdict(base: JsonObject | None, head: JsonObject, change: Change, rul
 class Moved:
     """How one tower's rows moved on the items that both runs have. `distances`: (n,) float64 of unit rows, by their sketches.
 
-    `items`: those that the reason is about, the first of them named there.
+    `items`: those that the reason names, and whatever else moved although nothing was asked to change, the farthest first.
     """
 
     outcome: Outcome
@@ -230,12 +231,16 @@ def rows_moved(b: Evidence, h: Evidence, change: Change, moves: Moves) -> Moved:
     behavioural, because = change.is_behavioural, change.because
     softened: Outcome = "inconclusive" if behavioural else "fail"
 
-    def found(outcome: Outcome, state: State, reason: str, places: IntArray | None = None) -> Moved:
-        items = tuple(b.ids[k] for k in (() if places is None else places))
-        named = f": {', '.join(items[:5])}{f' and {len(items) - 5} more' if len(items) > 5 else ''}" if items else ""
-        return Moved(outcome, state, reason + named, items, distances)
+    distances, noise = np.zeros(len(b.ids)), 0.0
 
-    distances = np.zeros(len(b.ids))
+    def found(outcome: Outcome, state: State, reason: str, places: Iterable[int] = ()) -> Moved:
+        ids = [b.ids[k] for k in places]
+        named = f": {', '.join(ids[:5])}{f' and {len(ids) - 5:,} more' if len(ids) > 5 else ''}" if ids else ""
+        if outcome != "pass" and not because:  # whatever moved unasked, the farthest first
+            moved = np.argsort(-distances, kind="stable")[: int(np.sum(distances > max(moves.item, noise)))]
+            ids = list(dict.fromkeys([*ids, *(b.ids[k] for k in moved)]))
+        return Moved(outcome, state, reason + named, tuple(ids), distances)
+
     if b.dim != h.dim:
         return found(softened, "void", f"another space: {b.dim} -> {h.dim} dimensions")
     if not len(b.ids):
