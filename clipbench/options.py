@@ -5,6 +5,7 @@ Options for data are those that experiments ask for: a new data set with a root 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from clipbench.data.dataset import Choice, DataOptions, Root
 from clipbench.embed.store import CACHE_BYTES
 from clipbench.errors import UsageError, closest
 from clipbench.experiments import all_experiments, experiment
+from clipbench.models.grammar import parse_arguments
 from clipbench.paths import CACHE_VARIABLE
 from clipbench.types import Precision
 
@@ -30,7 +32,7 @@ AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "wo
 
 
 NOTEBOOK = (
-    "pretrained", "activation", "device", "precision", "batch_size", "workers", "offline", "no_optimizations", "cache",
+    "pretrained", "activation", "model_args", "device", "precision", "batch_size", "workers", "offline", "no_optimizations", "cache",
     "cache_bytes",
 )  # fmt: skip
 """The options that `evaluate` serves; a session alone has a folder of results, references and gates."""
@@ -51,10 +53,12 @@ def add_options(parser: pytest.Parser) -> None:
     add = parser.getgroup("clipbench", "clipbench: CLIP benchmarks").addoption
     # fmt: off
     add("--model", action="append", metavar="NAME", default=None,
-        help="model to run: lite (default), OpenAI's or open_clip's name, study, all, or package.module:factory; "
-        "repeatable, comma lists allowed")
+        help="model to run, [NAME=]KIND:REST: lite (default), OpenAI's or open_clip's name, study, all, package.module:factory, "
+        "open_clip:ARCH@TAG, hf-hub:, local-dir:, hf:, onnx:, embeddings:, or a models.txt; repeatable, names in comma lists")
     add("--pretrained", metavar="TAG|PATH|random[:SEED]", help="weights (default: openai)")
     add("--activation", choices=("quickgelu", "gelu"), help="activation of a checkpoint whose name does not say it")
+    add("--model-args", action="append", metavar="KEY=VALUE", default=None,
+        help="what the models' loader takes, such as force_image_size=336; keyword arguments of a factory; repeatable")
     add("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps")
     add("--precision", choices=PRECISIONS, default="fp32", help="fp32 (default: IEEE float32, on CUDA too), tf32 (CUDA), bf16 or fp16")
     add("--batch-size", type=int, metavar="N", help="items per batch (default: 4 on a CPU, else 64)")
@@ -108,6 +112,7 @@ class Options:
     models: tuple[str, ...] = ("lite",)
     pretrained: str | None = None
     activation: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     precision: Precision = "fp32"
     batch_size: int | None = None
@@ -160,6 +165,7 @@ class Options:
         options = cls(
             **{name: getattr(given, name) for name in AS_GIVEN},
             models=tuple(given.model or ("lite",)),
+            model_args=parse_arguments(given.model_args or ()),
             cache=path(cache),
             cache_bytes=int(given.cache_size * (1 << 30)) if math.isfinite(given.cache_size) else 0,
             data=_data_options(vars(given), folder),
@@ -196,11 +202,17 @@ class Options:
         options._check()
         return options
 
-    def timed_by(self, model: str) -> list[str]:
-        """Return the options of a process that times a model as this session does (see `ab.read_options`)."""
-        words = ["--model", model, "--device", self.device, "--precision", self.precision]
-        words += ["--pretrained", self.pretrained] if self.pretrained else []
+    def timed_by(self, model: str, word: str = "") -> list[str]:
+        """Return the options of a process that times a model as this session does (see `ab.read_options`).
+
+        `word`: what `--model` takes to mean it alone, its weights included.
+        """
+        words = ["--model", word or model, "--device", self.device, "--precision", self.precision]
+        words += ["--pretrained", self.pretrained] if self.pretrained and not word else []
         words += ["--activation", self.activation] if self.activation else []
+        words += [
+            word for key, value in self.model_args.items() for word in ("--model-args", f"{key}={json.dumps(value)}")
+        ]
         words += ["--batch-size", str(self.batch_size)] if self.batch_size else []
         return words + (["--offline"] if self.offline else [])
 

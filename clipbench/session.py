@@ -218,13 +218,13 @@ class Session:
                 spec = by_name[before.model.name]
                 embedder = self.embedder(spec)
                 result = result_of(one, embedder.encoder, part, one.measure(embedder, part))
-                found.append(replace(result, model=replace(result.model, name=spec.name)))
+                found.append(replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as)))
         return found
 
     def record(self, spec: ModelSpec, one: Experiment, dataset: Dataset, measured: Measured) -> Result:
         """Keep what was measured, on disk too; scores of the same key recorded before are kept beside it."""
         result = result_of(one, self.embedder(spec).encoder, dataset, measured)
-        result = replace(result, model=replace(result.model, name=spec.name))
+        result = replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as))
         if result.key in self.results:
             result = replace(result, scores={**self.results[result.key].scores, **result.scores})
         content = dump_json(result_to_json(result))  # a number that is no number is refused here
@@ -301,7 +301,7 @@ def subject_of(spec: ModelSpec, encoder: Encoder, options: Options) -> SubjectRe
     """Return what was chosen of a model, and what is observed of it."""
     asked: JsonObject = {
         "alias": spec.name,
-        "loader": spec.source,
+        "loader": spec.loader,
         "weights": spec.pretrained,
         "precision": options.precision,
         "activation": options.activation or "",
@@ -377,7 +377,7 @@ def _specs(session: Session, model: Any) -> tuple[ModelSpec, ...]:
     if isinstance(model, Sequence) and not model:
         raise UsageError("no model was given; `clipbench models` lists the names")
     if isinstance(names, Sequence) and all(isinstance(name, str) for name in names):
-        return resolve(names, options.pretrained, options.activation)
+        return resolve(names, options.pretrained, options.activation, options.model_args)
     if options.pretrained or options.activation:
         what = "an encoder object, which brings its own weights"
         raise UsageError(f"pretrained and activation cannot be used with {what}")

@@ -192,7 +192,8 @@ class ModelIdentity:
 
     `weights_sha256` is over the state dict before any cast (see `models.checkpoint.weights_sha256`), `file_sha256` over
     the file it came from; both are "" for an encoder that is not ours. `activation` is "quickgelu", "gelu" or "" where
-    the architecture knows only one. `preprocessing` is one line that changes whenever a pixel would.
+    the architecture knows only one. `preprocessing` is one line that changes whenever a pixel would. `known_as`: the name under
+    which references know the model, where `name` is an alias.
     """
 
     name: str
@@ -203,6 +204,12 @@ class ModelIdentity:
     precision: str = "fp32"
     device: str = "cpu"
     preprocessing: str = ""
+    known_as: str = ""
+
+    @property
+    def reference_name(self) -> str:
+        """The name under which published values know it."""
+        return self.known_as or self.name
 
     @property
     def is_random(self) -> bool:

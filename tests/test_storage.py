@@ -83,7 +83,7 @@ def full_result():
     """A result with something in every field."""
     return Result(
         "coco_retrieval",
-        ModelIdentity("ViT-B/16", "openai", "a" * 64, "b" * 64, "quickgelu", "bf16", "cuda:1", "resize 224 bicubic"),
+        ModelIdentity("ViT-B/16", "openai", "a" * 64, "b" * 64, "quickgelu", "bf16", "cuda:1", "resize 224", "RN50"),
         DatasetIdentity("coco", "c" * 64, 2),
         Protocol(("a {}", "{}"), 3, ("cat", "dog"), {"split": "val", "groups": {"size": 8}}),
         {

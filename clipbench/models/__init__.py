@@ -1,5 +1,6 @@
 """The models under test. One door to every encoder: from a name's spec to a loaded model; imports torch when called."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,13 +18,18 @@ def load_encoder(spec: "ModelSpec", resources: "Resources", offline: bool) -> "E
     if spec.source == "factory":
         from clipbench.models.encoder import as_encoder, encoder_of_factory
 
-        return as_encoder(encoder_of_factory(spec.name), spec.name, resources.device, resources.precision)
-    from clipbench.models.open_clip import load_directory, load_open_clip
+        made = encoder_of_factory(spec.location, spec.arguments)
+        return as_encoder(made, spec.name, resources.device, resources.precision)
+    from clipbench.models.open_clip import load_directory, load_hub, load_open_clip
 
     if spec.source == "lite":
         from clipbench.models.lite import lite_directory
 
-        return load_directory(lite_directory(), spec.name, resources.device, resources.precision)
+        return load_directory(lite_directory(), spec.name, resources.device, resources.precision, spec)
+    if spec.source == "hf-hub":
+        return load_hub(spec, resources.device, resources.precision, offline)
+    if spec.source == "local-dir":
+        return load_directory(Path(spec.location), spec.name, resources.device, resources.precision, spec)
     return load_open_clip(spec, resources.device, resources.precision, offline)
 
 

@@ -168,11 +168,14 @@ def find_factory(name: str) -> Callable[[], Any]:
     return factory  # type: ignore[no-any-return]  # a plugin point: its result is checked in CustomEncoder
 
 
-def encoder_of_factory(name: str) -> Any:
-    """Return what the factory returns. Raises: UnknownModelError for no such factory; CheckpointError when the factory raises."""
+def encoder_of_factory(name: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """Return what the factory returns, called with these arguments.
+
+    Raises: UnknownModelError for no such factory; CheckpointError when the factory raises.
+    """
     factory = find_factory(name)
     try:
-        return factory()
+        return factory(**arguments)
     except Exception as error:  # somebody else's factory may raise anything
         raise CheckpointError(
             f"--model {name}: the factory failed: {type(error).__name__}: {error}; call it by hand to see where"

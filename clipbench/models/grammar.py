@@ -18,7 +18,7 @@ from clipbench.errors import UsageError, closest
 Kind = Literal["open_clip", "hf-hub", "local-dir", "hf", "onnx", "embeddings"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_ALIAS = re.compile(r"([A-Za-z0-9][\w.+-]*)=(.*)", re.DOTALL)
+_ALIAS = re.compile(r"([A-Za-z0-9][\w.+@-]*)=(.*)", re.DOTALL)
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
@@ -76,7 +76,9 @@ def _plain(word: str, value: str, alias: str) -> ModelWord:
             f"{word!r} no package.module:factory"
         )
     if "=" in word:
-        raise UsageError(f"--model {value}: {word.partition('=')[0]!r} is no alias; expected letters, digits, . _ + -")
+        raise UsageError(
+            f"--model {value}: {word.partition('=')[0]!r} is no alias; expected letters, digits, . _ + @ -"
+        )
     return ModelWord("name", word, alias)
 
 
