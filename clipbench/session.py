@@ -338,7 +338,8 @@ def evaluate(
 ) -> Run:
     """Return the run of these experiments (default: all) on these models: what `pytest benchmarks` measures, for a notebook.
 
-    `model` is a name, a list of names, or an object with encode_images and encode_texts. `settings` are those of
+    `model` is a name, a list of names, an object with encode_images and encode_texts, or open_clip's (model, preprocess, tokenizer);
+    `clipbench.wrap` gives those three a name. `settings` are those of
     `Options.from_kwargs`: pretrained, activation, device ("auto"), precision ("fp32"), batch_size, workers, offline,
     no_optimizations, cache (a folder), and folders of data (coco, roco, zero_shot={NAME: ROOT}). Nothing is asserted: read
     `Result.verdicts`; what cannot be had, or fails beside others, is noted in `Run.skipped`. Warns of a cache that failed, and

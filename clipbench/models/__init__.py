@@ -34,7 +34,16 @@ def load_encoder(spec: "ModelSpec", resources: "Resources", offline: bool) -> "E
 
 
 def wrap_encoder(encoder: Any, resources: "Resources") -> "Encoder":
-    """Return an object with encode_images and encode_texts as an encoder of the suite, named after its class."""
+    """Return an object with encode_images and encode_texts, or open_clip's triple, as an encoder of the suite.
+
+    It is called as its `name` says, else after its class.
+    """
     from clipbench.models.encoder import as_encoder
 
-    return as_encoder(encoder, type(encoder).__name__, resources.device, resources.precision)
+    if isinstance(encoder, tuple) and len(encoder) == 3 and callable(getattr(encoder[0], "encode_image", None)):
+        from clipbench.models.wrap import wrap
+
+        encoder = wrap(*encoder)
+    name = getattr(encoder, "name", "")
+    called = name if isinstance(name, str) and name else type(encoder).__name__
+    return as_encoder(encoder, called, resources.device, resources.precision)
