@@ -9,13 +9,15 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clipbench.data.dataset import Choice, DataOptions, Root
+from clipbench.data.folders import ZERO_SHOT_ROOT
+from clipbench.data.own import DATASET_ROOT
 from clipbench.embed.store import CACHE_BYTES
-from clipbench.errors import UsageError, closest
+from clipbench.errors import ClipbenchError, UsageError, closest
 from clipbench.experiments import all_experiments, experiment
 from clipbench.models.grammar import parse_arguments
 from clipbench.paths import CACHE_VARIABLE
@@ -30,6 +32,8 @@ AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "wo
     "save_embeddings", "require_all", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
 """The options that a command line gives as they are meant."""
 
+
+FEWEST_ITEMS = 2
 
 NOTEBOOK = (
     "pretrained", "activation", "model_args", "device", "precision", "batch_size", "workers", "offline", "no_optimizations", "cache",
@@ -75,6 +79,10 @@ def add_options(parser: pytest.Parser) -> None:
             add(f"--{root.option}", action="append", metavar=root.metavar, default=None, help=root.help)
         else:
             add(f"--{root.option}", type=Path, metavar=root.metavar, help=root.help)
+    add("--limit", type=int, metavar="N",
+        help="a quick look: N items of each data set, the same ones every time; the protocol names it")
+    add("--experiments", action="append", metavar="NAMES", default=None,
+        help="measure these alone, by exact name, in comma lists; `clipbench list` has them")
     for choice in data_choices():
         add(f"--{choice.option}", choices=choice.values, default=choice.values[0], help=choice.help)
     add("--results", type=Path, default=Path("results"), metavar="DIR",
@@ -121,6 +129,7 @@ class Options:
     cache: Path | None = None
     cache_bytes: int = CACHE_BYTES
     data: DataOptions = field(default_factory=DataOptions)
+    experiments: tuple[str, ...] = ()
     results: Path = Path("results")
     benchmark_json: Path | None = None
     baseline: Path | None = None
@@ -168,7 +177,8 @@ class Options:
             model_args=parse_arguments(given.model_args or ()),
             cache=path(cache),
             cache_bytes=int(given.cache_size * (1 << 30)) if math.isfinite(given.cache_size) else 0,
-            data=_data_options(vars(given), folder),
+            data=replace(_data_options(vars(given), folder), limit=given.limit),
+            experiments=tuple(name for value in given.experiments or () for name in value.split(",")),
             results=Path(folder, Path(given.results).expanduser()),
             benchmark_json=path(given.benchmark_json),
             baseline=path(given.baseline),
@@ -191,14 +201,14 @@ class Options:
         Raises: UsageError for an unknown name, with the likeliest; for values that cannot be; for folders that are not there.
         """
         given = {("no_optimizations" if name == "plain" else name): value for name, value in given.items()}
-        known = [*NOTEBOOK, *map(_dest, data_roots()), *map(_dest, data_choices())]
+        known = [*NOTEBOOK, "limit", *map(_dest, data_roots()), *map(_dest, data_choices())]
         if (unknown := next((name for name in given if name not in known), None)) is not None:
             likely = closest(unknown, known) or ", ".join(known)
             raise UsageError(f"unknown setting {unknown!r}; did you mean {likely}?")
         chosen = {name: given[name] for name in NOTEBOOK if name in given}
         chosen["cache"] = Path(given["cache"]).expanduser() if given.get("cache") else None
         chosen["offline"] = bool(given.get("offline")) or is_offline()
-        options = cls(**chosen, data=_data_options(given, Path()))
+        options = cls(**chosen, data=replace(_data_options(given, Path()), limit=given.get("limit")))
         options._check()
         return options
 
@@ -240,9 +250,28 @@ class Options:
             if twice := next((name for name in names if names.count(name) > 1), ""):
                 raise UsageError(f"--{root.option} {twice}=... is given twice; each folder needs a name of its own")
             for name, folder in self.data.folders(root):
-                if not folder.is_dir():
-                    given = f"{name}={folder}" if root.is_named else folder
+                given = f"{name}={folder}" if root.is_named else folder
+                if not folder.exists():
                     raise UsageError(f"--{root.option} {given}: no such folder; give the data set's root")
+                try:
+                    if root.check is not None:
+                        root.check(name, folder)
+                except ClipbenchError as error:
+                    raise UsageError(f"--{root.option} {given}: {error}") from error
+        both = [name for root in (ZERO_SHOT_ROOT, DATASET_ROOT) for name, _ in self.data.folders(root)]
+        if twice := next((name for name in both if both.count(name) > 1), ""):
+            raise UsageError(
+                f"--zero-shot and --dataset are both given {twice}=...; each data set needs a name of its own"
+            )
+        if self.data.limit is not None and self.data.limit < FEWEST_ITEMS:
+            raise UsageError(
+                f"--limit {self.data.limit}: expected {FEWEST_ITEMS} or more; with one item nothing can be mistaken"
+            )
+        for name in self.experiments:
+            if not self.datasets_of(name):
+                asked = experiment(name).root
+                how = f"; give its folder: --{asked.option} {asked.metavar}" if asked else ""
+                raise UsageError(f"--experiments {name} has no data{how}")
 
     def _check_references(self) -> None:
         if self.update_baseline and not (self.baseline and self.reason):

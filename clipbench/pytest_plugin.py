@@ -271,6 +271,10 @@ class BenchmarkSession:
             if "dataset" in metafunc.fixturenames and marker is not None:
                 metafunc.parametrize("dataset", self.options.datasets_of(marker.args[0]))
 
+    def _is_asked(self, name: str) -> bool:
+        """Whether an experiment has data, and is one of those that were asked for."""
+        return bool(self.options.datasets_of(name)) and name in (self.options.experiments or (name,))
+
     def _keys_of(self, item: pytest.Function) -> tuple[Key, ...]:
         """What a benchmark measures, by its marker; of its first experiment only the data set that it is about."""
         from clipbench.types import Key
@@ -293,9 +297,7 @@ class BenchmarkSession:
         from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 
         ours = [i for i in items if isinstance(i, pytest.Function) and "subject" in i.fixturenames]
-        left_out = [
-            i for i in ours if (m := i.get_closest_marker("experiment")) and not self.options.datasets_of(m.args[0])
-        ]
+        left_out = [i for i in ours if (m := i.get_closest_marker("experiment")) and not self._is_asked(m.args[0])]
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from clipbench.data.dataset import Dataset, Source, at_depth, kept_pictures, picture_budget_bytes
+from clipbench.data.dataset import Dataset, Source, at_depth, kept_pictures, limited, picture_budget_bytes
 from clipbench.embed.cache import cache_of
 from clipbench.embed.embedder import Embedder, Progress, no_progress
 from clipbench.embed.trace import trace_of
@@ -164,7 +164,7 @@ class Session:
                     raise DataError(
                         f"{one.name}: its source {name!r} loads the data set {found.name!r}; name both alike"
                     )
-                self._datasets[place] = at_depth(found, self.options.data)
+                self._datasets[place] = limited(at_depth(found, self.options.data), self.options.data)
             except ClipbenchError as error:
                 self._datasets[place] = error
         loaded = self._datasets[place]
@@ -341,7 +341,8 @@ def evaluate(
     `model` is a name, a list of names, an object with encode_images and encode_texts, or open_clip's (model, preprocess, tokenizer);
     `clipbench.wrap` gives those three a name. `settings` are those of
     `Options.from_kwargs`: pretrained, activation, device ("auto"), precision ("fp32"), batch_size, workers, offline,
-    no_optimizations, cache (a folder), and folders of data (coco, roco, zero_shot={NAME: ROOT}). Nothing is asserted: read
+    no_optimizations, cache (a folder), model_args={KEY: VALUE}, limit, and data (dataset={NAME: PATH}, coco, roco,
+    zero_shot={NAME: ROOT}). Nothing is asserted: read
     `Result.verdicts`; what cannot be had, or fails beside others, is noted in `Run.skipped`. Warns of a cache that failed, and
     where nothing could be measured.
 
