@@ -20,6 +20,10 @@ def load_encoder(spec: "ModelSpec", resources: "Resources", offline: bool) -> "E
 
         made = encoder_of_factory(spec.location, spec.arguments)
         return as_encoder(made, spec.name, resources.device, resources.precision)
+    if spec.source == "embeddings":
+        from clipbench.models.embeddings import load_embeddings
+
+        return load_embeddings(Path(spec.location), spec.name, spec.pretrained, resources.precision)
     from clipbench.models.open_clip import load_directory, load_hub, load_open_clip
 
     if spec.source == "lite":

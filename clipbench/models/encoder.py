@@ -83,6 +83,10 @@ class Encoder(Protocol):
     def close(self) -> None:
         """Free the model's memory."""
 
+    def by_id(self, tower: Tower, names: Sequence[str]) -> Rows | None:
+        """Return the rows of items by their ids, or of texts, for an encoder that has rows and encodes nothing; else None."""
+        return None
+
     def asked(self) -> JsonObject:
         """Return what whoever made this encoder chose, beside what the session knows."""
         return {}
