@@ -24,6 +24,10 @@ def load_encoder(spec: "ModelSpec", resources: "Resources", offline: bool) -> "E
         from clipbench.models.embeddings import load_embeddings
 
         return load_embeddings(Path(spec.location), spec.name, spec.pretrained, resources.precision)
+    if spec.source == "hf":
+        from clipbench.models.hf import load_hf
+
+        return load_hf(spec, resources.device, resources.precision, offline)
     from clipbench.models.open_clip import load_directory, load_hub, load_open_clip
 
     if spec.source == "lite":
