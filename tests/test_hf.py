@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from clipbench.errors import CheckpointError, WeightsUnavailableError
 from clipbench.models import load_encoder
 from clipbench.models.device import Resources
+from clipbench.models.onnx import ImageSteps
 from clipbench.models.zoo import resolve
 
 transformers = pytest.importorskip("transformers")
@@ -89,6 +90,13 @@ def test_siglip_is_given_lower_case_and_its_full_length_and_clip_the_text_as_it_
     assert as_is.tokens(["A DOG"]).shape == (1, 8)
     assert as_is.asked() == {"tokenizer": {"lowercase": False, "max_length": 8}}
     assert as_is.observed()["tokenizer"] != siglip.observed()["tokenizer"]
+
+
+def test_an_export_says_the_same_preprocessing(tmp_path):
+    for kind in ("clip", "siglip"):
+        save(tmp_path / kind, kind)
+        steps = json.loads((tmp_path / kind / "preprocessor_config.json").read_text())
+        assert load(tmp_path / kind).preprocessing == str(ImageSteps(steps, ""))
 
 
 def test_long_texts_are_cut_and_counted(tmp_path):

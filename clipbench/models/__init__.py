@@ -24,6 +24,10 @@ def load_encoder(spec: "ModelSpec", resources: "Resources", offline: bool) -> "E
         from clipbench.models.embeddings import load_embeddings
 
         return load_embeddings(Path(spec.location), spec.name, spec.pretrained, resources.precision)
+    if spec.source == "onnx":
+        from clipbench.models.onnx import load_onnx
+
+        return load_onnx(Path(spec.location), spec.name, spec.pretrained, resources.device)
     if spec.source == "hf":
         from clipbench.models.hf import load_hf
 

@@ -9,6 +9,7 @@ configs/proj/image_text/README_siglip2.md (lower case, 64 tokens).
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,11 @@ import torch
 from PIL import Image
 
 from clipbench.data.dataset import file_sha256
-from clipbench.errors import CheckpointError, ClipbenchError, WeightsUnavailableError
+from clipbench.errors import CheckpointError, ClipbenchError, DataError, WeightsUnavailableError
 from clipbench.models.checkpoint import tensor_hashes, weights_sha256
 from clipbench.models.encoder import Encoder, Ready, Rows, checked_rows
 from clipbench.models.grammar import EXPECTED, is_repository
+from clipbench.models.onnx import ImageSteps
 from clipbench.models.weights import fetch_repository
 from clipbench.models.zoo import ModelSpec
 from clipbench.paths import LARGEST_SETTINGS_BYTES, read_json
@@ -57,8 +59,7 @@ class HFEncoder(Encoder):
         self._length = int(settings.get("max_length", text.max_position_embeddings))
         self._lowercase = bool(settings.get("lowercase", self._is_siglip))
         self._settings, self._tensors = dict(settings), tensor_hashes(model.state_dict())
-        described = {k: v for k, v in processor.to_dict().items() if isinstance(v, int | float | str | list | dict)}
-        self.preprocessing = " ".join(f"{k}={v}" for k, v in sorted(described.items()) if not k.startswith("_"))
+        self.preprocessing = _described(processor)
         count = {name: p.numel() for name, p in model.named_parameters()}
         self.card: Mapping[str, int] = MappingProxyType(
             {
@@ -138,6 +139,15 @@ class HFEncoder(Encoder):
 
     def close(self) -> None:
         self.model = torch.nn.Identity()
+
+
+def _described(processor: Any) -> str:
+    """One line, the same as an export of the model to ONNX has."""
+    settings = json.loads(json.dumps(processor.to_dict(), default=str))
+    try:
+        return str(ImageSteps(settings, ""))
+    except DataError:  # patches of any number, say
+        return " ".join(f"{key}={value}" for key, value in sorted(settings.items()) if key[0] != "_")
 
 
 def load_hf(spec: ModelSpec, device: str, precision: str, offline: bool) -> HFEncoder:
