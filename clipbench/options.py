@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clipbench.data.dataset import Choice, DataOptions, Root
 from clipbench.data.folders import ZERO_SHOT_ROOT
+from clipbench.data.hub import PREFIX
 from clipbench.data.own import DATASET_ROOT
 from clipbench.embed.store import CACHE_BYTES
 from clipbench.errors import ClipbenchError, UsageError, closest
 from clipbench.experiments import all_experiments, experiment
 from clipbench.models.grammar import parse_arguments
+from clipbench.models.weights import go_offline
 from clipbench.paths import CACHE_VARIABLE
 from clipbench.types import Precision
 
@@ -188,6 +190,7 @@ class Options:
             reason=(given.reason or "").strip(),
             offline=given.offline or is_offline(),
         )
+        options._keep_offline()
         options._check()
         options._check_references()
         options._check_targets()
@@ -209,6 +212,7 @@ class Options:
         chosen["cache"] = Path(given["cache"]).expanduser() if given.get("cache") else None
         chosen["offline"] = bool(given.get("offline")) or is_offline()
         options = cls(**chosen, data=replace(_data_options(given, Path()), limit=given.get("limit")))
+        options._keep_offline()
         options._check()
         return options
 
@@ -229,6 +233,11 @@ class Options:
     def datasets_of(self, name: str) -> list[str]:
         """Return the names of the data sets that an experiment has with these options. Raises: UsageError for an unknown one."""
         return [source.name for source in experiment(name).sources(self.data)]
+
+    def _keep_offline(self) -> None:
+        """Before data of a hub are looked at."""
+        if self.offline and any(str(path).startswith(PREFIX) for _, path in self.data.folders(DATASET_ROOT)):
+            go_offline()
 
     def _check(self) -> None:
         """Raises: UsageError for values that cannot be, however they were given."""
@@ -251,7 +260,7 @@ class Options:
                 raise UsageError(f"--{root.option} {twice}=... is given twice; each folder needs a name of its own")
             for name, folder in self.data.folders(root):
                 given = f"{name}={folder}" if root.is_named else folder
-                if not folder.exists():
+                if not folder.exists() and not (root == DATASET_ROOT and str(folder).startswith(PREFIX)):
                     raise UsageError(f"--{root.option} {given}: no such folder; give the data set's root")
                 try:
                     if root.check is not None:
@@ -342,11 +351,16 @@ def _folders(root: Root, given: Any, start: Path) -> tuple[tuple[str, Path], ...
     if not root.is_named:
         return (("", start / Path(given).expanduser()),)
     if isinstance(given, Mapping):
-        return tuple((str(name), start / Path(path).expanduser()) for name, path in given.items())
+        return tuple((str(name), _place(start, path)) for name, path in given.items())
     folders = []
     for pair in [given] if isinstance(given, str) else given:
         name, _, path = str(pair).partition("=")
         if not (name and path):
             raise UsageError(f"--{root.option} {pair}: expected NAME=ROOT, for example imagenet1k=/data/imagenet/val")
-        folders.append((name, start / Path(path).expanduser()))
+        folders.append((name, _place(start, path)))
     return tuple(folders)
+
+
+def _place(start: Path, given: Path | str) -> Path:
+    """A path from where the command was called; a place on a hub is none."""
+    return Path(given) if str(given).startswith(PREFIX) else start / Path(given).expanduser()

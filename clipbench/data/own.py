@@ -1,8 +1,9 @@
 """`--dataset NAME=PATH`: data of your own in whichever shape they have, found out by looking at them.
 
-In this order: a list of pictures (metadata.jsonl or .csv), COCO's annotation files, webdataset shards, class folders. What a data set
-holds decides which experiments run on it: one label each `zero_shot`, several `multilabel`, texts `retrieval`; a COCO file of boxes
-`zero_shot` on their crops. What is none of it is refused before anything is measured, with what lies there.
+A place on the hub (hf:ORG/REPO@REVISION), else what lies there, in this order: a list of pictures (metadata.jsonl or .csv), COCO's
+annotation files, webdataset shards, class folders. What a data set holds decides which experiments run on it: one label each
+`zero_shot`, several `multilabel`, texts `retrieval`; a COCO file of boxes `zero_shot` on their crops. What is none of it is refused
+before anything is measured, with what lies there.
 """
 
 from collections import Counter
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from clipbench.data import coco, metadata, shards
+from clipbench.data import coco, hub, metadata, shards
 from clipbench.data.dataset import DataOptions, Dataset, ImageRef, Root, Source
 from clipbench.data.folders import (
     ClassSet,
@@ -48,6 +49,8 @@ def look(name: str, path: Path) -> Found:
 
     Raises: DataUnavailableError where nothing is there; DataError for what is not understood, or is malformed.
     """
+    if str(path).startswith(hub.PREFIX):
+        return _look(name, path, ())
     if not path.exists():
         raise DataUnavailableError(f"there is no {path}; {EXPECTED}")
     entries = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -58,6 +61,10 @@ def look(name: str, path: Path) -> Found:
 @lru_cache(maxsize=64)
 def _look(name: str, path: Path, _state: tuple[tuple[str, int], ...]) -> Found:
     """`look`, once for each state of the path: the data sets of a session are asked for often."""
+    if str(path).startswith(hub.PREFIX):
+        place = hub.Place.of(str(path))
+        place, table = hub.fetch(place)
+        return Found(f"{len(table):,} rows of {place.repository}", hub.hub_datasets(name, place, table, _cache()))
     if path.is_file():
         return _file(name, path)
     for listed in metadata.NAMES:
@@ -118,12 +125,18 @@ def _coco(name: str, path: Path, is_captions: bool) -> Found:
 
 
 def _sharded(name: str, path: Path) -> Found:
+    found = shards.read_shards(path)
+    task = "retrieval" if found.is_retrieval else "zero_shot"
+    return Found(
+        f"{len(found.samples):,} samples in shards", {task: partial(shards.shard_dataset, name, found, _cache())}
+    )
+
+
+def _cache() -> Path:
+    """Where pictures are unpacked to."""
     import platformdirs
 
-    found = shards.read_shards(path)
-    cache = Path(platformdirs.user_cache_path("clipbench"))
-    task = "retrieval" if found.is_retrieval else "zero_shot"
-    return Found(f"{len(found.samples):,} samples in shards", {task: partial(shards.shard_dataset, name, found, cache)})
+    return Path(platformdirs.user_cache_path("clipbench"))
 
 
 def _listed(name: str, path: Path) -> Found:
@@ -174,7 +187,8 @@ def _lies_there(path: Path) -> str:
 
 DATASET_ROOT = Root(
     "dataset",
-    "data of yours: a folder of class folders, with metadata.jsonl or .csv, COCO's annotations or webdataset shards; repeatable",
+    "data of yours: a folder of class folders, with metadata.jsonl or .csv, COCO's annotations or webdataset shards; hf:ORG/REPO@REVISION; "
+    "repeatable",
     is_named=True,
     check=look,
 )

@@ -13,6 +13,8 @@ from clipbench.errors import CheckpointError, WeightsUnavailableError
 def go_offline() -> None:
     """Keep the hub's client, and what builds on it, from opening any connection in this process."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if "datasets.config" in sys.modules:
+        sys.modules["datasets.config"].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]  # a module's constant
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:  # read once at its import: too late for the variable
         constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]  # a module's constant
