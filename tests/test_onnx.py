@@ -118,6 +118,15 @@ def test_other_weights_are_observed(folder):
     assert load(folder).observed()["weights"] != before
 
 
+def test_a_quantized_graph_says_so_by_itself(folder):
+    from onnxruntime.quantization import quantize_dynamic
+
+    (folder / "vision_model.onnx").rename(folder / "whole.onnx")
+    quantize_dynamic(folder / "whole.onnx", folder / "vision_model.onnx")
+    encoder = load(folder)
+    assert (encoder.identity.precision, encoder.asked()) == ("int8", {"precision": "int8"})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,6 +8,7 @@ What is not in these files is not guessed: a preprocessing that is not resize, c
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from clipbench.data.dataset import file_sha256
 from clipbench.errors import CheckpointError, ClipbenchError, DataError, WeightsUnavailableError
 from clipbench.models.encoder import Encoder, Ready, Rows, checked_rows
 from clipbench.models.grammar import EXPECTED
-from clipbench.paths import LARGEST_SETTINGS_BYTES, read_json, read_text
+from clipbench.paths import LARGEST_SETTINGS_BYTES, open_data, read_json, read_text
 from clipbench.types import JsonObject, ModelIdentity
 
 Array = npt.NDArray[Any]
@@ -137,8 +138,7 @@ class OnnxEncoder(Encoder):
         tokenizer.enable_truncation(self._length)
         tokenizer.enable_padding(length=self._length, pad_id=pad_id, pad_token=str(pad))
         self._tokenizer = tokenizer
-        content = [file.read_bytes() for file in files]
-        is_int8 = any(word in one for one in content for word in _QUANTIZED)
+        is_int8 = any(map(_is_quantized, files))
         half = "float16" in self._sessions[0].get_inputs()[0].type
         weights = [file_sha256(f) for file in files for f in sorted(file.parent.glob(f"{file.name}*"))]
         self._activation = _ACTIVATIONS.get(str(text.get("hidden_act", "")), "")
@@ -216,6 +216,18 @@ def load_onnx(folder: Path, name: str, pretrained: str, device: str) -> OnnxEnco
     except Exception as error:  # onnxruntime and tokenizers raise classes of their own, and plain Exception
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder} cannot be loaded: {reason}; expected {EXPECTED['onnx']}") from error
+
+
+def _is_quantized(file: Path) -> bool:
+    """Whether a graph names an operation on quantized numbers."""
+    longest = max(map(len, _QUANTIZED))
+    before = b""
+    with open_data(file, sys.maxsize) as content:
+        while part := content.read(1 << 24):
+            if any(word in before + part for word in _QUANTIZED):
+                return True
+            before = part[-longest:]
+    return False
 
 
 def _settings(path: Path, required: bool = True) -> dict[str, Any]:
