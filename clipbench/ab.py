@@ -171,7 +171,7 @@ def check_request(options: Sequence[str], rounds: int, tolerance: float) -> None
         read_options(options)
     except ValueError as error:
         raise UsageError(
-            f"after --: {error}; known: --model, --pretrained, --activation, --device, --precision, --batch-size, --offline"
+            f"after --: {error}; known: --model, --model-args, --pretrained, --activation, --device, --precision, --batch-size, --offline"
         ) from error
     if rounds < 2:
         raise UsageError(f"--rounds {rounds}: expected 2 or more; one round has no interval")
@@ -306,6 +306,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = _OneLineParser(prog="clipbench ab ... --", add_help=False, allow_abbrev=False)
     parser.add_argument("--model", default="lite")
+    parser.add_argument("--model-args", action="append", default=[])
     parser.add_argument("--pretrained")
     parser.add_argument("--activation", choices=("quickgelu", "gelu"))
     parser.add_argument("--device", default="auto")
@@ -339,6 +340,7 @@ def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any]
     """(What this side is, the call of each metric): each call warmed up, and checked to give the reference path's rows."""
     from clipbench.models import load_encoder
     from clipbench.models.device import float32_as_asked, resolve_resources
+    from clipbench.models.grammar import parse_arguments
     from clipbench.models.weights import go_offline
     from clipbench.models.zoo import resolve
     from clipbench.session import environment
@@ -346,7 +348,7 @@ def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any]
     if options.offline:
         go_offline()
     resources = resolve_resources(options.device, options.precision, options.batch_size, 0)
-    specs = resolve([options.model], options.pretrained, options.activation)
+    specs = resolve([options.model], options.pretrained, options.activation, parse_arguments(options.model_args))
     if len(specs) != 1:
         raise ValueError(f"--model {options.model}: expected one model")
     held.enter_context(float32_as_asked(resources.device, resources.precision))

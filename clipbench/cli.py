@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from clipbench.judge.compare import Comparison
     from clipbench.types import Run
 
+NEEDS = {"hf": "clipbench[hf]", "onnx": "clipbench[onnx]"}
+"""The extra of a kind of model that needs one."""
+
 FORMATS = ("text", "json", "markdown", "github")
 
 
@@ -32,7 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.passed = passed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few letters costs no verdict
-    commands = {"models": _models, "report": _report, "compare": _compare, "power": _power, "ab": _ab, "cache": _cache}
+    commands = {
+        "list": _list,
+        "models": _models,
+        "report": _report,
+        "compare": _compare,
+        "power": _power,
+        "ab": _ab,
+        "cache": _cache,
+    }
     try:
         return commands[options.command](options)
     except (ClipbenchError, OSError) as error:
@@ -55,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Benchmark and regression suite for CLIP models. The measuring itself is `pytest benchmarks`.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser(
+        "list",
+        help="list experiments, data sets and models, and what each needs",
+        description="What `pytest benchmarks` can measure: --experiments takes the names, --model the models. Nothing is fetched.",
+    )
     models = commands.add_parser("models", help="list the models that `pytest benchmarks --model` knows")
     models.add_argument("--all", action="store_true", help="also every other architecture of open_clip")
     report = commands.add_parser("report", help="write the summary and figures of a run file again")
@@ -179,6 +195,35 @@ def _models(options: argparse.Namespace) -> int:
         print("\n".join(rest))
     else:
         print(f"and {len(rest)} other architectures of open_clip (clipbench models --all), or package.module:factory")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from clipbench.data.dataset import DataOptions
+    from clipbench.data.folders import shipped_class_sets
+    from clipbench.experiments import all_experiments
+    from clipbench.models.grammar import EXPECTED
+    from clipbench.models.zoo import zoo
+
+    line = "  {:18} {:42} {}".format
+    print("experiments (--experiments NAMES)")
+    for name, one in all_experiments().items():
+        here = ", ".join(source.name for source in one.sources(DataOptions()))
+        given = f"--{one.root.option} {one.root.metavar}" if one.root is not None else ""
+        needs = f"runs on {here}" + (f", or {given}" if given else "") if here else f"needs {given}"
+        metrics = [spec.name for spec in one.metrics if spec.headline] or [spec.name for spec in one.metrics]
+        print(line(name, needs, ", ".join(metrics[:3])))
+    print("data sets (--dataset NAME=PATH, and --coco, --roco, --zero-shot)")
+    print(line("yours", "class folders, metadata.jsonl or .csv,", "COCO's annotations, webdataset shards"))
+    print(line("with class names", "that ship, by NAME", ", ".join(shipped_class_sets())))
+    print(line("by WordNet ids", "ImageNet's names", "imagenetv2, imagenet-r, imagenet-a, imagenet-sketch"))
+    print("models (--model [NAME=]KIND:REST)")
+    print(line("lite", "the embedded smoke model, the default", "clipbench[demo]"))
+    print(line("OpenAI's", "by name; study, all", ", ".join(zoo())))
+    for kind, expected in EXPECTED.items():
+        print(line(kind, expected, NEEDS.get(kind, "")))
+    print(line("package.module:f", "your own encoder", "an object with encode_images and encode_texts"))
+    print(line("FILE.txt", "ARCH,TAG a line", "as CLIP_benchmark's models.txt"))
     return 0
 
 

@@ -5,17 +5,23 @@ Options for data are those that experiments ask for: a new data set with a root 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clipbench.data.dataset import Choice, DataOptions, Root
+from clipbench.data.folders import ZERO_SHOT_ROOT
+from clipbench.data.hub import PREFIX
+from clipbench.data.own import DATASET_ROOT
 from clipbench.embed.store import CACHE_BYTES
-from clipbench.errors import UsageError, closest
+from clipbench.errors import ClipbenchError, UsageError, closest
 from clipbench.experiments import all_experiments, experiment
+from clipbench.models.grammar import parse_arguments
+from clipbench.models.weights import go_offline
 from clipbench.paths import CACHE_VARIABLE
 from clipbench.types import Precision
 
@@ -29,8 +35,10 @@ AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "wo
 """The options that a command line gives as they are meant."""
 
 
+FEWEST_ITEMS = 2
+
 NOTEBOOK = (
-    "pretrained", "activation", "device", "precision", "batch_size", "workers", "offline", "no_optimizations", "cache",
+    "pretrained", "activation", "model_args", "device", "precision", "batch_size", "workers", "offline", "no_optimizations", "cache",
     "cache_bytes",
 )  # fmt: skip
 """The options that `evaluate` serves; a session alone has a folder of results, references and gates."""
@@ -51,10 +59,12 @@ def add_options(parser: pytest.Parser) -> None:
     add = parser.getgroup("clipbench", "clipbench: CLIP benchmarks").addoption
     # fmt: off
     add("--model", action="append", metavar="NAME", default=None,
-        help="model to run: lite (default), OpenAI's or open_clip's name, study, all, or package.module:factory; "
-        "repeatable, comma lists allowed")
+        help="model to run, [NAME=]KIND:REST: lite (default), OpenAI's or open_clip's name, study, all, package.module:factory, "
+        "open_clip:ARCH@TAG, hf-hub:, local-dir:, hf:, onnx:, embeddings:, or a models.txt; repeatable, names in comma lists")
     add("--pretrained", metavar="TAG|PATH|random[:SEED]", help="weights (default: openai)")
     add("--activation", choices=("quickgelu", "gelu"), help="activation of a checkpoint whose name does not say it")
+    add("--model-args", action="append", metavar="KEY=VALUE", default=None,
+        help="what the models' loader takes, such as force_image_size=336; keyword arguments of a factory; repeatable")
     add("--device", default="auto", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps")
     add("--precision", choices=PRECISIONS, default="fp32", help="fp32 (default: IEEE float32, on CUDA too), tf32 (CUDA), bf16 or fp16")
     add("--batch-size", type=int, metavar="N", help="items per batch (default: 4 on a CPU, else 64)")
@@ -71,6 +81,10 @@ def add_options(parser: pytest.Parser) -> None:
             add(f"--{root.option}", action="append", metavar=root.metavar, default=None, help=root.help)
         else:
             add(f"--{root.option}", type=Path, metavar=root.metavar, help=root.help)
+    add("--limit", type=int, metavar="N",
+        help="a quick look: N items of each data set, the same ones every time; the protocol names it")
+    add("--experiments", action="append", metavar="NAMES", default=None,
+        help="measure these alone, by exact name, in comma lists; `clipbench list` has them")
     for choice in data_choices():
         add(f"--{choice.option}", choices=choice.values, default=choice.values[0], help=choice.help)
     add("--results", type=Path, default=Path("results"), metavar="DIR",
@@ -108,6 +122,7 @@ class Options:
     models: tuple[str, ...] = ("lite",)
     pretrained: str | None = None
     activation: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     precision: Precision = "fp32"
     batch_size: int | None = None
@@ -116,6 +131,7 @@ class Options:
     cache: Path | None = None
     cache_bytes: int = CACHE_BYTES
     data: DataOptions = field(default_factory=DataOptions)
+    experiments: tuple[str, ...] = ()
     results: Path = Path("results")
     benchmark_json: Path | None = None
     baseline: Path | None = None
@@ -160,9 +176,11 @@ class Options:
         options = cls(
             **{name: getattr(given, name) for name in AS_GIVEN},
             models=tuple(given.model or ("lite",)),
+            model_args=parse_arguments(given.model_args or ()),
             cache=path(cache),
             cache_bytes=int(given.cache_size * (1 << 30)) if math.isfinite(given.cache_size) else 0,
-            data=_data_options(vars(given), folder),
+            data=replace(_data_options(vars(given), folder), limit=given.limit),
+            experiments=tuple(name for value in given.experiments or () for name in value.split(",")),
             results=Path(folder, Path(given.results).expanduser()),
             benchmark_json=path(given.benchmark_json),
             baseline=path(given.baseline),
@@ -172,6 +190,7 @@ class Options:
             reason=(given.reason or "").strip(),
             offline=given.offline or is_offline(),
         )
+        options._keep_offline()
         options._check()
         options._check_references()
         options._check_targets()
@@ -185,28 +204,40 @@ class Options:
         Raises: UsageError for an unknown name, with the likeliest; for values that cannot be; for folders that are not there.
         """
         given = {("no_optimizations" if name == "plain" else name): value for name, value in given.items()}
-        known = [*NOTEBOOK, *map(_dest, data_roots()), *map(_dest, data_choices())]
+        known = [*NOTEBOOK, "limit", *map(_dest, data_roots()), *map(_dest, data_choices())]
         if (unknown := next((name for name in given if name not in known), None)) is not None:
             likely = closest(unknown, known) or ", ".join(known)
             raise UsageError(f"unknown setting {unknown!r}; did you mean {likely}?")
         chosen = {name: given[name] for name in NOTEBOOK if name in given}
         chosen["cache"] = Path(given["cache"]).expanduser() if given.get("cache") else None
         chosen["offline"] = bool(given.get("offline")) or is_offline()
-        options = cls(**chosen, data=_data_options(given, Path()))
+        options = cls(**chosen, data=replace(_data_options(given, Path()), limit=given.get("limit")))
+        options._keep_offline()
         options._check()
         return options
 
-    def timed_by(self, model: str) -> list[str]:
-        """Return the options of a process that times a model as this session does (see `ab.read_options`)."""
-        words = ["--model", model, "--device", self.device, "--precision", self.precision]
-        words += ["--pretrained", self.pretrained] if self.pretrained else []
+    def timed_by(self, model: str, word: str = "") -> list[str]:
+        """Return the options of a process that times a model as this session does (see `ab.read_options`).
+
+        `word`: what `--model` takes to mean it alone, its weights included.
+        """
+        words = ["--model", word or model, "--device", self.device, "--precision", self.precision]
+        words += ["--pretrained", self.pretrained] if self.pretrained and not word else []
         words += ["--activation", self.activation] if self.activation else []
+        words += [
+            word for key, value in self.model_args.items() for word in ("--model-args", f"{key}={json.dumps(value)}")
+        ]
         words += ["--batch-size", str(self.batch_size)] if self.batch_size else []
         return words + (["--offline"] if self.offline else [])
 
     def datasets_of(self, name: str) -> list[str]:
         """Return the names of the data sets that an experiment has with these options. Raises: UsageError for an unknown one."""
         return [source.name for source in experiment(name).sources(self.data)]
+
+    def _keep_offline(self) -> None:
+        """Before data of a hub are looked at."""
+        if self.offline and any(str(path).startswith(PREFIX) for _, path in self.data.folders(DATASET_ROOT)):
+            go_offline()
 
     def _check(self) -> None:
         """Raises: UsageError for values that cannot be, however they were given."""
@@ -228,9 +259,28 @@ class Options:
             if twice := next((name for name in names if names.count(name) > 1), ""):
                 raise UsageError(f"--{root.option} {twice}=... is given twice; each folder needs a name of its own")
             for name, folder in self.data.folders(root):
-                if not folder.is_dir():
-                    given = f"{name}={folder}" if root.is_named else folder
+                given = f"{name}={folder}" if root.is_named else folder
+                if not folder.exists() and not (root == DATASET_ROOT and str(folder).startswith(PREFIX)):
                     raise UsageError(f"--{root.option} {given}: no such folder; give the data set's root")
+                try:
+                    if root.check is not None:
+                        root.check(name, folder)
+                except ClipbenchError as error:
+                    raise UsageError(f"--{root.option} {given}: {error}") from error
+        both = [name for root in (ZERO_SHOT_ROOT, DATASET_ROOT) for name, _ in self.data.folders(root)]
+        if twice := next((name for name in both if both.count(name) > 1), ""):
+            raise UsageError(
+                f"--zero-shot and --dataset are both given {twice}=...; each data set needs a name of its own"
+            )
+        if self.data.limit is not None and self.data.limit < FEWEST_ITEMS:
+            raise UsageError(
+                f"--limit {self.data.limit}: expected {FEWEST_ITEMS} or more; with one item nothing can be mistaken"
+            )
+        for name in self.experiments:
+            if not self.datasets_of(name):
+                asked = experiment(name).root
+                how = f"; give its folder: --{asked.option} {asked.metavar}" if asked else ""
+                raise UsageError(f"--experiments {name} has no data{how}")
 
     def _check_references(self) -> None:
         if self.update_baseline and not (self.baseline and self.reason):
@@ -301,11 +351,16 @@ def _folders(root: Root, given: Any, start: Path) -> tuple[tuple[str, Path], ...
     if not root.is_named:
         return (("", start / Path(given).expanduser()),)
     if isinstance(given, Mapping):
-        return tuple((str(name), start / Path(path).expanduser()) for name, path in given.items())
+        return tuple((str(name), _place(start, path)) for name, path in given.items())
     folders = []
     for pair in [given] if isinstance(given, str) else given:
         name, _, path = str(pair).partition("=")
         if not (name and path):
             raise UsageError(f"--{root.option} {pair}: expected NAME=ROOT, for example imagenet1k=/data/imagenet/val")
-        folders.append((name, start / Path(path).expanduser()))
+        folders.append((name, _place(start, path)))
     return tuple(folders)
+
+
+def _place(start: Path, given: Path | str) -> Path:
+    """A path from where the command was called; a place on a hub is none."""
+    return Path(given) if str(given).startswith(PREFIX) else start / Path(given).expanduser()

@@ -147,7 +147,10 @@ class BenchmarkSession:
 
         self.config = config
         self.options = options
-        self.specs = {spec.name: spec for spec in resolve(options.models, options.pretrained, options.activation)}
+        self.specs = {
+            spec.name: spec
+            for spec in resolve(options.models, options.pretrained, options.activation, options.model_args)
+        }
         self._session: Session | None = None if config.option.collectonly else self._make_session()
         self._pictures = ExitStack()
         self._item: pytest.Item | None = None
@@ -169,7 +172,7 @@ class BenchmarkSession:
 
         for spec in self.specs.values():
             if spec.source == "factory":
-                find_factory(spec.name)
+                find_factory(spec.location)
         session = Session(self.options, resources_of(self.options), _ProgressBar())
         session.parts = self.options.results / "parts" / session.id
         return session
@@ -194,7 +197,9 @@ class BenchmarkSession:
         names = list(dict.fromkeys(result.model.name for result in base.run.results))
         own = [spec.name for spec in self.specs.values() if spec.source == "factory"]
         is_one = len(names) == 1 == len(self.specs) and len(own) == 1
-        is_own = is_one and all(subject.asked.get("loader") == "factory" for subject in base.run.subjects)
+        is_own = is_one and all(
+            str(subject.asked.get("loader", "")).partition(" ")[0] == "factory" for subject in base.run.subjects
+        )
         found = names if is_own else [name for name in names if name in self.specs]
         if not found:
             raise UsageError(f"{base.name} holds {', '.join(names)}, and this session measures {', '.join(self.specs)}")
@@ -240,7 +245,10 @@ class BenchmarkSession:
         """Say which models, weights, device and precision will run."""
         lines, options = [], self.options
         for spec in self.specs.values():
-            own = {"lite": "embedded smoke model", "factory": "your own encoder"}
+            own = {
+                "lite": "embedded smoke model",
+                "factory": f"your own encoder {spec.location}".removesuffix(f" {spec.name}"),
+            }
             activation = f", {spec.activation} ({spec.why})" if spec.activation else ""
             weights = own.get(spec.source, f"weights {spec.pretrained}")
             lines.append(f"clipbench model: {spec.name}, {weights}{activation}")
@@ -262,6 +270,10 @@ class BenchmarkSession:
             marker = metafunc.definition.get_closest_marker("experiment")
             if "dataset" in metafunc.fixturenames and marker is not None:
                 metafunc.parametrize("dataset", self.options.datasets_of(marker.args[0]))
+
+    def _is_asked(self, name: str) -> bool:
+        """Whether an experiment has data, and is one of those that were asked for."""
+        return bool(self.options.datasets_of(name)) and name in (self.options.experiments or (name,))
 
     def _keys_of(self, item: pytest.Function) -> tuple[Key, ...]:
         """What a benchmark measures, by its marker; of its first experiment only the data set that it is about."""
@@ -285,9 +297,7 @@ class BenchmarkSession:
         from clipbench.data.dataset import kept_pictures, picture_budget_bytes
 
         ours = [i for i in items if isinstance(i, pytest.Function) and "subject" in i.fixturenames]
-        left_out = [
-            i for i in ours if (m := i.get_closest_marker("experiment")) and not self.options.datasets_of(m.args[0])
-        ]
+        left_out = [i for i in ours if (m := i.get_closest_marker("experiment")) and not self._is_asked(m.args[0])]
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
@@ -375,7 +385,7 @@ class BenchmarkSession:
         for key, result in self.session.results.items() if self.options.speed == "gate" else ():
             if not result.is_timed or any(score.processes for score in result.scores.values()):
                 continue
-            found = timed_in_processes(self.options.timed_by(key.model))
+            found = timed_in_processes(self.options.timed_by(key.model, self.specs[key.model].word))
             scores = dict(result.scores)
             for spec in METRICS:
                 if values := found.get(spec.name, ()):

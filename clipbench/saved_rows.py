@@ -158,6 +158,13 @@ def read_index(path: Path) -> Rows:
     Raises: EmbeddingsFileError for a file that is absent, pickled, no .npy, of another shape or type, empty, larger than the memory that
     is free (a sample will do), or with a row that is not finite or not of length 1 (the message names the first).
     """
+    array = read_matrix(path)
+    _check_unit(path, array)
+    return array
+
+
+def read_matrix(path: Path) -> Rows:
+    """Return the (rows, dim) array of a .npy file, whatever the length of its rows. Raises: as `read_index`, less what is about lengths."""
     try:
         content = read_bytes(path, free_bytes())
         if content[:4] == b"PK\x03\x04":
@@ -169,7 +176,6 @@ def read_index(path: Path) -> Rows:
         raise EmbeddingsFileError(f"{error}; {_INDEX}") from error
     except ValueError as error:
         raise EmbeddingsFileError(f"{path} cannot be read: {_why(error)}; {_INDEX}") from error
-    _check_unit(path, array)
     return array
 
 

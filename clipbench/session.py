@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from clipbench.data.dataset import Dataset, Source, at_depth, kept_pictures, picture_budget_bytes
+from clipbench.data.dataset import Dataset, Source, at_depth, kept_pictures, limited, picture_budget_bytes
 from clipbench.embed.cache import cache_of
 from clipbench.embed.embedder import Embedder, Progress, no_progress
 from clipbench.embed.trace import trace_of
@@ -164,7 +164,7 @@ class Session:
                     raise DataError(
                         f"{one.name}: its source {name!r} loads the data set {found.name!r}; name both alike"
                     )
-                self._datasets[place] = at_depth(found, self.options.data)
+                self._datasets[place] = limited(at_depth(found, self.options.data), self.options.data)
             except ClipbenchError as error:
                 self._datasets[place] = error
         loaded = self._datasets[place]
@@ -218,13 +218,13 @@ class Session:
                 spec = by_name[before.model.name]
                 embedder = self.embedder(spec)
                 result = result_of(one, embedder.encoder, part, one.measure(embedder, part))
-                found.append(replace(result, model=replace(result.model, name=spec.name)))
+                found.append(replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as)))
         return found
 
     def record(self, spec: ModelSpec, one: Experiment, dataset: Dataset, measured: Measured) -> Result:
         """Keep what was measured, on disk too; scores of the same key recorded before are kept beside it."""
         result = result_of(one, self.embedder(spec).encoder, dataset, measured)
-        result = replace(result, model=replace(result.model, name=spec.name))
+        result = replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as))
         if result.key in self.results:
             result = replace(result, scores={**self.results[result.key].scores, **result.scores})
         content = dump_json(result_to_json(result))  # a number that is no number is refused here
@@ -301,7 +301,7 @@ def subject_of(spec: ModelSpec, encoder: Encoder, options: Options) -> SubjectRe
     """Return what was chosen of a model, and what is observed of it."""
     asked: JsonObject = {
         "alias": spec.name,
-        "loader": spec.source,
+        "loader": spec.loader,
         "weights": spec.pretrained,
         "precision": options.precision,
         "activation": options.activation or "",
@@ -338,9 +338,11 @@ def evaluate(
 ) -> Run:
     """Return the run of these experiments (default: all) on these models: what `pytest benchmarks` measures, for a notebook.
 
-    `model` is a name, a list of names, or an object with encode_images and encode_texts. `settings` are those of
+    `model` is a name, a list of names, an object with encode_images and encode_texts, or open_clip's (model, preprocess, tokenizer);
+    `clipbench.wrap` gives those three a name. `settings` are those of
     `Options.from_kwargs`: pretrained, activation, device ("auto"), precision ("fp32"), batch_size, workers, offline,
-    no_optimizations, cache (a folder), and folders of data (coco, roco, zero_shot={NAME: ROOT}). Nothing is asserted: read
+    no_optimizations, cache (a folder), model_args={KEY: VALUE}, limit, and data (dataset={NAME: PATH}, coco, roco,
+    zero_shot={NAME: ROOT}). Nothing is asserted: read
     `Result.verdicts`; what cannot be had, or fails beside others, is noted in `Run.skipped`. Warns of a cache that failed, and
     where nothing could be measured.
 
@@ -377,7 +379,7 @@ def _specs(session: Session, model: Any) -> tuple[ModelSpec, ...]:
     if isinstance(model, Sequence) and not model:
         raise UsageError("no model was given; `clipbench models` lists the names")
     if isinstance(names, Sequence) and all(isinstance(name, str) for name in names):
-        return resolve(names, options.pretrained, options.activation)
+        return resolve(names, options.pretrained, options.activation, options.model_args)
     if options.pretrained or options.activation:
         what = "an encoder object, which brings its own weights"
         raise UsageError(f"pretrained and activation cannot be used with {what}")

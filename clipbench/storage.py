@@ -175,7 +175,8 @@ def _answers_to_json(answers: Answers, lists: dict[tuple[str, ...], str]) -> Jso
         "margins": _pack(answers.margins, "<f4"),
     }
     entry |= {} if answers.labels is None else {"labels": _pack(answers.labels, _index_dtype(answers))}
-    return entry | ({} if answers.groups is None else {"groups": list(answers.groups)})
+    columns = {"groups": answers.groups, "languages": answers.languages}
+    return entry | {name: list(column) for name, column in columns.items() if column is not None}
 
 
 def _evidence_to_json(tower: str, evidence: Evidence, lists: dict[tuple[str, ...], str]) -> JsonObject:
@@ -302,7 +303,14 @@ def result_from_json(entry: JsonObject) -> Result:
         {name: _matrix(matrix) for name, matrix in entry["matrices"].items()},
         {name: _answers(answers, lists) for name, answers in entry["answers"].items()},
         {tower: _evidence(evidence, lists) for tower, evidence in entry["evidence"].items()},
-        Provenance(tuple(how["optimizations"]), encoding, how["exclusions"], tuple(how["broken"]), how.get("card", {})),
+        Provenance(
+            tuple(how["optimizations"]),
+            encoding,
+            how["exclusions"],
+            tuple(how["broken"]),
+            how.get("card", {}),
+            tuple(how.get("must_pass", ())),
+        ),
         tuple(_verdict(key, verdict) for verdict in entry["verdicts"]),
     )
 
@@ -328,8 +336,8 @@ def _answers(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Answers
     top, scores, margins = (_unpack(entry[name]) for name in ("top", "scores", "margins"))
     top = top.astype(np.int32)
     labels = _unpack(entry["labels"]).astype(np.int32) if "labels" in entry else None
-    groups = tuple(entry["groups"]) if "groups" in entry else None
-    aligned = [column for column in (top, margins, labels, groups) if column is not None]
+    groups, languages = (tuple(entry[name]) if name in entry else None for name in ("groups", "languages"))
+    aligned = [column for column in (top, margins, labels, groups, languages) if column is not None]
     indices = [column for column in (top, labels) if column is not None]
     if (
         top.ndim != 2
@@ -339,7 +347,7 @@ def _answers(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Answers
         or not np.isfinite(scores).all()
     ):
         raise ValueError("answers do not fit their queries and candidates")
-    return Answers(ids, candidates, top, scores, margins, labels, groups)
+    return Answers(ids, candidates, top, scores, margins, labels, groups, languages)
 
 
 def _evidence(entry: JsonObject, lists: Mapping[str, tuple[str, ...]]) -> Evidence:

@@ -123,7 +123,7 @@ class Answers:
 
     `top`: (n, k) int32 indices into `candidates`, best first, k at most 5, with their `scores` (n, k) float32; a tie counts against
     the right one. `margins`: (n,) float32, the best right score minus the best wrong one, NaN where nothing is right. `labels`:
-    (n,) int32, the right candidate, None where several may be. `groups`: the slice of each query.
+    (n,) int32, the right candidate, None where several may be. `groups`: the slice of each query; `languages`: its language.
     """
 
     ids: tuple[str, ...]
@@ -133,6 +133,17 @@ class Answers:
     margins: FloatArray
     labels: IntArray | None = None
     groups: tuple[str, ...] | None = None
+    languages: tuple[str, ...] | None = None
+
+    @property
+    def slices(self) -> dict[str, IntArray]:
+        """Places of the queries of each slice, under its name: groups as they are called, languages as "language de"."""
+        found: dict[str, list[int]] = {}
+        for place, name in enumerate(self.groups or ()):
+            found.setdefault(name, []).append(place)
+        for place, name in enumerate(self.languages or ()):
+            found.setdefault(f"language {name}" if name else "", []).append(place)
+        return {name: np.array(places, dtype=np.int64) for name, places in found.items() if name}
 
     def confusion(self) -> IntArray:
         """Return (candidates, candidates) int64: row the right one, column the one picked. Raises: ValueError without labels."""
@@ -192,7 +203,8 @@ class ModelIdentity:
 
     `weights_sha256` is over the state dict before any cast (see `models.checkpoint.weights_sha256`), `file_sha256` over
     the file it came from; both are "" for an encoder that is not ours. `activation` is "quickgelu", "gelu" or "" where
-    the architecture knows only one. `preprocessing` is one line that changes whenever a pixel would.
+    the architecture knows only one. `preprocessing` is one line that changes whenever a pixel would. `known_as`: the name under
+    which references know the model, where `name` is an alias.
     """
 
     name: str
@@ -203,6 +215,12 @@ class ModelIdentity:
     precision: str = "fp32"
     device: str = "cpu"
     preprocessing: str = ""
+    known_as: str = ""
+
+    @property
+    def reference_name(self) -> str:
+        """The name under which published values know it."""
+        return self.known_as or self.name
 
     @property
     def is_random(self) -> bool:
@@ -245,7 +263,7 @@ class Provenance:
 
     `optimizations` name what was done otherwise than on the reference path; `exclusions` count items that were left out, changed
     or counted on purpose; `broken` names files that could not be decoded, the first 20. `card`: what a CUDA card was doing when a
-    speed was timed, see `models.device.card_state`.
+    speed was timed, see `models.device.card_state`. `must_pass`: items that fail a comparison alone.
     """
 
     optimizations: tuple[str, ...] = ()
@@ -253,6 +271,7 @@ class Provenance:
     exclusions: Mapping[str, int] = field(default_factory=dict)
     broken: tuple[str, ...] = ()
     card: Mapping[str, float] = field(default_factory=dict)
+    must_pass: tuple[str, ...] = ()
 
     @property
     def left_out(self) -> str:

@@ -38,16 +38,23 @@ def test_all_three_run_on_a_folder_and_leave_a_run_with_figure_and_table(run, ro
     assert "Most confused classes" in (pytester.path / "results/summary.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "absent", ["annotations/instances_val2017.json", "annotations/captions_val2017.json", "val2017"]
-)
+@pytest.mark.parametrize("absent", ["annotations/instances_val2017.json", "annotations/captions_val2017.json"])
 def test_a_folder_that_lacks_a_part_of_the_layout_skips_what_needs_it_and_names_it(run, root, absent):
     (root / absent).rename(root / "elsewhere")
     result = run("--coco", root)
-    needing = {"annotations/instances_val2017.json": 2, "annotations/captions_val2017.json": 1, "val2017": 3}[absent]
+    needing = {"annotations/instances_val2017.json": 2, "annotations/captions_val2017.json": 1}[absent]
     result.assert_outcomes(skipped=needing, passed=3 - needing)
     result.stdout.fnmatch_lines([f"*lacks {absent}*; expected COCO's official layout: val2017/*"])
     run("--coco", root, "--require-all").assert_outcomes(failed=needing, passed=3 - needing)
+
+
+@pytest.mark.parametrize("absent", ["annotations", "val2017"])
+def test_a_folder_of_which_nothing_can_be_measured_is_a_usage_error(run, root, absent):
+    (root / absent).rename(root / "elsewhere")
+    result = run("--coco", root)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"{absent}" in result.stderr.str()
+    assert "expected COCO's official layout" in result.stderr.str()
 
 
 def test_a_folder_that_does_not_exist_is_a_usage_error(run):

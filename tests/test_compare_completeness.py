@@ -297,7 +297,9 @@ def test_the_one_encoder_of_somebody_s_own_in_each_run_is_one_subject_whose_load
         {"acme:fp32"} if is_one else {"acme:fp32", "acme:int8"}
     )
     if is_one:
-        assert cell(comparison, "subject[acme:fp32]").reasons == ("what was asked for: loader changed",)
+        assert cell(comparison, "subject[acme:fp32]").reasons == (
+            "what was asked for: loader changed (factory acme:fp32 -> factory acme:int8)",
+        )
         two = [run_of(*r.results, natural(), asked={"loader": loader}) for r in (base, head)]
         assert compare_runs(*two, RULES).outcome == "inconclusive"  # which of several is meant, nobody said
 

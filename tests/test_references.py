@@ -89,6 +89,14 @@ def test_other_weights_of_the_same_model_are_held_to_nothing_published():
     assert {v.kind for v in verdicts} == {"contract"}
 
 
+def test_an_alias_keeps_what_is_published_of_the_model_it_stands_for():
+    own = judge(matching(np.eye(8), MATRICES[0].names, "ViT-B/32"))
+    alias = judge(matching(np.eye(8), MATRICES[0].names, "prod", known_as="ViT-B/32"))
+    assert [(v.kind, v.outcome) for v in alias] == [(v.kind, v.outcome) for v in own]
+    told_otherwise = judge(matching(np.eye(8), MATRICES[0].names, "prod", known_as="ViT-B/32 with {}"))
+    assert {v.kind for v in told_otherwise} == {"contract"}
+
+
 @pytest.mark.parametrize(("hits", "outcome"), [(0, "inconclusive"), (3, "inconclusive"), (4, "pass"), (8, "pass")])
 def test_any_trained_model_is_held_to_being_better_than_chance_both_ways(hits, outcome):
     cosines = np.eye(8)

@@ -70,7 +70,7 @@ def answers(ids, candidates, labels=None, groups=None):
     top = np.array([[k % len(candidates), (k + 1) % len(candidates)] for k in range(len(ids))], dtype=np.int32)
     margins = np.array([0.25, np.nan, -0.5][: len(ids)], dtype=np.float32)
     own = None if labels is None else np.array(labels, dtype=np.int32)
-    return Answers(ids, candidates, top, np.full(top.shape, 0.3125, dtype=np.float32), margins, own, groups)
+    return Answers(ids, candidates, top, np.full(top.shape, 0.3125, dtype=np.float32), margins, own, groups, groups)
 
 
 def score(name, values, ids, interval=(0.1, 0.9), **more):
@@ -83,7 +83,7 @@ def full_result():
     """A result with something in every field."""
     return Result(
         "coco_retrieval",
-        ModelIdentity("ViT-B/16", "openai", "a" * 64, "b" * 64, "quickgelu", "bf16", "cuda:1", "resize 224 bicubic"),
+        ModelIdentity("ViT-B/16", "openai", "a" * 64, "b" * 64, "quickgelu", "bf16", "cuda:1", "resize 224", "RN50"),
         DatasetIdentity("coco", "c" * 64, 2),
         Protocol(("a {}", "{}"), 3, ("cat", "dog"), {"split": "val", "groups": {"size": 8}}),
         {
@@ -105,6 +105,7 @@ def full_result():
             {"broken_images": 1},
             ("x.jpg",),
             {"clock_mhz": 1755.0},
+            ("a",),
         ),
         (
             Verdict(KEY, "by_text", "floor", "fail", "too low", "a source", 0.7),
@@ -305,6 +306,7 @@ DAMAGES = {
     "a label below zero": (put(*TEXT_TO_IMAGE, "labels", value=column([0, 0, -1])), "do not fit their queries"),
     "a pick too high": (put(*TEXT_TO_IMAGE, "top", value=column([[0, 1], [1, 0], [2, 0]])), "do not fit their queries"),
     "fewer groups": (put(*TEXT_TO_IMAGE, "groups", value=["x"]), "do not fit their queries"),
+    "fewer languages": (put(*TEXT_TO_IMAGE, "languages", value=["x"]), "do not fit their queries"),
     "an unknown list": (put(*TEXT_TO_IMAGE, "ids", value="nobody"), "KeyError: 'nobody'"),
     "fewer hashes": (put(*IMAGE_EVIDENCE, "contents", value=column([1], "<u8")), "evidence does not fit its items"),
     "fewer sketches": (put(*IMAGE_EVIDENCE, "sketches", value=column([[1]], "<i2")), "evidence does not fit its items"),

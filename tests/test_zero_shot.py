@@ -75,8 +75,10 @@ def test_the_plugin_runs_each_folder_and_shows_its_accuracy(run, folder, pyteste
 
 
 def test_a_benchmark_that_did_not_run_is_named_by_its_whole_data_set(run, folder, pytester, tmp_path):
-    (tmp_path / "empty").mkdir()
-    folders = ("--zero-shot", f"empty={tmp_path / 'empty'}", "--zero-shot", f"my-set={folder}")
+    for name in ("a", "b"):
+        paint(tmp_path / "broken" / name / "0.png", [0])
+        (tmp_path / "broken" / name / "0.png").write_bytes(b"no picture")
+    folders = ("--zero-shot", f"broken={tmp_path / 'broken'}", "--zero-shot", f"my-set={folder}")
     run(*folders, "--require-all", "-x").assert_outcomes(failed=1)
     skipped = json.loads((pytester.path / "results/run.json").read_text())["clipbench"]["skipped"]
     ended = [(s["experiment"], s["dataset"]) for s in skipped if s["reason"].startswith("the session ended before")]
@@ -103,8 +105,8 @@ def test_a_truncated_image_is_counted_and_fails_under_require_all_naming_it(run,
     result.stdout.fnmatch_lines(["*1 broken image(s): 4.png*"])
 
 
-def test_a_folder_without_class_folders_skips_with_what_is_missing(run, tmp_path):
+def test_a_folder_without_class_folders_is_a_usage_error_with_what_is_missing(run, tmp_path):
     (tmp_path / "empty").mkdir()
     result = run("--zero-shot", f"empty={tmp_path / 'empty'}")
-    result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["*holds no class folder; expected one folder for each class*"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "holds no class folder; expected one folder for each class" in result.stderr.str()

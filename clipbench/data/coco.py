@@ -28,7 +28,6 @@ from clipbench.types import short
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
-COCO_ROOT = Root("coco", "COCO in its official layout, in place of the packaged miniature")
 CROP = Choice(
     "coco-crop",
     ("square", "tight"),
@@ -41,6 +40,18 @@ LAYOUT = (
 KARPATHY_FILES = ("dataset_coco.json", "annotations/dataset_coco.json")
 KARPATHY_SPLIT = "karpathy test"
 KARPATHY_SOURCE = "COCO val2014, Karpathy test split, https://cs.stanford.edu/people/karpathy/deepimagesent/"
+
+
+def _check_layout(name: str, root: Path) -> None:
+    """Raises: DataUnavailableError for a folder without any annotations of the layout."""
+    files = [*(root / "annotations").glob("instances_val*.json"), *(root / "annotations").glob("captions_val*.json")]
+    if not files and _split_file(root) is None:
+        raise DataUnavailableError(f"{root} holds no annotations; expected {LAYOUT}")
+    if not (root / "val2014").is_dir():
+        required(root, "val2017/", LAYOUT)
+
+
+COCO_ROOT = Root("coco", "COCO in its official layout, in place of the packaged miniature", check=_check_layout)
 CAPTIONS_PER_IMAGE = 5  # Source: the published retrieval values; ten of the 5,000 images' 25,010 captions are beyond
 SQUARE_SCALE = 1.5
 SQUARE_PADDING = 600
@@ -63,7 +74,11 @@ def coco_crops(root: Path, crop: str = "square", images: Images | None = None) -
     """
     if crop not in CROPS:
         raise UsageError(f"unknown crop {crop!r}; expected one of {', '.join(CROPS)}")
-    opened = _open_instances(root, images)
+    return _crops(_open_instances(root, images), crop)
+
+
+def _crops(opened: "_Instances", crop: str, name: str = "") -> Dataset:
+    """One item for each box that has an area in its image."""
     exclusions = Counter(crowd_boxes_kept=0, crowd_boxes_dropped=0, empty_boxes_dropped=0, outside_boxes_dropped=0)
     exclusions.update(boxes_of_absent_images_dropped=0, images_absent=len(opened.index.imgs) - len(opened.refs))
     items = []
@@ -87,7 +102,7 @@ def coco_crops(root: Path, crop: str = "square", images: Images | None = None) -
                 label = opened.labels[annotation["category_id"]]
                 items.append(Item(str(annotation["id"]), part, labels=(label,)))
     options = {"split": opened.split, "crop": crop, "crowd_boxes": "kept" if crop == "square" else "dropped"}
-    return opened.dataset(items, exclusions, options)
+    return opened.dataset(items, exclusions, options, name)
 
 
 def coco_multilabel(root: Path, images: Images | None = None) -> Dataset:
@@ -130,6 +145,15 @@ def coco_retrieval(root: Path, images: Images | None = None) -> Dataset:
         names = {key: image["file_name"] for key, image in index.imgs.items()}
         captions = {key: [row["caption"] for row in rows] for key, rows in index.imgToAnns.items()}
         refs = _image_refs(root, "val2017/", names, path, images)
+    items, exclusions = _captioned(names, captions, refs)
+    options = {"split": split, "captions_per_image": f"the first {CAPTIONS_PER_IMAGE}"}
+    return Dataset(_name(root, split, images), _some(items, root), source, options=options, exclusions=exclusions)
+
+
+def _captioned(
+    names: Mapping[int, str], captions: Mapping[int, list[str]], refs: Mapping[int, ImageRef]
+) -> tuple[list[Item], dict[str, int]]:
+    """Items with their first captions, and what was left out."""
     exclusions = Counter(images_without_captions_dropped=0, blank_captions_dropped=0, captions_beyond_five_dropped=0)
     exclusions.update(duplicate_captions_kept=0, images_absent=len(names) - len(refs))
     items: list[Item] = []
@@ -145,8 +169,42 @@ def coco_retrieval(root: Path, images: Images | None = None) -> Dataset:
         seen.update(kept)
         if kept:
             items.append(Item(str(image_id), refs[image_id], captions=tuple(kept)))
-    options = {"split": split, "captions_per_image": f"the first {CAPTIONS_PER_IMAGE}"}
-    return Dataset(_name(root, split, images), _some(items, root), source, options=options, exclusions=dict(exclusions))
+    return items, dict(exclusions)
+
+
+def caption_file(name: str, path: Path) -> Dataset:
+    """Return one item for each image of a captions file in COCO's format, wherever it lies. Raises: as `coco_retrieval`."""
+    index, refs, names = _own_file(path, {"images": _IMAGE, "annotations": _CAPTION})
+    captions = {key: [row["caption"] for row in rows] for key, rows in index.imgToAnns.items()}
+    items, exclusions = _captioned(names, captions, refs)
+    options = {"captions_per_image": f"the first {CAPTIONS_PER_IMAGE}"}
+    return Dataset(name, _some(items, path), _source(index), options=options, exclusions=exclusions)
+
+
+def instance_file(name: str, path: Path, crop: str = "square") -> Dataset:
+    """Return one item for each box of an instances file in COCO's format, wherever it lies. Raises: as `coco_crops`."""
+    tables = {"categories": _CATEGORY, "images": _SIZED_IMAGE, "annotations": _INSTANCE}
+    index, refs, _ = _own_file(path, tables)
+    _check_names(path, index)
+    labels = {category: label for label, category in enumerate(sorted(index.cats))}
+    return _crops(_Instances(index, path.stem, refs, labels, path.parent, None), crop, name)
+
+
+def _own_file(path: Path, tables: Mapping[str, "_Keys"]) -> tuple["COCO", dict[int, ImageRef], dict[int, str]]:
+    """The checked file, where its images are, and their names.
+
+    They are looked for beside the file, in images/, and, for a file in annotations/, beside that folder, in the split's own too.
+    """
+    index = _index(path.parent, path, tables)
+    names = {key: image["file_name"] for key, image in index.imgs.items()}
+    above = path.parent.parent if path.parent.name == "annotations" else path.parent
+    split = path.stem.rpartition("_")[2]
+    tried = list(dict.fromkeys(f for f in (above / split, above / "images", above, path.parent) if f.is_dir()))
+    for folder in tried:
+        if refs := find_images(folder, "./", names, path):
+            return index, refs, names
+    where = ", ".join(map(str, tried))
+    raise DataUnavailableError(f"none of the {len(names):,} images that {path} names is in {where}; put them there")
 
 
 def sources(options: DataOptions, read: Callable[..., Dataset], is_captions: bool = False) -> tuple[Source, ...]:
@@ -220,9 +278,11 @@ class _Instances(NamedTuple):
     root: Path
     images: Images | None
 
-    def dataset(self, items: list[Item], exclusions: Mapping[str, int], options: Mapping[str, str]) -> Dataset:
+    def dataset(
+        self, items: list[Item], exclusions: Mapping[str, int], options: Mapping[str, str], name: str = ""
+    ) -> Dataset:
         classes = tuple(self.index.cats[category]["name"] for category in self.labels)
-        name = _name(self.root, self.split, self.images)
+        name = name or _name(self.root, self.split, self.images)
         return Dataset(name, _some(items, self.root), _source(self.index), classes, (), options, dict(exclusions))
 
 
@@ -238,13 +298,17 @@ def _open_instances(root: Path, images: Images | None) -> _Instances:
     split = _boxes_split(root)
     path = root / f"annotations/instances_{split}.json"
     index = _index(root, path, {"categories": _CATEGORY, "images": _SIZED_IMAGE, "annotations": _INSTANCE})
-    called = Counter(category["name"] for category in index.cats.values())
-    if repeated := sorted(name for name, n in called.items() if n > 1):
-        raise DataError(f"{path}: more than one category is called {', '.join(map(repr, repeated))}")
+    _check_names(path, index)
     names = {key: image["file_name"] for key, image in index.imgs.items()}
     refs = _image_refs(root, f"{split}/", names, path, images)
     labels = {category: label for label, category in enumerate(sorted(index.cats))}
     return _Instances(index, split, refs, labels, root, images)
+
+
+def _check_names(path: Path, index: "COCO") -> None:
+    called = Counter(category["name"] for category in index.cats.values())
+    if repeated := sorted(name for name, n in called.items() if n > 1):
+        raise DataError(f"{path}: more than one category is called {', '.join(map(repr, repeated))}")
 
 
 def _karpathy_test(root: Path, path: Path) -> tuple[dict[int, str], dict[int, list[str]]]:

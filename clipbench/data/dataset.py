@@ -77,13 +77,22 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Item:
-    """One image with its texts and labels. `labels` index into the data set's `classes`; `group` names its slice."""
+    """One image with its texts and labels. `labels` index into the data set's `classes`; `group` names its slice, `languages` that
+    of each caption (of the one label, where there is none). A comparison fails where an item that `must_pass` is lost."""
 
     id: str
     image: ImageRef
     captions: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
     group: str = ""
+    languages: tuple[str, ...] = ()
+    must_pass: bool = False
+
+    def language(self, place: int | None = None) -> str:
+        """Return the language of a caption; of the picture's, where all are of one."""
+        if place is not None:
+            return self.languages[place] if self.languages else ""
+        return self.languages[0] if len(set(self.languages)) == 1 else ""
 
 
 @dataclass(frozen=True)
@@ -139,11 +148,15 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Root:
-    """A folder of data that a user may give: `--OPTION ROOT`, or `--OPTION NAME=ROOT`, repeatable, where it is `named`."""
+    """A folder of data that a user may give: `--OPTION ROOT`, or `--OPTION NAME=ROOT`, repeatable, where it is `named`.
+
+    `check(name, root)` raises a ClipbenchError where what is asked for is not there: before anything is measured.
+    """
 
     option: str
     help: str
     is_named: bool = False
+    check: Callable[[str, Path], object] | None = None
 
     @property
     def metavar(self) -> str:
@@ -169,10 +182,12 @@ HIGH_BIT_DEPTH = Choice(
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What somebody chose of data: `roots`, (name, folder) pairs by option ("" as the name of an unnamed one), and `choices`."""
+    """What somebody chose of data: `roots`, (name, folder) pairs by option ("" as the name of an unnamed one), `choices`, and how many
+    items at most are taken of each data set."""
 
     roots: Mapping[str, tuple[tuple[str, Path], ...]] = field(default_factory=dict)
     choices: Mapping[str, str] = field(default_factory=dict)
+    limit: int | None = None
 
     def folder(self, root: Root) -> Path | None:
         """Return the folder that was given for a root without a name, None where there is none."""
@@ -201,6 +216,19 @@ def at_depth(dataset: Dataset, options: DataOptions) -> Dataset:
         return dataset
     items = tuple(replace(item, image=replace(item.image, converts_depth=True)) for item in dataset.items)
     return replace(dataset, items=items, options={**dataset.options, "high_bit_depth": options.chosen(HIGH_BIT_DEPTH)})
+
+
+def limited(dataset: Dataset, options: DataOptions) -> Dataset:
+    """Return the part of the data set that `--limit` leaves, which the protocol names: the same items every time, whatever their order.
+
+    Those whose ids have the smallest hashes, in the data set's own order. All classes stay: each is a wrong answer all the same.
+    """
+    if options.limit is None or len(dataset) <= options.limit:
+        return dataset
+    drawn = sorted(dataset.items, key=lambda item: hashlib.sha256(item.id.encode(errors="surrogatepass")).digest())
+    kept = {item.id for item in drawn[: options.limit]}
+    items = tuple(item for item in dataset.items if item.id in kept)
+    return replace(dataset, items=items, options={**dataset.options, "limit": options.limit})
 
 
 def file_sha256(path: Path) -> str:

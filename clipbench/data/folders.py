@@ -1,9 +1,11 @@
 """Any labelled folder (one folder for each class, images inside), its class names and the templates that make texts of them.
 
 Class names that ship are one file in `fixtures/classes/`. A user's own data need none: the names of the class folders are
-used, or a `classes.toml` beside them with any of `classes`, `folders`, `templates` and `source`.
+used, or a `classes.toml` beside them with any of `classes`, `folders`, `templates` and `source`. Folders that are called by WordNet
+ids (n01440764) get ImageNet's names and templates, whatever the data set is called: "a photo of a n01440764." means nothing.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +14,17 @@ from clipbench.data.dataset import Dataset, ImageRef, Item, Root
 from clipbench.errors import DataError, DataUnavailableError, UsageError, closest
 from clipbench.paths import fixtures, read_toml, strict_row
 
-ZERO_SHOT_ROOT = Root("zero-shot", "a folder of class folders; repeatable", is_named=True)
 CLASS_FILE = "classes.toml"
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+IMAGENET = "imagenet1k"
+ALL_OF_IMAGENET = ("imagenetv2", "imagenet-v2", "imagenet_sketch", "imagenet-sketch")
+"""Data sets that have all of ImageNet's classes, whichever folders are there; ImageNet-R and -A are published over their own 200.
+
+Source: Recht et al. 2019 (arXiv:1902.10811), Wang et al. 2019 (arXiv:1905.13549), Hendrycks et al. 2020 (arXiv:2006.16241).
+"""
+_WORDNET = re.compile(r"n\d{8}")
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ def labelled_folder(name: str, root: Path) -> Dataset:
     """
     folders = class_folders(root)
     names = class_set(name, root)
-    labels = _labels_by_folder(folders, names, root)
+    labels = labels_by_folder(folders, names, root)
     beside = [entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")]
     exclusions = Counter(other_files_ignored=len(beside) - beside.count(CLASS_FILE), inner_folders_ignored=0)
     exclusions.update(empty_class_folders=0, links_followed=0, classes_without_folder=len(names.classes) - len(folders))
@@ -73,8 +82,7 @@ def labelled_folder(name: str, root: Path) -> Dataset:
         exclusions["empty_class_folders"] += not images
         items += [Item(f"{folder}/{image.name}", ImageRef(image), labels=(labels[folder],)) for image in images]
     if not items:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataUnavailableError(f"no class folder of {len(folders)} in {root} holds an image; expected {suffixes}")
+        raise DataUnavailableError(f"no class folder of {len(folders)} in {root} holds an image; expected {_SUFFIXES}")
     return Dataset(name, tuple(items), names.source, names.classes, names.templates, exclusions=dict(exclusions))
 
 
@@ -101,10 +109,42 @@ def class_set(name: str, root: Path | None = None) -> ClassSet:
         return _from_file(name, fixtures() / "classes" / f"{name}.toml", ())
     if root is None:
         raise UsageError(f"no class names ship under {name!r}; expected one of {', '.join(shipped_class_sets())}")
-    folders = class_folders(root)
-    if (root / CLASS_FILE).is_file():
-        return _from_file(name, root / CLASS_FILE, folders)
-    return ClassSet(name, _spaced(folders), folders, DEFAULT_TEMPLATES, f"class names: the folders of {root.name}")
+    return class_set_of(name, root, class_folders(root))
+
+
+def class_set_of(name: str, root: Path, folders: tuple[str, ...]) -> ClassSet:
+    """Return `class_set` of a data set whose labels are called so, whether they are folders or stand in a list."""
+    if name in shipped_class_sets() or (root / CLASS_FILE).is_file():
+        return class_set(name) if name in shipped_class_sets() else _from_file(name, root / CLASS_FILE, folders)
+    is_numbered = name in ALL_OF_IMAGENET and all(folder.isdecimal() for folder in folders)
+    if is_numbered or any(map(_WORDNET.fullmatch, folders)):
+        return _imagenet(name, root, folders, is_numbered)
+    return ClassSet(name, _spaced(folders), folders, DEFAULT_TEMPLATES, f"class names: as {root.name} has them")
+
+
+def _imagenet(name: str, root: Path, folders: tuple[str, ...], is_numbered: bool) -> ClassSet:
+    """ImageNet's names for the WordNet ids that are there; for all of them where the data set has them all by its name.
+
+    Raises: DataError for labels of which only some are WordNet ids of ImageNet-1k.
+    """
+    whole = class_set(IMAGENET)
+    if is_numbered:  # as ImageNet-V2 lies on the disk of whoever fetched it: 0 to 999
+        return replace(whole, name=name, folders=tuple(map(str, range(len(whole.folders)))))
+    if foreign := [folder for folder in folders if folder not in whole.folders]:
+        raise DataError(
+            f"{root} has {len(folders) - len(foreign)} classes of ImageNet-1k, and {foreign[0]!r} is none of it; name the classes in a "
+            f"{CLASS_FILE} beside them (classes = [...], folders = [...])"
+        )
+    if name in ALL_OF_IMAGENET or len(folders) == len(whole.folders):
+        return replace(whole, name=name)
+    kept = [k for k, folder in enumerate(whole.folders) if folder in folders]
+    return replace(
+        whole,
+        name=name,
+        classes=tuple(whole.classes[k] for k in kept),
+        folders=tuple(whole.folders[k] for k in kept),
+        source=f"{len(kept)} of ImageNet's 1,000 classes, by the ids that are there; {whole.source}",
+    )
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
@@ -141,8 +181,8 @@ def _spaced(folders: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(folder.replace("_", " ").encode(errors="replace").decode() for folder in folders)
 
 
-def _labels_by_folder(folders: tuple[str, ...], names: ClassSet, root: Path) -> dict[str, int]:
-    """Label by folder: spelt exactly, or alike and like no other class."""
+def labels_by_folder(folders: tuple[str, ...], names: ClassSet, root: Path) -> dict[str, int]:
+    """Label by folder or by name in a list: spelt exactly, or alike and like no other class."""
     exact = {text: label for label, text in enumerate(names.folders)}
     alike: dict[str, set[int]] = {}
     for texts in (names.folders, names.classes):
@@ -167,3 +207,19 @@ def _labels_by_folder(folders: tuple[str, ...], names: ClassSet, root: Path) -> 
 
 def _folded(text: str) -> str:
     return text.casefold().replace("_", " ").replace("-", " ")
+
+
+def has_image(folder: Path) -> bool:
+    """Return whether a file in the folder is an image by its suffix."""
+    return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir())
+
+
+def check_folders(name: str, root: Path) -> None:
+    """Raises: as `labelled_folder`, of which it is the quick part."""
+    folders = class_folders(root)
+    labels_by_folder(folders, class_set(name, root), root)
+    if not any(has_image(root / folder) for folder in folders):
+        raise DataUnavailableError(f"no class folder of {len(folders)} in {root} holds an image; expected {_SUFFIXES}")
+
+
+ZERO_SHOT_ROOT = Root("zero-shot", "a folder of class folders; repeatable", is_named=True, check=check_folders)

@@ -10,7 +10,6 @@ from clipbench.data.dataset import Dataset, Item, Root, find_images, required
 from clipbench.errors import DataError, DataUnavailableError
 from clipbench.paths import fixtures, read_text, read_toml
 
-ROCO_ROOT = Root("roco", "ROCO in its published layout: the study's own medical images")
 SPLIT = "train/radiology"
 LAYOUT = f"ROCO's layout: {SPLIT}/captions.txt with one ID<tab>caption per line and {SPLIT}/images/ID.jpg"
 SOURCE = "ROCO (Pelka et al. 2018), train/radiology, https://github.com/razorx89/roco-dataset"
@@ -82,3 +81,10 @@ def _captions(path: Path) -> dict[str, str]:
 def _items(folder: Path, captions: Mapping[str, str]) -> list[Item]:
     refs = find_images(folder / "images", "./", {key: f"{key}.jpg" for key in captions}, folder / "captions.txt")
     return [Item(key, refs[key], captions=(caption,)) for key, caption in captions.items() if key in refs]
+
+
+ROCO_ROOT = Root(
+    "roco",
+    "ROCO in its published layout: the study's own medical images",
+    check=lambda name, root: _split_folder(root),
+)

@@ -7,7 +7,7 @@ Nothing here imports torch: an experiment sees an encoder through the `Embedder`
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -175,6 +175,7 @@ def result_of(one: Experiment, encoder: "Encoder", dataset: Dataset, measured: M
             exclusions | dict(measured.exclusions),
             measured.images.broken_names if measured.images is not None else (),
             measured.card,
+            tuple(item.id for item in dataset.items if item.must_pass),
         ),
     )
 
@@ -185,6 +186,12 @@ def all_images(embedder: "Embedder", dataset: Dataset, reference: bool = False) 
     if images.broken:
         raise DataError(f"{dataset.name}: {len(images.broken)} of {len(dataset)} images are broken: {images.broken[0]}")
     return images
+
+
+def slices_of(groups: Iterable[str], languages: Iterable[str]) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Return the slice of each query by group and by language, None where nothing says any."""
+    found = tuple(groups), tuple(languages)
+    return (found[0] if any(found[0]) else None), (found[1] if any(found[1]) else None)
 
 
 def check_dims(encoder: "Encoder", images: "Embedded", texts: "Embedded") -> None:

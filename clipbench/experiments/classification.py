@@ -16,9 +16,10 @@ import numpy.typing as npt
 from clipbench.data import coco
 from clipbench.data.dataset import HIGH_BIT_DEPTH, DataOptions, Dataset, Item, Source
 from clipbench.data.folders import ZERO_SHOT_ROOT, class_set, labelled_folder
+from clipbench.data.own import DATASET_ROOT, own_sources
 from clipbench.data.packaged import packaged_dataset
 from clipbench.errors import DataError
-from clipbench.experiments import Experiment, Measured, all_images, check_dims, cosines_of, score
+from clipbench.experiments import Experiment, Measured, all_images, check_dims, cosines_of, score, slices_of
 from clipbench.metrics import average_precision, hits_at, multilabel_answers, per_class_recall, ranked
 from clipbench.types import Answers, FloatArray, Matrix, MetricSpec, Outcomes
 
@@ -96,10 +97,10 @@ def answers_of(
     for start in range(0, len(labels), IMAGES_AT_ONCE):
         part = slice(start, start + IMAGES_AT_ONCE)
         parts.append(ranked(images[part].astype(np.float64) @ columns, labels[part]))
-    groups = tuple(item.group for item in items) if any(item.group for item in items) else None
+    groups, languages = slices_of((item.group for item in items), (item.language() for item in items))
     top, best, margins = (np.concatenate(column) for column in zip(*(p.taken_for for p in parts), strict=True))
     return np.concatenate([p.ranks for p in parts]), Answers(
-        ids, names, top, best, margins, labels.astype(np.int32), groups
+        ids, names, top, best, margins, labels.astype(np.int32), groups, languages
     )
 
 
@@ -116,7 +117,7 @@ def multilabel(embedder: "Embedder", dataset: Dataset) -> Measured:
     Raises: DataError when no image that can be decoded shows a class, or the towers' dims differ.
     Source: SPARC (CVPR 2025), table 2, row ZSCLIP: one cosine per image and class, average precision per class, their mean.
     """
-    templates = templates_for(len(dataset))
+    templates = dataset.prompts or templates_for(len(dataset))
     images = embedder.images(dataset.items)
     names = class_ids(dataset.classes)
     classes = embedder.classes(dataset.classes, templates, names)
@@ -184,8 +185,9 @@ def _label_sources(options: DataOptions) -> tuple[Source, ...]:
 
 
 def _folder_sources(options: DataOptions) -> tuple[Source, ...]:
-    """One data set per folder of class folders that was given with a name."""
-    return tuple(Source(name, partial(labelled_folder, name, root)) for name, root in options.folders(ZERO_SHOT_ROOT))
+    """One data set per folder of class folders, or other data with one label each, that was given with a name."""
+    folders = (Source(name, partial(labelled_folder, name, root)) for name, root in options.folders(ZERO_SHOT_ROOT))
+    return (*folders, *own_sources("zero_shot", options))
 
 
 COCO_CROPS = Experiment(
@@ -208,3 +210,12 @@ COCO_MULTILABEL = Experiment(
 )
 NATURAL_LABELS = Experiment("natural_labels", (TOP1_PROBABILITY,), _label_sources, natural_labels, order=25)
 ZERO_SHOT = Experiment("zero_shot", METRICS, _folder_sources, classification, ZERO_SHOT_ROOT, (HIGH_BIT_DEPTH,), 60)
+MULTILABEL = Experiment(
+    "multilabel",
+    (PRECISION,),
+    partial(own_sources, "multilabel"),
+    multilabel,
+    DATASET_ROOT,
+    (HIGH_BIT_DEPTH,),
+    62,
+)

@@ -14,9 +14,10 @@ import numpy as np
 
 from clipbench.data import coco
 from clipbench.data.dataset import HIGH_BIT_DEPTH, DataOptions, Dataset, Item, Source
+from clipbench.data.own import DATASET_ROOT, own_sources
 from clipbench.data.roco import ROCO_ROOT, roco_split
 from clipbench.errors import DataError
-from clipbench.experiments import Experiment, Measured, check_dims, score
+from clipbench.experiments import Experiment, Measured, check_dims, score, slices_of
 from clipbench.experiments.matching import PROMPT as STUDY_PROMPT
 from clipbench.experiments.matching import TEXT_TO_IMAGE
 from clipbench.metrics import Ints, grouped_text_to_image_hits, hits_at, retrieval
@@ -68,6 +69,13 @@ def caption_retrieval(embedder: "Embedder", dataset: Dataset) -> Measured:
     images, texts, text_image = captioned(embedder, dataset, PROMPT)
     clusters = tuple(images.ids[row] for row in text_image)
     scores, answers = _recalls(images, texts, text_image, [k for k in KS if k < len(images.ids)], clusters)
+    item = {item.id: item for item in dataset.items}
+    kept = [item[name] for name in images.ids]
+    of_texts = [(kept[row], int(name.rpartition("#")[2])) for row, name in zip(text_image, texts.ids, strict=True)]
+    own = slices_of((one.group for one, _ in of_texts), (one.language(place) for one, place in of_texts))
+    theirs = slices_of((one.group for one in kept), (one.language() for one in kept))
+    for name, (groups, languages) in (("text_to_image", own), ("image_to_text", theirs)):
+        answers[name] = replace(answers[name], groups=groups, languages=languages)
     return Measured(scores, images, texts, answers=answers, prompts=(PROMPT,), text_image=text_image)
 
 
@@ -144,6 +152,15 @@ COCO_RETRIEVAL = Experiment(
     root=coco.COCO_ROOT,
     choices=(HIGH_BIT_DEPTH,),
     order=54,
+)
+RETRIEVAL = Experiment(
+    "retrieval",
+    METRICS,
+    partial(own_sources, "retrieval"),
+    caption_retrieval,
+    DATASET_ROOT,
+    (HIGH_BIT_DEPTH,),
+    64,
 )
 MEDICAL_RETRIEVAL = Experiment(
     "medical_retrieval", MEDICAL_METRICS, _roco_sources, medical_retrieval, ROCO_ROOT, (HIGH_BIT_DEPTH,), 32

@@ -347,7 +347,10 @@ def matches(cell: str, pattern: str, experiments: Iterable[str] = ()) -> bool:
 def _under_one_name(base: Run, head: Run) -> Run:
     """Head with base's name for the one encoder of somebody's own that each of them has: `acme:fp32` and `acme:int8` are one subject
     whose loader changed."""
-    names = [[s.model for s in run.subjects if s.asked.get("loader") == "factory"] for run in (base, head)]
+    names = [
+        [s.model for s in run.subjects if str(s.asked.get("loader", "")).partition(" ")[0] == "factory"]
+        for run in (base, head)
+    ]
     if any(len(run.subjects) != 1 for run in (base, head)) or [len(n) for n in names] != [1, 1] or names[0] == names[1]:
         return head
     (old,), (new,) = names

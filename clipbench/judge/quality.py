@@ -395,6 +395,19 @@ def _must_pass(pair: Pair, rules: Rules) -> Iterator[Verdict]:
         if absent:
             reason = f"{', '.join(absent)} must pass and was not scored: mend the list of items or the data"
             yield pair.verdict("inconclusive", reason, row.metric)
+    must = set(pair.base.provenance.must_pass) | set(pair.head.provenance.must_pass)
+    for metric, outcomes in pair.outcomes.items() if must else ():
+        if not outcomes.spec.ranked:
+            continue
+        lost = [
+            name
+            for k, name in enumerate(outcomes.ids)
+            if (name in must or name.rpartition("#")[0] in must) and outcomes.base[k] > 0 >= outcomes.head[k]
+        ]
+        if lost:
+            yield pair.verdict(
+                "fail", f"{', '.join(lost)} must pass and does no more (must_pass of the data set)", metric
+            )
 
 
 @dataclass(frozen=True)
@@ -677,11 +690,11 @@ class _Judge:
         for metric, o in self.pair.outcomes.items():
             answers = self.pair.base.answers.get(o.spec.answers)
             declared = self._declared(metric)
-            if answers is None or answers.groups is None or declared is None or answers.ids != o.ids or not o.is_finite:
+            if answers is None or declared is None or answers.ids != o.ids or not o.is_finite:
                 continue
-            groups = np.asarray(answers.groups)
-            names = [name for name in dict.fromkeys(answers.groups) if name][:MOST_SLICES]
-            parts = [o.of(np.flatnonzero(groups == name)) for name in names]
+            slices = answers.slices
+            names = list(slices)[:MOST_SLICES]
+            parts = [o.of(slices[name]) for name in names]
             for name, part, p in zip(names, parts, holm([part.p_worse() for part in parts]), strict=True):
                 drop, tolerance = -float(part.change.mean()), declared.allowed(float(part.base.mean()))
                 if p <= self.rules.alpha_fail and drop > tolerance + ROUNDING:

@@ -181,4 +181,6 @@ def imagenet_of(model: ModelIdentity) -> float | None:
     """
     about = ("zero_shot", "imagenet1k", weights_of(model))
     tables = (t for t in published_tables() if (t.experiment, t.dataset, t.weights) == about and t.weights == "openai")
-    return next((t.values[model.name].get(ACC1.name) for t in tables if model.name in t.values), None)
+    return next(
+        (t.values[model.reference_name].get(ACC1.name) for t in tables if model.reference_name in t.values), None
+    )

@@ -50,7 +50,7 @@ def judge(result: Result, beside: Mapping[str, Result] | None = None) -> tuple[V
 
 def weights_of(model: ModelIdentity) -> str:
     """Return the tag whose weights these are: OpenAI's own files are recognised by their SHA-256, however they were given."""
-    row = zoo().get(model.name)
+    row = zoo().get(model.reference_name)
     return "openai" if row and model.file_sha256 == row.openai_checkpoint_sha256 else model.pretrained
 
 
@@ -83,9 +83,9 @@ def dropped_optimizations(run: Run) -> Iterator[str]:
 
 
 def _card_verdicts(result: Result) -> Iterator[Verdict]:
-    if result.experiment != "model_card" or result.model.name not in cards():
+    if result.experiment != "model_card" or result.model.reference_name not in cards():
         return
-    card, source = cards()[result.model.name]
+    card, source = cards()[result.model.reference_name]
     for metric, expected in card.items():
         got = result.scores[metric].value if metric in result.scores else None
         word = "absent" if got is None else f"{got:,.0f}"
@@ -108,7 +108,9 @@ class Floor:
 
 
 def _names(row: "Floor | Contract", model: ModelIdentity) -> bool:
-    return row.weights in ("*", weights_of(model)) and not {"*", model.name}.isdisjoint(row.models)
+    return row.weights in ("*", weights_of(model)) and not {"*", model.name, model.reference_name}.isdisjoint(
+        row.models
+    )
 
 
 @cache
@@ -173,7 +175,7 @@ def published_matrices() -> tuple[PublishedMatrix, ...]:
 
 def _matrix_verdicts(result: Result) -> Iterator[Verdict]:
     """Not for bf16, whose rounding moves cosines further than the tolerance."""
-    about = (result.experiment, result.model.name, weights_of(result.model))
+    about = (result.experiment, result.model.reference_name, weights_of(result.model))
     if MATRIX in result.matrices and result.model.precision != "bf16":
         for matrix in published_matrices():
             if about == (matrix.experiment, matrix.model, matrix.weights):
@@ -300,7 +302,7 @@ def _tables_about(result: Result) -> Iterator[tuple[PublishedTable, Mapping[str,
     """The tables about this experiment (and labelled folder), these weights and this model, with the model's values."""
     about = (result.experiment, weights_of(result.model))
     for table in published_tables():
-        values = table.values.get(result.model.name)
+        values = table.values.get(result.model.reference_name)
         if values and about == (table.experiment, table.weights) and table.dataset in ("", result.dataset.name):
             yield table, values
 
@@ -354,7 +356,7 @@ def label_verdicts(result: Result) -> Iterator[Verdict]:
     """
     if LABELS in result.matrices and result.model.precision != "bf16":
         for figure in published_labels():
-            if (figure.model, figure.weights) == (result.model.name, weights_of(result.model)):
+            if (figure.model, figure.weights) == (result.model.reference_name, weights_of(result.model)):
                 yield from _label_agreement(result, figure)
 
 
@@ -432,7 +434,7 @@ def contract_verdicts(result: Result, beside: Mapping[str, Result]) -> Iterator[
     by experiment, where the contract finds what it pools or compares; inconclusive where that was not measured.
     """
     rows = [c for c in contracts() if c.experiment == result.experiment and _names(c, result.model)]
-    rows = [c for c in rows if result.model.name in c.models] or rows
+    rows = [c for c in rows if result.model.reference_name in c.models] or rows
     if not rows or rows[0].exempt or result.model.is_random:
         return
     contract = rows[0]

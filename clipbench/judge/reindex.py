@@ -297,7 +297,7 @@ def _specs(by: QueryModels, models: Sequence[ModelIdentity]) -> list["ModelSpec"
         (spec,) = resolve([names[k]], by.pretrained[k] if by.pretrained else None, by.activation)
         if spec.name != model.name:
             raise UsageError(
-                f"--model {names[k]} is {spec.name!r}, but {side} was measured with {model.name!r}; name the run's "
+                f"--model {names[k].rest} is {spec.name!r}, but {side} was measured with {model.name!r}; name the run's "
                 "own model (--model twice, base's first, where they differ), or give --queries OLD.npy NEW.npy"
             )
         specs.append(spec)

@@ -41,6 +41,7 @@ class Change:
 
     `because`: what was asked to change. `unasked`: what was observed to change although nobody asked. `idle`: what was asked to
     change and is what it was. `precision`: head's. `base_noise`, `head_noise`: how far another batch moves a row, from the traces.
+    `loaders`: what loaded each.
     """
 
     because: frozenset[str] = frozenset()
@@ -50,6 +51,7 @@ class Change:
     base_noise: float = 0.0
     head_noise: float = 0.0
     scales: tuple[tuple[str, float, float], ...] = ()
+    loaders: tuple[str, str] = ("", "")
 
     @property
     def is_behavioural(self) -> bool:
@@ -88,7 +90,16 @@ def change_of(base: Run, head: Run, name: str) -> Change | None:
         noise[0],
         noise[1],
         tuple((key, both[0], both[1]) for key, both in scales.items() if len(both) == 2),
+        (_loader(records[0]), _loader(records[1])),
     )
+
+
+def _loader(record: SubjectRecord) -> str:
+    """What loaded a subject, with what it was told to load."""
+    loader, weights = (str(record.asked.get(key, "")) for key in ("loader", "weights"))
+    if loader.partition(" ")[0] == "factory":
+        return loader if " " in loader else f"factory {record.model}"
+    return weights if weights.startswith(f"{loader}:") else f"{loader} {weights}".strip()
 
 
 def _asked(record: SubjectRecord) -> JsonObject:
@@ -126,7 +137,11 @@ def subject_verdict(change: Change) -> tuple[Outcome, str]:
         return "inconclusive", f"{', '.join(sorted(change.unasked))} changed, and nobody asked for it"
     if change.idle:
         return "inconclusive", f"{', '.join(sorted(change.idle))} was asked to change, and is what it was"
-    return "pass", f"what was asked for: {change.asked} changed" if change.because else "the same as in base"
+    if not change.because:
+        return "pass", "the same as in base"
+    was, now = change.loaders
+    by = f" ({was} -> {now})" if "loader" in change.because and was != now else ""
+    return "pass", f"what was asked for: {change.asked} changed{by}"
 
 
 def trace_verdict(base: JsonObject | None, head: JsonObject, change: Change, rules: Rules) -> tuple[Outcome, str]:

@@ -1,5 +1,6 @@
 """The models under test. One door to every encoder: from a name's spec to a loaded model; imports torch when called."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,18 +18,44 @@ def load_encoder(spec: "ModelSpec", resources: "Resources", offline: bool) -> "E
     if spec.source == "factory":
         from clipbench.models.encoder import as_encoder, encoder_of_factory
 
-        return as_encoder(encoder_of_factory(spec.name), spec.name, resources.device, resources.precision)
-    from clipbench.models.open_clip import load_directory, load_open_clip
+        made = encoder_of_factory(spec.location, spec.arguments)
+        return as_encoder(made, spec.name, resources.device, resources.precision)
+    if spec.source == "embeddings":
+        from clipbench.models.embeddings import load_embeddings
+
+        return load_embeddings(Path(spec.location), spec.name, spec.pretrained, resources.precision)
+    if spec.source == "onnx":
+        from clipbench.models.onnx import load_onnx
+
+        return load_onnx(Path(spec.location), spec.name, spec.pretrained, resources.device)
+    if spec.source == "hf":
+        from clipbench.models.hf import load_hf
+
+        return load_hf(spec, resources.device, resources.precision, offline)
+    from clipbench.models.open_clip import load_directory, load_hub, load_open_clip
 
     if spec.source == "lite":
         from clipbench.models.lite import lite_directory
 
-        return load_directory(lite_directory(), spec.name, resources.device, resources.precision)
+        return load_directory(lite_directory(), spec.name, resources.device, resources.precision, spec)
+    if spec.source == "hf-hub":
+        return load_hub(spec, resources.device, resources.precision, offline)
+    if spec.source == "local-dir":
+        return load_directory(Path(spec.location), spec.name, resources.device, resources.precision, spec)
     return load_open_clip(spec, resources.device, resources.precision, offline)
 
 
 def wrap_encoder(encoder: Any, resources: "Resources") -> "Encoder":
-    """Return an object with encode_images and encode_texts as an encoder of the suite, named after its class."""
+    """Return an object with encode_images and encode_texts, or open_clip's triple, as an encoder of the suite.
+
+    It is called as its `name` says, else after its class.
+    """
     from clipbench.models.encoder import as_encoder
 
-    return as_encoder(encoder, type(encoder).__name__, resources.device, resources.precision)
+    if isinstance(encoder, tuple) and len(encoder) == 3 and callable(getattr(encoder[0], "encode_image", None)):
+        from clipbench.models.wrap import wrap
+
+        encoder = wrap(*encoder)
+    name = getattr(encoder, "name", "")
+    called = name if isinstance(name, str) and name else type(encoder).__name__
+    return as_encoder(encoder, called, resources.device, resources.precision)

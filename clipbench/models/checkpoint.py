@@ -191,19 +191,27 @@ def tensor_hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {name: weights_sha256({"": tensor})[:16] for name, tensor in tensors.items()}
 
 
-def load_into(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> dict[str, torch.Tensor]:
+def load_into(
+    model: torch.nn.Module, checkpoint: Checkpoint, path: Path, resizes: bool = False
+) -> dict[str, torch.Tensor]:
     """Copy a checkpoint's tensors, cast to the model's dtypes, into an open_clip model, every one of them; return them as they were.
 
     Buffers that the model computes itself and does not save, but a scripted archive does, are none of them where they are equal.
 
     open_clip's own conversions apply (`open_clip.factory.load_checkpoint`), except one: positional embeddings of another size are
-    refused, not interpolated. `path` only names the file in messages. After an error the model is of no use.
+    refused, unless somebody asked for another size: then `resizes` interpolates them as open_clip does. `path` only names the file in
+    messages. After an error the model is of no use.
 
     Raises: CheckpointError when a value is NaN or infinite, also by the cast, or when names, shapes or kinds of number are not the model's.
     """
+    from open_clip.model import resize_pos_embed, resize_text_pos_embed
+
     tensors = _without_derived(model, checkpoint.tensors)
     try:
         state = _converted(model, dict(tensors))
+        if resizes:
+            resize_pos_embed(state, model)
+            resize_text_pos_embed(state, model)
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         reason = f"open_clip's conversion fails ({type(error).__name__}: {error})"
         raise CheckpointError(f"{path} does not fit this model: {reason}; {_HINT}") from error

@@ -83,6 +83,10 @@ class Encoder(Protocol):
     def close(self) -> None:
         """Free the model's memory."""
 
+    def by_id(self, tower: Tower, names: Sequence[str]) -> Rows | None:
+        """Return the rows of items by their ids, or of texts, for an encoder that has rows and encodes nothing; else None."""
+        return None
+
     def asked(self) -> JsonObject:
         """Return what whoever made this encoder chose, beside what the session knows."""
         return {}
@@ -168,11 +172,14 @@ def find_factory(name: str) -> Callable[[], Any]:
     return factory  # type: ignore[no-any-return]  # a plugin point: its result is checked in CustomEncoder
 
 
-def encoder_of_factory(name: str) -> Any:
-    """Return what the factory returns. Raises: UnknownModelError for no such factory; CheckpointError when the factory raises."""
+def encoder_of_factory(name: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """Return what the factory returns, called with these arguments.
+
+    Raises: UnknownModelError for no such factory; CheckpointError when the factory raises.
+    """
     factory = find_factory(name)
     try:
-        return factory()
+        return factory(**arguments)
     except Exception as error:  # somebody else's factory may raise anything
         raise CheckpointError(
             f"--model {name}: the factory failed: {type(error).__name__}: {error}; call it by hand to see where"

@@ -40,7 +40,8 @@ from clipbench.errors import CheckpointError, WeightsUnavailableError
 from clipbench.models.checkpoint import load_into, read_checkpoint, tensor_hashes, weights_sha256
 from clipbench.models.device import feed_of
 from clipbench.models.encoder import Encoder, Ready, Rows, checked_rows
-from clipbench.models.weights import fetch_tag
+from clipbench.models.grammar import EXPECTED
+from clipbench.models.weights import fetch_repository, fetch_tag
 from clipbench.models.zoo import ModelSpec, checkpoint_config
 from clipbench.types import JsonObject, ModelIdentity, Tower
 
@@ -50,6 +51,10 @@ _FINGERPRINT_TEXTS = (
     "  Größe, ÉTÉ & naïve — 3.14 日本語 🐈",
     "antidisestablishmentarianism " * 100,
 )
+
+
+HUB_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "*.json", "*.txt", "*.model")
+"""What of a hub's repository is fetched: settings, safetensors, tokenizer files."""
 
 
 class OpenClipEncoder(Encoder):
@@ -248,12 +253,14 @@ def load_open_clip(spec: ModelSpec, device: str, precision: str, offline: bool) 
         path = fetch_tag(spec.name, spec.pretrained, forced, offline)
     elif spec.source == "path":
         forced = (checkpoint_config(path) or {}).get("preprocess_cfg", {})
+    asked = Asked.of(spec.arguments)
+    forced = {**forced, **asked.preprocessing}
     if spec.source == "random":
         model, tensors = _random(spec, precision, device, offline)
     else:
         checkpoint = read_checkpoint(path)
         model = _create(spec, precision, device, forced, offline)
-        tensors, file_sha256 = load_into(model, checkpoint, path), checkpoint.file_sha256
+        tensors, file_sha256 = load_into(model, checkpoint, path, bool(asked.shape)), checkpoint.file_sha256
     identity = ModelIdentity(
         name=spec.name,
         pretrained=spec.pretrained,
@@ -264,32 +271,75 @@ def load_open_clip(spec: ModelSpec, device: str, precision: str, offline: bool) 
         device=device,
     )
     with _hub_errors(spec, offline):
-        tokenizer = open_clip.get_tokenizer(spec.architecture)
-    return OpenClipEncoder(model, tokenizer, identity, spec.source == "path", tensors, _preprocess_options(forced))
+        tokenizer = open_clip.get_tokenizer(spec.architecture, asked.shape.get("force_context_length"))
+    stated = _preprocess_options(forced) | {k: v for k, v in asked.shape.items() if k == "force_image_size"}
+    return OpenClipEncoder(model, tokenizer, identity, spec.source == "path", tensors, stated)
 
 
-def load_directory(folder: Path, name: str, device: str, precision: str) -> OpenClipEncoder:
-    """Return the encoder in a folder with `open_clip_config.json` and safetensors weights, made by open_clip's factory.
+@dataclass(frozen=True)
+class Asked:
+    """What `--model-args` asks of open_clip: `shape` of the model (force_image_size, force_context_length), and `preprocessing`."""
+
+    shape: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> "Asked":
+        """Return arguments by what they are about."""
+        images = {key.removeprefix("image_"): value for key, value in arguments.items() if key.startswith("image_")}
+        return cls({key: value for key, value in arguments.items() if key.startswith("force_")}, images)
+
+
+def load_hub(spec: ModelSpec, device: str, precision: str, offline: bool) -> OpenClipEncoder:
+    """Return the encoder in a repository of a hub as open_clip saves it: settings, tokenizer files and safetensors alone are fetched.
+
+    Raises: WeightsUnavailableError when they cannot be had; else as `load_directory`.
+    """
+    return load_directory(fetch_repository(spec.location, offline, HUB_FILES), spec.name, device, precision, spec)
+
+
+def load_directory(
+    folder: Path, name: str, device: str, precision: str, spec: ModelSpec | None = None
+) -> OpenClipEncoder:
+    """Return the encoder in a folder with `open_clip_config.json` and safetensors weights, the model made by open_clip's factory.
 
     Raises: CheckpointError when the folder does not hold what open_clip expects.
     """
-    location = f"local-dir:{folder}"
-    checkpoint = read_checkpoint(folder / "open_clip_model.safetensors")
+    location, asked = f"local-dir:{folder}", Asked.of(spec.arguments if spec else {})
+    path = folder / "open_clip_model.safetensors"
+    if checkpoint_config(path) is None:
+        raise CheckpointError(f"{folder} has no open_clip_config.json; expected {EXPECTED['local-dir']}")
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {path.name}; save the weights as safetensors, which run no code")
+    checkpoint = read_checkpoint(path)
+    preprocess = {k: v for k, v in asked.preprocessing.items() if k in _PREPROCESS_KEYS}
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
-            model = open_clip.create_model(location, precision=_stored_in(precision), device=device)
-            tokenizer = open_clip.get_tokenizer(location)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise CheckpointError(f"open_clip cannot load {folder}: {error}; remove the folder and run again") from error
+            model = open_clip.create_model(
+                location,
+                load_weights=False,
+                precision=_stored_in(precision),
+                device=device,
+                pretrained_text=False,
+                force_preprocess_cfg=preprocess,
+                **asked.shape,
+            )
+            tokenizer = open_clip.get_tokenizer(location, asked.shape.get("force_context_length"))
+    except (RuntimeError, ValueError, OSError, TypeError, LookupError) as error:
+        raise CheckpointError(
+            f"open_clip cannot load {folder}: {error}; expected {EXPECTED['local-dir']}, tokenizer files included"
+        ) from error
+    tensors = load_into(model, checkpoint, path, bool(asked.shape))
     identity = ModelIdentity(
         name=name,
-        pretrained=name,
-        weights_sha256=weights_sha256(checkpoint.tensors),
+        pretrained=spec.pretrained if spec else name,
+        weights_sha256=weights_sha256(tensors),
         file_sha256=checkpoint.file_sha256,
         precision=precision,
         device=device,
     )
-    return OpenClipEncoder(model, tokenizer, identity, tensors=checkpoint.tensors)
+    stated = _preprocess_options(preprocess) | {k: v for k, v in asked.shape.items() if k == "force_image_size"}
+    return OpenClipEncoder(model, tokenizer, identity, tensors=tensors, forced=stated)
 
 
 def _stored_in(precision: str) -> str:
@@ -313,6 +363,7 @@ def _create(
             pretrained_image=False,
             pretrained_text=False,
             **quick,
+            **Asked.of(spec.arguments).shape,
         )
     return model
 
@@ -320,11 +371,12 @@ def _create(
 def _random(spec: ModelSpec, precision: str, device: str, offline: bool) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """Seeded initialisation on the CPU in fp32, hashed there, then cast: the same weights for every device and precision."""
     seed = int(spec.pretrained.partition(":")[2])
-    model = _create(spec, "fp32", "cpu", {}, offline, seed)
+    preprocess = Asked.of(spec.arguments).preprocessing
+    model = _create(spec, "fp32", "cpu", preprocess, offline, seed)
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if _stored_in(precision) == "fp32":
         return model.to(device), tensors
-    cast = _create(spec, precision, device, {}, offline)
+    cast = _create(spec, precision, device, preprocess, offline)
     cast.load_state_dict(tensors)
     return cast, tensors
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from clipbench.errors import CheckpointError, WeightsUnavailableError
 def go_offline() -> None:
     """Keep the hub's client, and what builds on it, from opening any connection in this process."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if "datasets.config" in sys.modules:
+        sys.modules["datasets.config"].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]  # a module's constant
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:  # read once at its import: too late for the variable
         constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]  # a module's constant
@@ -44,6 +46,27 @@ def fetch_tag(model: str, tag: str, configuration: Mapping[str, Any], offline: b
         f"no weights for {model} with the tag {tag!r} ({reason}); looked in {'; '.join(looked)}. "
         f"Ways out: connect once and run again, give a file with --pretrained PATH, or use --model lite"
     )
+
+
+def fetch_repository(location: str, offline: bool, patterns: Sequence[str]) -> Path:
+    """Return the folder with those files of a hub's ORG/REPO[@REVISION] that match, fetched or found in the cache.
+
+    Raises: WeightsUnavailableError when it cannot be had, with the ways out.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    repository, _, revision = location.partition("@")
+    try:
+        found = huggingface_hub.snapshot_download(
+            repository, revision=revision or None, allow_patterns=list(patterns), local_files_only=offline
+        )
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        reason = "offline" if offline else " ".join(str(error).split())[:300]
+        raise WeightsUnavailableError(
+            f"{location} cannot be had from the hub ({reason}), and is not in its cache; connect once, or give a folder"
+        ) from error
+    return Path(found)
 
 
 def _cached(configuration: Mapping[str, Any], looked: list[str]) -> Iterator[Path]:

@@ -5,21 +5,25 @@ known tags say it; OpenAI's spelling, OpenAI's archives and `-quickgelu` names m
 demands --activation or the open_clip_config.json beside it.
 """
 
+import json
 import re
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from clipbench.errors import ClipbenchError, UnknownModelError, UsageError, closest
-from clipbench.paths import LARGEST_SETTINGS_BYTES, installed_file, open_data, read_json, zip_directory
+from clipbench.models.grammar import EXPECTED, ModelWord, is_repository, parse_list, parse_model
+from clipbench.paths import LARGEST_SETTINGS_BYTES, installed_file, open_data, read_json, read_text, zip_directory
 
 LITE = "lite"
 LITE_IMAGE_SIZE, LITE_DIM = 224, 384
 QUICKGELU_SUFFIX = "-quickgelu"
+
+Source = Literal["lite", "tag", "path", "random", "factory", "hf-hub", "local-dir", "hf", "onnx", "embeddings"]
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,36 @@ class ZooModel:
 class ModelSpec:
     """One model to load: what it is called, where its weights come from, and which activation it gets and why.
 
-    `activation` is "" where the architecture leaves no choice.
+    `activation` is "" where the architecture leaves no choice. `location`: what a source other than open_clip's tables reads:
+    module:factory, a repository, a folder. `settings`: `--model-args` as JSON. `known_as`: the name under which references know it,
+    where `name` is another. `word`: what `--model` takes to mean it alone, where that is not `name`.
     """
 
     name: str
-    source: Literal["lite", "tag", "path", "random", "factory"]
+    source: Source
     pretrained: str
     architecture: str = ""
     activation: str = ""
     why: str = ""
+    location: str = ""
+    settings: str = ""
+    known_as: str = ""
+    word: str = ""
 
     @property
     def label(self) -> str:
         """The name for people: model and weights."""
-        return self.name if self.source in ("lite", "factory") else f"{self.name} ({self.pretrained})"
+        return self.name if self.pretrained in ("lite", "factory", self.name) else f"{self.name} ({self.pretrained})"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `--model-args` asks of the loader."""
+        return dict(json.loads(self.settings)) if self.settings else {}
+
+    @property
+    def loader(self) -> str:
+        """What loads it, as a run says it: an alias says which factory, since its name does not."""
+        return f"factory {self.location}" if self.source == "factory" and self.name != self.location else self.source
 
 
 @cache
@@ -97,47 +117,194 @@ def has_quickgelu_variant(architecture: str) -> bool:
     return architecture + QUICKGELU_SUFFIX in open_clip_configs() and architecture in open_clip_configs()
 
 
-_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _RANDOM = re.compile(r"random(:\d{1,9})?")
+_PATTERN = re.compile(r"[*?\[]")
+_BRINGS_WEIGHTS = "{option} {value} cannot be used with {name!r}, which brings its own weights; drop one"
 
 
-def expand(words: Sequence[str]) -> list[str]:
-    """Return the model names that the values of `--model` mean: comma lists, `study` and `all` written out. Raises: UsageError."""
-    names: list[str] = []
-    for word in (w.strip() for value in words for w in value.split(",")):
-        if not word:
-            raise UsageError("--model got an empty name; see `clipbench models` for the names")
-        groups = {"all": list(zoo()), "study": [m.name for m in zoo().values() if m.study]}
-        names += groups.get(word, [word])
-    return names
+def expand(words: Sequence[str]) -> list[ModelWord]:
+    """Return the models that the values of `--model` mean: comma lists, `study`, `all` and lists in files written out.
+
+    Raises: UsageError.
+    """
+    found: list[ModelWord] = []
+    groups = {"all": list(zoo()), "study": [m.name for m in zoo().values() if m.study]}
+    for one in (one for value in words for one in parse_model(value)):
+        if one.kind == "list":
+            try:
+                found += parse_list(read_text(Path(one.rest).expanduser(), LARGEST_SETTINGS_BYTES), one.rest)
+            except UsageError:
+                raise
+            except ClipbenchError as error:
+                raise UsageError(f"--model {one.rest}: {error}; expected a file of ARCH,TAG lines") from error
+        elif one.alias and one.rest in groups:
+            raise UsageError(f"--model {one.alias}={one.rest}: an alias names one model, and {one.rest} is several")
+        else:
+            found += [ModelWord("name", name) for name in groups.get(one.rest, ())] or [one]
+    return found
 
 
 def resolve(
-    words: Sequence[str], pretrained: str | None = None, activation: str | None = None
+    words: Sequence[str | ModelWord],
+    pretrained: str | None = None,
+    activation: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> tuple[ModelSpec, ...]:
-    """Return what to load for the values of `--model`, each model once, in the order given.
+    """Return what to load for the values of `--model`, each model once, in the order given. `arguments`: those of `--model-args`.
 
-    Raises: UnknownModelError with the closest names; UsageError for combinations that cannot be meant.
+    Raises: UnknownModelError with the closest names; UsageError for combinations that cannot be meant, arguments that a loader does
+    not take, and two models of one name.
     """
-    names = expand(words)
-    specs = {(s.name, s.pretrained): s for s in (_resolve_one(n, pretrained, activation) for n in names)}
-    if any(s.source == "path" for s in specs.values()) and len(specs) > 1:
+    asked = [one for word in words for one in (expand([word]) if isinstance(word, str) else [word])]
+    found = [spec for one in asked for spec in _resolve_word(one, pretrained, activation)]
+    specs = list(dict.fromkeys(with_arguments(spec, arguments or {}) for spec in found))
+    if any(s.source == "path" and not s.word for s in specs) and len(specs) > 1:
         raise UsageError(
             f"--pretrained {pretrained} is one checkpoint, but {len(specs)} models were given "
-            f"({', '.join(s.name for s in specs.values())}); give one --model"
+            f"({', '.join(s.name for s in specs)}); give one --model"
         )
-    return tuple(specs.values())
+    unique: dict[str, ModelSpec] = {}
+    for spec in specs:
+        other = unique.setdefault(spec.name, spec)
+        if other.pretrained != spec.pretrained or other.location != spec.location:
+            both = f"{other.location or other.pretrained} and {spec.location or spec.pretrained}"
+            raise UsageError(f"two models are called {spec.name} ({both}); give one of them a name: --model NAME=...")
+    return tuple(unique.values())
+
+
+def _resolve_word(word: ModelWord, pretrained: str | None, activation: str | None) -> list[ModelSpec]:
+    """What one word means; a pattern of checkpoints is as many models."""
+    if word.alias and (word.alias in (LITE, *zoo()) or word.alias in open_clip_configs()):
+        raise UsageError(
+            f"--model {word.alias}=...: {word.alias} is the name of a model that is known; choose another alias"
+        )
+    if word.kind == "name":
+        weights = pretrained
+        architecture, prefix = word.rest, word.alias
+    elif word.kind == "open_clip":
+        _refuse(word.rest, ("--pretrained", pretrained))
+        architecture, weights = word.weights[0], word.weights[1] or None
+        prefix = word.alias
+    else:
+        _refuse(word.rest, ("--pretrained", pretrained), ("--activation", activation))
+        return [_elsewhere(word)]
+    files = _matching(weights) if weights is not None and word.rest != LITE else []
+    if not files:
+        spec = _resolve_one(architecture, weights, activation)
+        if word.kind == "name" and not word.alias:
+            return [spec]
+        said = Path(spec.pretrained).stem if spec.source == "path" else spec.pretrained
+        name = word.alias or (f"{spec.name}@{said}" if weights is not None else spec.name)
+        said = f"open_clip:{architecture}" + (f"@{weights}" if weights else "")
+        return [_renamed(spec, name, f"{word.alias}={said}" if word.alias else said)]
+    specs = [_resolve_one(architecture, str(file), activation) for file in files]
+    names = [f"{prefix or spec.name}@{file.stem}" for spec, file in zip(specs, files, strict=True)]
+    called = [f"{name}=" if word.alias else "" for name in names]
+    return [
+        _renamed(spec, name, f"{alias}open_clip:{architecture}@{file}")
+        for spec, name, alias, file in zip(specs, names, called, files, strict=True)
+    ]
+
+
+def _renamed(spec: ModelSpec, name: str, word: str) -> ModelSpec:
+    if spec.name == name:
+        return spec
+    word = f"{name}={LITE}" if spec.source == "lite" else word
+    return replace(spec, name=name, known_as=spec.name, word=word)
+
+
+def _refuse(name: str, *options: tuple[str, str | None]) -> None:
+    """Raises: UsageError for an option about weights beside a model that has its own."""
+    for option, value in options:
+        if value is not None:
+            raise UsageError(_BRINGS_WEIGHTS.format(option=option, value=value, name=name))
+
+
+def _elsewhere(word: ModelWord) -> ModelSpec:
+    """A factory, a repository or a folder. Raises: UsageError where there is no such folder, or what is given is neither."""
+    if word.kind == "factory":
+        name = word.alias or word.rest
+        return ModelSpec(
+            name, "factory", "factory", location=word.rest, word=f"{name}={word.rest}" if word.alias else ""
+        )
+    location = word.rest
+    if word.kind in ("hf", "hf-hub") and is_repository(location) and not Path(location).is_dir():
+        called = word.weights[0]
+    else:
+        folder = Path(location).expanduser()
+        if not folder.is_dir():
+            raise UsageError(
+                f"--model {word.kind}:{location}: there is no folder {folder}; expected {EXPECTED[word.kind]}"
+            )
+        location, called = str(folder.resolve()), folder.resolve().name
+    said = f"{word.kind}:{word.rest}"
+    kind: Any = word.kind  # a KIND: "name", "list" and "factory" were seen to
+    name = word.alias or f"{kind}:{called}"
+    return ModelSpec(name, kind, said, location=location, word=f"{word.alias}={said}" if word.alias else said)
+
+
+def _matching(pretrained: str) -> list[Path]:
+    """The checkpoints that a pattern names, in their natural order; none for what is no pattern. Raises: UsageError for none found."""
+    if not _PATTERN.search(pretrained) or Path(pretrained).expanduser().is_file():
+        return []
+    path = Path(pretrained).expanduser()
+    if _PATTERN.search(str(path.parent)):
+        raise UsageError(f"--pretrained {pretrained}: a pattern names files of one folder; expected FOLDER/*.pt")
+    found = [file for file in path.parent.glob(path.name) if file.is_file()]
+    if not found:
+        beside = ", ".join(sorted(file.name for file in path.parent.glob("*"))[:5]) or "nothing"
+        raise UsageError(f"--pretrained {pretrained} matches no file; {path.parent} holds {beside}")
+    return sorted(found, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
+
+
+_PREPROCESS = ("image_mean", "image_std", "image_interpolation", "image_resize_mode")
+OPEN_CLIP_ARGUMENTS = ("force_image_size", "force_context_length", *_PREPROCESS)
+ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("tag", "path", "random", "hf-hub", "local-dir"), OPEN_CLIP_ARGUMENTS),
+    "hf": ("max_length", "lowercase"),
+}
+"""What `--model-args` may set, by source; a factory is called with whatever is given."""
+
+_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "image_interpolation": ("bicubic", "bilinear", "nearest"),
+    "image_resize_mode": ("shortest", "longest", "squash"),
+    "lowercase": (True, False),
+}
+
+
+def with_arguments(spec: ModelSpec, arguments: Mapping[str, Any]) -> ModelSpec:
+    """Return the spec with what `--model-args` asks of its loader. Published values are about a model as it was trained, so
+    they do not speak of it any more.
+
+    Raises: UsageError for what its loader does not take, with what it takes.
+    """
+    if not arguments:
+        return spec
+    for key, value in arguments.items() if spec.source != "factory" else ():
+        known = ARGUMENTS.get(spec.source, ())
+        if key not in known:
+            takes = f"takes {closest(key, known) or ', '.join(known)}" if known else "takes none"
+            raise UsageError(f"--model-args {key}={value}: the loader of {spec.name} ({spec.source}) {takes}")
+        _check_argument(key, value)
+    settings = json.dumps(dict(arguments), sort_keys=True)
+    return replace(spec, settings=settings, known_as=f"{spec.known_as or spec.name} with {settings}")
+
+
+def _check_argument(key: str, value: Any) -> None:
+    expected, fits = "a whole number above 0", type(value) is int and value > 0
+    if key in _CHOICES:
+        expected, fits = f"one of {', '.join(map(str, _CHOICES[key]))}", value in _CHOICES[key]
+    elif key in ("image_mean", "image_std"):
+        is_list = isinstance(value, list) and len(value) == 3
+        expected, fits = "a list of 3 numbers", is_list and all(type(n) in (int, float) for n in value)
+    if not fits:
+        raise UsageError(f"--model-args {key}={value}: expected {expected}")
 
 
 def _resolve_one(name: str, pretrained: str | None, activation: str | None) -> ModelSpec:
-    if name == LITE or _FACTORY.fullmatch(name):
-        for option, value in (("--pretrained", pretrained), ("--activation", activation)):
-            if value is not None:
-                raise UsageError(
-                    f"{option} {value} cannot be used with {name!r}, which brings its own weights; drop one"
-                )
-        source: Literal["lite", "factory"] = "lite" if name == LITE else "factory"
-        return ModelSpec(name=name, source=source, pretrained=source)
+    if name == LITE:
+        _refuse(name, ("--pretrained", pretrained), ("--activation", activation))
+        return ModelSpec(name=LITE, source="lite", pretrained="lite")
     architecture = _architecture(name)
     bare = architecture.removesuffix(QUICKGELU_SUFFIX)
     zoo_row = next((model for model in zoo().values() if model.open_clip == bare), None)

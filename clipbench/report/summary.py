@@ -26,6 +26,7 @@ from clipbench.report.document import (
 )
 from clipbench.report.figures import class_answers, figure_of
 from clipbench.report.ranking import Ranked, ranking_blocks, ranking_figure, ranking_file, ranking_lines
+from clipbench.statistics import clustered_wilson_interval, wilson_interval
 from clipbench.storage import write_atomically
 from clipbench.types import Answers, Encoding, Key, Result, Run, Score, Verdict, overall
 
@@ -49,6 +50,12 @@ ENCODING_NOTE = (
     "the same run, and where one is further away than rounding can bring it, the reference path encodes all rows (`dropped`). "
     "--no-optimizations takes none."
 )
+
+SLICES_NOTE = (
+    "Groups and languages that the data set names, with 95 % intervals, the lowest first. A comparison judges each of them, corrected "
+    "for their number."
+)
+MOST_SLICES = 50
 
 REPORT_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, OSError, ImportError, MemoryError)
 """What matplotlib raises for its settings, fonts and size, and what a damaged run file leads to: the loss of one file."""
@@ -198,6 +205,7 @@ def summary_blocks(
         *_section("Not measured", skips, _skips(run)),
         *_figure_blocks(run, figures),
         *_section("Missing figures", ("what is missing, and why",), [(line,) for line in missing_figures]),
+        *slice_blocks(run),
         *_confusions(run),
         *_all_metrics(run),
         *exclusion_blocks(run),
@@ -359,6 +367,33 @@ def _confusions(run: Run) -> list[Block]:
             share = f"{count} of {size} ({count / size:.0%})"
             rows.append((r.model.label, r.experiment, names[right], names[picked], share))
     return _section("Most confused classes", ("model", "experiment", "is", "was taken for", "how often"), rows)
+
+
+def slice_blocks(run: Run) -> list[Block]:
+    """Return a heading, a table with the rates that models are ranked by on each slice, the lowest first, and a note; [] without any."""
+    rows = []
+    for r in run.results:
+        for name, score in r.scores.items():
+            answers, o = r.answers.get(score.spec.answers), score.outcomes
+            if (
+                not (score.spec.ranked and score.spec.kind == "rate")
+                or answers is None
+                or o is None
+                or answers.ids != o.ids
+            ):
+                continue
+            found = []
+            for part, places in answers.slices.items():
+                values, clusters = o.values[places], None if o.clusters is None else [o.clusters[k] for k in places]
+                n, hits = len(places), float(values.sum())
+                low, high = (
+                    wilson_interval(hits, n) if clusters is None else clustered_wilson_interval(values, clusters)
+                )
+                text = f"{hits / n:.3f} [{low:.3f}, {high:.3f}]" + (" (one item says nothing)" if n == 1 else "")
+                found.append((hits / n, (r.model.label, r.experiment, r.dataset.name, part, name, text, f"{n:,}")))
+            rows += [row for _, row in sorted(found)[:MOST_SLICES]]
+    header = ("model", "experiment", "data set", "slice", "metric", "value", "n")
+    return _section("Slices", header, rows, SLICES_NOTE)
 
 
 def _all_metrics(run: Run) -> list[Block]:
