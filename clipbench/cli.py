@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from clipbench.errors import UNREADABLE, ClipbenchError, DataUnavailableError, UsageError, sanitize
 from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES
@@ -57,15 +57,29 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     models = commands.add_parser("models", help="list the models that `pytest benchmarks --model` knows")
     models.add_argument("--all", action="store_true", help="also every other architecture of open_clip")
-    report = commands.add_parser("report", help="write the summary and figures of a run file again")
-    report.add_argument("run", type=Path, help="a run's JSON file")
-    report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
-    _add_largest(report)
+    _add_report(commands)
     _add_compare(commands)
     _add_power(commands)
     _add_ab(commands)
     _add_cache(commands)
     return parser
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    report = commands.add_parser(
+        "report",
+        help="write the summary of a run file again; of two, what changed; of more, their history",
+        description="Runs are ordered by the time at which they were made, oldest first; the last one is reported. A folder stands for "
+        "the runs in it, such as pytest-benchmark's .benchmarks (--benchmark-autosave, --benchmark-storage).",
+    )
+    add = report.add_argument
+    # fmt: off
+    add("runs", type=Path, nargs="+", metavar="RUN", help="a run's JSON file, or a folder of them")
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    add("--no-images", action="store_true", help="leave pictures out")
+    add("--redact", action="store_true", help="leave out pictures, captions and the names of items")
+    # fmt: on
+    _add_largest(report)
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -185,19 +199,44 @@ def _models(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from clipbench.data.dataset import DataOptions, Dataset
     from clipbench.experiments import all_experiments
+    from clipbench.judge.compare import compare_runs
+    from clipbench.judge.tolerances import read_rules
     from clipbench.report.ranking import rankings_by_experiment
+    from clipbench.report.story import Compared
     from clipbench.report.summary import write_report
-    from clipbench.storage import read_run
+    from clipbench.report.thumbs import FOLDER
+    from clipbench.storage import read_document, run_of, timings_of
 
-    run = read_run(options.run, options.max_file_size * 1_000_000)
+    largest = options.max_file_size * 1_000_000
+    files = _run_files(options.runs)
+    read = [(path, document := read_document(path, largest), run_of(path, document)) for path in files]
+    if len(read) > 2 or len(options.runs) < len(files):  # two that are named stand as they are: base, head
+        read.sort(key=lambda one: one[2].time)
+    *before, (_, document, run) = read
+    earlier = [one for _, _, one in before]
+    compared = None
+    if len(read) == 2:
+        compared = Compared(earlier[0], compare_runs(earlier[0], run, read_rules()), f"base {before[0][0].name}")
+        earlier = []
     pictured = {(r.experiment, r.dataset.name) for r in run.results if r.matrices}
-    datasets: dict[str, Dataset] = {}
+    datasets: list[Dataset] = []
     for name, one in all_experiments().items():
         for source in one.sources(DataOptions()):
             if (name, source.name) in pictured:
-                with suppress(DataUnavailableError):  # the figures show ids in place of pictures
-                    datasets[source.name] = source.load()
-    undrawn, unwritten = write_report(run, rankings_by_experiment(run), options.output, datasets)
+                with suppress(DataUnavailableError):  # ids stand in the place of pictures
+                    datasets.append(source.load())
+    shows: Literal["all", "texts", "numbers"] = "numbers" if options.redact else "texts" if options.no_images else "all"
+    undrawn, unwritten = write_report(
+        run,
+        rankings_by_experiment(run),
+        options.output,
+        datasets,
+        compared=compared,
+        timings=timings_of(document),
+        earlier=earlier,
+        folders=list(dict.fromkeys(path.parent / FOLDER for path in files)),
+        shows=shows,
+    )
     for line in undrawn:
         print(f"clipbench: no figure: {sanitize(line)}", file=sys.stderr)
     if unwritten:
@@ -206,11 +245,37 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_files(given: Sequence[Path]) -> list[Path]:
+    """The files named, and those with a run in the folders named. Raises: UsageError for a folder without any."""
+    files: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = [file for file in sorted(path.rglob("*.json")) if _holds_run(file)]
+        if not found:
+            raise UsageError(f"{path} holds no run; make some with `pytest benchmarks --benchmark-autosave`")
+        files += found
+    return files
+
+
+def _holds_run(path: Path) -> bool:
+    """Whether a file looks like a run: a folder may hold others."""
+    from clipbench.paths import read_json
+
+    try:
+        found = read_json(path, LARGEST_RUN_BYTES)
+    except ClipbenchError:
+        return False
+    return isinstance(found, dict) and "clipbench" in found
+
+
 def _compare(options: argparse.Namespace) -> int:
     from clipbench.judge.baseline import compare_with, read_base
     from clipbench.judge.compare import with_anchor
     from clipbench.judge.tolerances import read_rules, with_options
     from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
+    from clipbench.report.thumbs import FOLDER, Gallery
     from clipbench.storage import read_document, run_of, timings_of
 
     if options.accept and not options.reason.strip():
@@ -231,13 +296,19 @@ def _compare(options: argparse.Namespace) -> int:
         comparison = with_anchor(comparison, compare_with(anchor, head, rules, None, only, {}, options.speed))
     comparison = _with_index(comparison, options, base, head)
     command = _compare_command(options)
+    gallery = Gallery([head, base], [path.parent / FOLDER for path in (options.head, options.base)], pictures=False)
+    markdown = partial(to_pull_request, gallery=gallery)
     if options.format == "github":
         sys.stdout.write(to_github(comparison))
         if step_summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(step_summary).open("a", encoding="utf-8") as file:
-                file.write(to_pull_request(comparison, command))
+                file.write(markdown(comparison, command))
     else:
-        formats = {"text": to_text, "json": to_json, "markdown": to_pull_request}
+        formats: dict[str, Callable[[Comparison, str], str]] = {
+            "text": to_text,
+            "json": to_json,
+            "markdown": markdown,
+        }
         sys.stdout.write(formats[options.format](comparison, command))
     return comparison.exit_code
 
