@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line: every command's options, and what it prints. Each imports what it needs when it runs: `--help` costs nothing."""
 
 import argparse
@@ -7,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +18,7 @@ from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES
 
 if TYPE_CHECKING:
     from clipbench.judge.compare import Comparison
-    from clipbench.types import Run
+    from clipbench.types import JsonObject, Run
 
 FORMATS = ("text", "json", "markdown", "github")
 
@@ -28,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `compare` and `ab` also return 1 when head fails and 3 when the comparison is inconclusive.
     """
     own, passed = split_passed(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(own)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow: eval "$(register-python-argcomplete clipbench)"
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    options = parser.parse_args(own)
     options.passed = passed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few letters costs no verdict
@@ -57,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     models = commands.add_parser("models", help="list the models that `pytest benchmarks --model` knows")
     models.add_argument("--all", action="store_true", help="also every other architecture of open_clip")
+    _add_format(models)
     _add_report(commands)
     _add_compare(commands)
     _add_power(commands)
@@ -141,6 +148,11 @@ def _add_power(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     add("--tolerance", type=float, default=0.01, metavar="VALUE", help="allowed drop (default: 0.01)")
     add("--alpha", type=float, default=0.05, metavar="A", help="one-sided error rate (default: 0.05)")
+    _add_format(power)
+
+
+def _add_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=("text", "json"), default="text", help="text (default) or json")
 
 
 def _add_largest(command: argparse.ArgumentParser) -> None:
@@ -169,31 +181,99 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def _add_cache(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    add = commands.add_parser(
+    command = commands.add_parser(
         "cache",
         help="show or clear the folder in which `pytest benchmarks --cache DIR` keeps rows",
         description="Exit codes: 0 shown or cleared, also where there is nothing; 2 no folder given, or a cache that is damaged or "
         "in use: then nothing is removed.",
-    ).add_argument
+    )
+    _add_format(command)
+    add = command.add_argument
     add("folder", type=Path, nargs="?", metavar="DIR", help=f"the cache's folder (default: ${CACHE_VARIABLE})")
     add("--clear", action="store_true", help="remove the cache's own files, and nothing else in the folder")
 
 
 def _models(options: argparse.Namespace) -> int:
-    from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE, open_clip_configs, zoo
+    from clipbench.models.weights import is_cached
+    from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE, open_clip_configs, profiles, published_imagenet, zoo
 
-    line = "{:16} {:14} {:>12} {:>5} {:>5} {:>9}  {}".format
-    print(line("name", "open_clip", "params", "input", "dim", "download", "in the study"))
-    print(line("lite", "-", "", LITE_IMAGE_SIZE, LITE_DIM, "none", "no (embedded smoke model, the default)"))
+    rows: list[JsonObject] = [{"name": "lite", "tag": None, "input": LITE_IMAGE_SIZE, "dim": LITE_DIM}]
     for row in zoo().values():
-        size, study = f"{row.download_bytes / 1e6:,.0f} MB", "yes" if row.study else "no"
-        print(line(row.name, row.open_clip, f"{row.params:,}", row.image_size, row.embed_dim, size, study))
+        file = f"{row.name.replace('/', '-').replace('@', '-')}.pt"
+        address = f"https://openaipublic.azureedge.net/clip/models/{row.openai_checkpoint_sha256}/{file}"
+        rows.append(
+            {
+                "name": row.name,
+                "open_clip": row.open_clip,
+                "tag": "openai",
+                "params": row.params,
+                "input": row.image_size,
+                "dim": row.embed_dim,
+                "gflops": profiles()[row.open_clip].gflops if row.open_clip in profiles() else None,
+                "imagenet": published_imagenet().get(row.name),
+                "download_bytes": row.download_bytes,
+                "cached": is_cached({"hf_hub": row.hub, "url": address}),
+                "study": row.study,
+            }
+        )
     rest = sorted(set(open_clip_configs()) - {row.open_clip for row in zoo().values()})
-    if options.all:
-        print("\n".join(rest))
-    else:
+    for name in rest if options.all else ():
+        cost = profiles().get(name)
+        known = (
+            {"input": cost.image_size, "params": round(cost.params_millions * 1e6), "gflops": cost.gflops}
+            if cost
+            else {}
+        )
+        rows.append({"name": name, "open_clip": name, **known})
+    if options.format == "json":
+        return _print_json({"models": rows, "other_architectures": [] if options.all else rest})
+    header = ("name", "tag", "params", "input", "GFLOPs", "dim", "ImageNet", "download", "cached", "in the study")
+    _print_table(header, [_model_row(row) for row in rows])
+    if not options.all:
         print(f"and {len(rest)} other architectures of open_clip (clipbench models --all), or package.module:factory")
+    print("lite: the embedded smoke model, the default. ImageNet: published zero-shot accuracy of OpenAI's weights.")
     return 0
+
+
+def _model_row(row: "JsonObject") -> tuple[str, ...]:
+    def text(name: str, style: str) -> str:
+        return "-" if row.get(name) is None else format(row[name], style)
+
+    size = "-" if row.get("download_bytes") is None else f"{row['download_bytes'] / 1e6:,.0f} MB"
+    words = ["-" if row.get(name) is None else "yes" if row[name] else "no" for name in ("cached", "study")]
+    numbers = (
+        text("params", ",d"),
+        text("input", "d"),
+        text("gflops", ".1f"),
+        text("dim", "d"),
+        text("imagenet", ".3f"),
+    )
+    return (row["name"], row.get("tag") or "-", *numbers, size, *words)
+
+
+def _print_json(entry: "JsonObject") -> int:
+    import json
+
+    print(json.dumps(entry, indent=1, sort_keys=True, allow_nan=False))
+    return 0
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: drawn on a terminal, plain and aligned in a pipe."""
+    cells = [[sanitize(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*header)
+        for row in cells:
+            table.add_row(*map(Text, row))  # text, never rich's markup
+        Console().print(table)
+        return
+    widths = [max(len(row[k]) for row in (header, *cells)) for k in range(len(header))]
+    for row in (list(header), *cells):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -371,14 +451,15 @@ def _power(options: argparse.Namespace) -> int:
     if options.flips is not None and not 0 <= options.flips < 1:
         raise UsageError(f"--flips {options.flips}: expected a fraction from 0 up to 1, such as 0.01")
     flips = POWER_FLIPS if options.flips is None else (options.flips,)
+    entry: JsonObject = {"alpha": alpha, "tests_together": TOGETHER}
     lines = [f"9 times in 10, one-sided alpha {alpha:g}; six: the worst of six metrics that are judged together."]
     lines += ["flips: share of items that flip without any drop, half of them either way."]
     if drop is not None:
+        found = [(share, *(items_that_decide(share, drop, alpha, tests) for tests in (1, TOGETHER))) for share in flips]
+        entry |= {"drop": drop, "items": [{"flips": f, "one_metric": one, "six": six} for f, one, six in found]}
         lines += [f"A drop of {drop:g} is decided (excluded where there is none) from so many items on:", ""]
         lines += [f"{'flips':>6}  {'one metric':>10}  {'six':>7}"]
-        for share in flips:
-            one, six = (items_that_decide(share, drop, alpha, tests) for tests in (1, TOGETHER))
-            lines.append(f"{share:>6g}  {one:>10,}  {six:>7,}")
+        lines += [f"{share:>6g}  {one:>10,}  {six:>7,}" for share, one, six in found]
     else:
         lines += [
             f"excluded: so large a drop, where there is none; failed: by the gate, with an allowed drop of {tolerance:g}.",
@@ -387,10 +468,14 @@ def _power(options: argparse.Namespace) -> int:
         lines += [
             f"{'n':>7}  {'flips':>6}  {'excluded: one metric':>20}  {'six':>6}  {'failed: one metric':>18}  {'six':>6}"
         ]
-        for row in power_table(tolerance, alpha, [options.items] if options.items else POWER_SIZES, flips):
+        table = power_table(tolerance, alpha, [options.items] if options.items else POWER_SIZES, flips)
+        entry |= {"tolerance": tolerance, "sizes": [asdict(row) for row in table]}
+        for row in table:
             failed = ["none" if found is None else f"{found:.4f}" for found in row.failed]
             excluded = f"{row.excluded[0]:>20.4f}  {row.excluded[1]:>6.4f}"
             lines.append(f"{row.n:>7,}  {row.flips:>6g}  {excluded}  {failed[0]:>18}  {failed[1]:>6}")
+    if options.format == "json":
+        return _print_json(entry)
     print("\n".join(lines))
     return 0
 
@@ -422,9 +507,20 @@ def _cache(options: argparse.Namespace) -> int:
     folder = (options.folder or Path(setting)).expanduser()
     if options.clear:
         freed = clear(folder)
+        if options.format == "json":
+            return _print_json({"folder": str(folder), "freed_bytes": freed})
         print(f"cleared {folder}: {_size(freed)} freed" if freed else f"nothing to clear in {folder}")
         return 0
     found = describe(folder)
+    if options.format == "json":
+        times = {"oldest_use": str(found.oldest_use), "newest_use": str(found.newest_use)} if found.entries else {}
+        about = {
+            "folder": str(found.path.parent),
+            "exists": found.exists,
+            "entries": found.entries,
+            "bytes": found.bytes,
+        }
+        return _print_json(about | times)
     if not found.exists:
         print(f"no cache in {found.path.parent}")
         return 0
