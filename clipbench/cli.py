@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line: every command's options, and what it prints. Each imports what it needs when it runs: `--help` costs nothing."""
 
 import argparse
@@ -7,17 +8,17 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from clipbench.errors import UNREADABLE, ClipbenchError, DataUnavailableError, UsageError, sanitize
 from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES
 
 if TYPE_CHECKING:
     from clipbench.judge.compare import Comparison
-    from clipbench.types import Run
+    from clipbench.types import JsonObject, Run
 
 NEEDS = {"hf": "clipbench[hf]", "onnx": "clipbench[onnx]"}
 """The extra of a kind of model that needs one."""
@@ -31,7 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `compare` and `ab` also return 1 when head fails and 3 when the comparison is inconclusive.
     """
     own, passed = split_passed(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(own)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow: eval "$(register-python-argcomplete clipbench)"
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    options = parser.parse_args(own)
     options.passed = passed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few letters costs no verdict
@@ -73,15 +79,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     models = commands.add_parser("models", help="list the models that `pytest benchmarks --model` knows")
     models.add_argument("--all", action="store_true", help="also every other architecture of open_clip")
-    report = commands.add_parser("report", help="write the summary and figures of a run file again")
-    report.add_argument("run", type=Path, help="a run's JSON file")
-    report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
-    _add_largest(report)
+    _add_format(models)
+    _add_report(commands)
     _add_compare(commands)
     _add_power(commands)
     _add_ab(commands)
     _add_cache(commands)
     return parser
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    report = commands.add_parser(
+        "report",
+        help="write the summary of a run file again; of two, what changed; of more, their history",
+        description="Runs are ordered by the time at which they were made, oldest first; the last one is reported. A folder stands for "
+        "the runs in it, such as pytest-benchmark's .benchmarks (--benchmark-autosave, --benchmark-storage).",
+    )
+    add = report.add_argument
+    # fmt: off
+    add("runs", type=Path, nargs="+", metavar="RUN", help="a run's JSON file, or a folder of them")
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    add("--no-images", action="store_true", help="leave pictures out")
+    add("--redact", action="store_true", help="leave out pictures, captions and the names of items")
+    # fmt: on
+    _add_largest(report)
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -143,6 +164,11 @@ def _add_power(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     add("--tolerance", type=float, default=0.01, metavar="VALUE", help="allowed drop (default: 0.01)")
     add("--alpha", type=float, default=0.05, metavar="A", help="one-sided error rate (default: 0.05)")
+    _add_format(power)
+
+
+def _add_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=("text", "json"), default="text", help="text (default) or json")
 
 
 def _add_largest(command: argparse.ArgumentParser) -> None:
@@ -171,30 +197,57 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def _add_cache(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    add = commands.add_parser(
+    command = commands.add_parser(
         "cache",
         help="show or clear the folder in which `pytest benchmarks --cache DIR` keeps rows",
         description="Exit codes: 0 shown or cleared, also where there is nothing; 2 no folder given, or a cache that is damaged or "
         "in use: then nothing is removed.",
-    ).add_argument
+    )
+    _add_format(command)
+    add = command.add_argument
     add("folder", type=Path, nargs="?", metavar="DIR", help=f"the cache's folder (default: ${CACHE_VARIABLE})")
     add("--clear", action="store_true", help="remove the cache's own files, and nothing else in the folder")
 
 
 def _models(options: argparse.Namespace) -> int:
-    from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE, open_clip_configs, zoo
+    from clipbench.models.weights import is_cached
+    from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE, open_clip_configs, profiles, published_imagenet, zoo
 
-    line = "{:16} {:14} {:>12} {:>5} {:>5} {:>9}  {}".format
-    print(line("name", "open_clip", "params", "input", "dim", "download", "in the study"))
-    print(line("lite", "-", "", LITE_IMAGE_SIZE, LITE_DIM, "none", "no (embedded smoke model, the default)"))
+    rows: list[JsonObject] = [{"name": "lite", "tag": None, "input": LITE_IMAGE_SIZE, "dim": LITE_DIM}]
     for row in zoo().values():
-        size, study = f"{row.download_bytes / 1e6:,.0f} MB", "yes" if row.study else "no"
-        print(line(row.name, row.open_clip, f"{row.params:,}", row.image_size, row.embed_dim, size, study))
+        file = f"{row.name.replace('/', '-').replace('@', '-')}.pt"
+        address = f"https://openaipublic.azureedge.net/clip/models/{row.openai_checkpoint_sha256}/{file}"
+        rows.append(
+            {
+                "name": row.name,
+                "open_clip": row.open_clip,
+                "tag": "openai",
+                "params": row.params,
+                "input": row.image_size,
+                "dim": row.embed_dim,
+                "gflops": profiles()[row.open_clip].gflops if row.open_clip in profiles() else None,
+                "imagenet": published_imagenet().get(row.name),
+                "download_bytes": row.download_bytes,
+                "cached": is_cached({"hf_hub": row.hub, "url": address}),
+                "study": row.study,
+            }
+        )
     rest = sorted(set(open_clip_configs()) - {row.open_clip for row in zoo().values()})
-    if options.all:
-        print("\n".join(rest))
-    else:
+    for name in rest if options.all else ():
+        cost = profiles().get(name)
+        known = (
+            {"input": cost.image_size, "params": round(cost.params_millions * 1e6), "gflops": cost.gflops}
+            if cost
+            else {}
+        )
+        rows.append({"name": name, "open_clip": name, **known})
+    if options.format == "json":
+        return _print_json({"models": rows, "other_architectures": [] if options.all else rest})
+    header = ("name", "tag", "params", "input", "GFLOPs", "dim", "ImageNet", "download", "cached", "in the study")
+    _print_table(header, [_model_row(row) for row in rows])
+    if not options.all:
         print(f"and {len(rest)} other architectures of open_clip (clipbench models --all), or package.module:factory")
+    print("lite: the embedded smoke model, the default. ImageNet: published zero-shot accuracy of OpenAI's weights.")
     return 0
 
 
@@ -227,22 +280,88 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _model_row(row: "JsonObject") -> tuple[str, ...]:
+    def text(name: str, style: str) -> str:
+        return "-" if row.get(name) is None else format(row[name], style)
+
+    size = "-" if row.get("download_bytes") is None else f"{row['download_bytes'] / 1e6:,.0f} MB"
+    words = ["-" if row.get(name) is None else "yes" if row[name] else "no" for name in ("cached", "study")]
+    numbers = (
+        text("params", ",d"),
+        text("input", "d"),
+        text("gflops", ".1f"),
+        text("dim", "d"),
+        text("imagenet", ".3f"),
+    )
+    return (row["name"], row.get("tag") or "-", *numbers, size, *words)
+
+
+def _print_json(entry: "JsonObject") -> int:
+    import json
+
+    print(json.dumps(entry, indent=1, sort_keys=True, allow_nan=False))
+    return 0
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: drawn on a terminal, plain and aligned in a pipe."""
+    cells = [[sanitize(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*header)
+        for row in cells:
+            table.add_row(*map(Text, row))  # text, never rich's markup
+        Console().print(table)
+        return
+    widths = [max(len(row[k]) for row in (header, *cells)) for k in range(len(header))]
+    for row in (list(header), *cells):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def _report(options: argparse.Namespace) -> int:
     from clipbench.data.dataset import DataOptions, Dataset
     from clipbench.experiments import all_experiments
+    from clipbench.judge.compare import compare_runs
+    from clipbench.judge.tolerances import read_rules
     from clipbench.report.ranking import rankings_by_experiment
+    from clipbench.report.story import Compared
     from clipbench.report.summary import write_report
-    from clipbench.storage import read_run
+    from clipbench.report.thumbs import FOLDER
+    from clipbench.storage import read_document, run_of, timings_of
 
-    run = read_run(options.run, options.max_file_size * 1_000_000)
+    largest = options.max_file_size * 1_000_000
+    files = _run_files(options.runs)
+    read = [(path, document := read_document(path, largest), run_of(path, document)) for path in files]
+    if len(read) > 2 or len(options.runs) < len(files):  # two that are named stand as they are: base, head
+        read.sort(key=lambda one: one[2].time)
+    *before, (_, document, run) = read
+    earlier = [one for _, _, one in before]
+    compared = None
+    if len(read) == 2:
+        compared = Compared(earlier[0], compare_runs(earlier[0], run, read_rules()), f"base {before[0][0].name}")
+        earlier = []
     pictured = {(r.experiment, r.dataset.name) for r in run.results if r.matrices}
-    datasets: dict[str, Dataset] = {}
+    datasets: list[Dataset] = []
     for name, one in all_experiments().items():
         for source in one.sources(DataOptions()):
             if (name, source.name) in pictured:
-                with suppress(DataUnavailableError):  # the figures show ids in place of pictures
-                    datasets[source.name] = source.load()
-    undrawn, unwritten = write_report(run, rankings_by_experiment(run), options.output, datasets)
+                with suppress(DataUnavailableError):  # ids stand in the place of pictures
+                    datasets.append(source.load())
+    shows: Literal["all", "texts", "numbers"] = "numbers" if options.redact else "texts" if options.no_images else "all"
+    undrawn, unwritten = write_report(
+        run,
+        rankings_by_experiment(run),
+        options.output,
+        datasets,
+        compared=compared,
+        timings=timings_of(document),
+        earlier=earlier,
+        folders=list(dict.fromkeys(path.parent / FOLDER for path in files)),
+        shows=shows,
+    )
     for line in undrawn:
         print(f"clipbench: no figure: {sanitize(line)}", file=sys.stderr)
     if unwritten:
@@ -251,11 +370,37 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_files(given: Sequence[Path]) -> list[Path]:
+    """The files named, and those with a run in the folders named. Raises: UsageError for a folder without any."""
+    files: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = [file for file in sorted(path.rglob("*.json")) if _holds_run(file)]
+        if not found:
+            raise UsageError(f"{path} holds no run; make some with `pytest benchmarks --benchmark-autosave`")
+        files += found
+    return files
+
+
+def _holds_run(path: Path) -> bool:
+    """Whether a file looks like a run: a folder may hold others."""
+    from clipbench.paths import read_json
+
+    try:
+        found = read_json(path, LARGEST_RUN_BYTES)
+    except ClipbenchError:
+        return False
+    return isinstance(found, dict) and "clipbench" in found
+
+
 def _compare(options: argparse.Namespace) -> int:
     from clipbench.judge.baseline import compare_with, read_base
     from clipbench.judge.compare import with_anchor
     from clipbench.judge.tolerances import read_rules, with_options
     from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
+    from clipbench.report.thumbs import FOLDER, Gallery
     from clipbench.storage import read_document, run_of, timings_of
 
     if options.accept and not options.reason.strip():
@@ -276,13 +421,19 @@ def _compare(options: argparse.Namespace) -> int:
         comparison = with_anchor(comparison, compare_with(anchor, head, rules, None, only, {}, options.speed))
     comparison = _with_index(comparison, options, base, head)
     command = _compare_command(options)
+    gallery = Gallery([head, base], [path.parent / FOLDER for path in (options.head, options.base)], pictures=False)
+    markdown = partial(to_pull_request, gallery=gallery)
     if options.format == "github":
         sys.stdout.write(to_github(comparison))
         if step_summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(step_summary).open("a", encoding="utf-8") as file:
-                file.write(to_pull_request(comparison, command))
+                file.write(markdown(comparison, command))
     else:
-        formats = {"text": to_text, "json": to_json, "markdown": to_pull_request}
+        formats: dict[str, Callable[[Comparison, str], str]] = {
+            "text": to_text,
+            "json": to_json,
+            "markdown": markdown,
+        }
         sys.stdout.write(formats[options.format](comparison, command))
     return comparison.exit_code
 
@@ -345,14 +496,15 @@ def _power(options: argparse.Namespace) -> int:
     if options.flips is not None and not 0 <= options.flips < 1:
         raise UsageError(f"--flips {options.flips}: expected a fraction from 0 up to 1, such as 0.01")
     flips = POWER_FLIPS if options.flips is None else (options.flips,)
+    entry: JsonObject = {"alpha": alpha, "tests_together": TOGETHER}
     lines = [f"9 times in 10, one-sided alpha {alpha:g}; six: the worst of six metrics that are judged together."]
     lines += ["flips: share of items that flip without any drop, half of them either way."]
     if drop is not None:
+        found = [(share, *(items_that_decide(share, drop, alpha, tests) for tests in (1, TOGETHER))) for share in flips]
+        entry |= {"drop": drop, "items": [{"flips": f, "one_metric": one, "six": six} for f, one, six in found]}
         lines += [f"A drop of {drop:g} is decided (excluded where there is none) from so many items on:", ""]
         lines += [f"{'flips':>6}  {'one metric':>10}  {'six':>7}"]
-        for share in flips:
-            one, six = (items_that_decide(share, drop, alpha, tests) for tests in (1, TOGETHER))
-            lines.append(f"{share:>6g}  {one:>10,}  {six:>7,}")
+        lines += [f"{share:>6g}  {one:>10,}  {six:>7,}" for share, one, six in found]
     else:
         lines += [
             f"excluded: so large a drop, where there is none; failed: by the gate, with an allowed drop of {tolerance:g}.",
@@ -361,10 +513,14 @@ def _power(options: argparse.Namespace) -> int:
         lines += [
             f"{'n':>7}  {'flips':>6}  {'excluded: one metric':>20}  {'six':>6}  {'failed: one metric':>18}  {'six':>6}"
         ]
-        for row in power_table(tolerance, alpha, [options.items] if options.items else POWER_SIZES, flips):
+        table = power_table(tolerance, alpha, [options.items] if options.items else POWER_SIZES, flips)
+        entry |= {"tolerance": tolerance, "sizes": [asdict(row) for row in table]}
+        for row in table:
             failed = ["none" if found is None else f"{found:.4f}" for found in row.failed]
             excluded = f"{row.excluded[0]:>20.4f}  {row.excluded[1]:>6.4f}"
             lines.append(f"{row.n:>7,}  {row.flips:>6g}  {excluded}  {failed[0]:>18}  {failed[1]:>6}")
+    if options.format == "json":
+        return _print_json(entry)
     print("\n".join(lines))
     return 0
 
@@ -396,9 +552,20 @@ def _cache(options: argparse.Namespace) -> int:
     folder = (options.folder or Path(setting)).expanduser()
     if options.clear:
         freed = clear(folder)
+        if options.format == "json":
+            return _print_json({"folder": str(folder), "freed_bytes": freed})
         print(f"cleared {folder}: {_size(freed)} freed" if freed else f"nothing to clear in {folder}")
         return 0
     found = describe(folder)
+    if options.format == "json":
+        times = {"oldest_use": str(found.oldest_use), "newest_use": str(found.newest_use)} if found.entries else {}
+        about = {
+            "folder": str(found.path.parent),
+            "exists": found.exists,
+            "entries": found.entries,
+            "bytes": found.bytes,
+        }
+        return _print_json(about | times)
     if not found.exists:
         print(f"no cache in {found.path.parent}")
         return 0

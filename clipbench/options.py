@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SPEEDS = ("off", "note", "gate")
 AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "workers", "no_optimizations", "update_baseline",
-    "save_embeddings", "require_all", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
+    "save_embeddings", "require_all", "no_images", "redact", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
 """The options that a command line gives as they are meant."""
 
 
@@ -89,6 +89,9 @@ def add_options(parser: pytest.Parser) -> None:
         add(f"--{choice.option}", choices=choice.values, default=choice.values[0], help=choice.help)
     add("--results", type=Path, default=Path("results"), metavar="DIR",
         help="folder of the run's files (default: results)")
+    add("--no-images", action="store_true", help="leave pictures out of summary.html, and keep none in DIR/thumbs")
+    add("--redact", action="store_true",
+        help="leave pictures, captions and names of items out of the summaries and figures: items are named by a hash")
     add("--baseline", type=Path, metavar="RUN.json", help="judge the session against this stored run")
     add("--anchor", type=Path, metavar="RUN.json",
         help="judge the cumulative change against the run of a frozen release")
@@ -144,8 +147,15 @@ class Options:
     update_baseline: bool = False
     reason: str = ""
     save_embeddings: bool = False
+    no_images: bool = False
+    redact: bool = False
     offline: bool = False
     require_all: bool = False
+
+    @property
+    def shows(self) -> Literal["all", "texts", "numbers"]:
+        """What a summary shows of items."""
+        return "numbers" if self.redact else "texts" if self.no_images else "all"
 
     @property
     def is_gate(self) -> bool:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clipbench.models.zoo import ModelSpec
     from clipbench.options import Options
     from clipbench.report.ranking import Ranked
+    from clipbench.report.story import Compared
     from clipbench.session import Session
     from clipbench.types import JsonObject, Key, ReferenceKind, Result, Run, Score, Verdict
 
@@ -536,7 +537,7 @@ class BenchmarkSession:
     def _write(self, timings: JsonObject, session: pytest.Session) -> None:
         from clipbench.report.ranking import rankings_by_experiment
         from clipbench.report.summary import write_report
-        from clipbench.storage import dump_json, run_to_json, write_atomically
+        from clipbench.storage import dump_json, run_to_json, timings_of, write_atomically
 
         run = self._judged or self.session.run()
         document = timings | {"clipbench": run_to_json(run)}
@@ -549,8 +550,17 @@ class BenchmarkSession:
                 errors.append(str(error))
         with self._surviving("ranking the models"):
             self._ranked = rankings_by_experiment(run)
-        known = self.session.datasets()
-        undrawn, unwritten = write_report(run, self._ranked, self.options.results, known, self._problems)
+        known, timed = self.session.datasets(), timings_of(timings)
+        undrawn, unwritten = write_report(
+            run,
+            self._ranked,
+            self.options.results,
+            known,
+            self._problems,
+            self._compared(),
+            timed,
+            shows=self.options.shows,
+        )
         self._lines += [f"NOTE: no figure: {line}" for line in undrawn]
         if errors or unwritten:
             what = "; ".join([*errors, *unwritten])
@@ -565,6 +575,25 @@ class BenchmarkSession:
                 self._lines.append(f"baseline {self.options.baseline} stays as it is: {'; '.join(stands)}")
             else:
                 self._update_baseline(self.options.baseline, document)
+
+    def _compared(self) -> Compared | None:
+        """This run held to its bases, as far as cells were judged; None where there is no base."""
+        from clipbench.judge.compare import with_anchor
+        from clipbench.report.story import Compared
+
+        found = []
+        for base in self._bases:
+            comparison = self._comparisons.get(base.kind)
+            if comparison is not None and not isinstance(comparison, Exception):
+                judged = {cell.id for node, cell in self._judged_cells.items() if self._cells[node][0] is base}
+                seen = tuple(v for v in comparison.verdicts if v.cell in judged)
+                found.append((base, replace(comparison, verdicts=seen)))
+        if not found:
+            return None
+        (first, comparison), *more = found
+        for _, anchored in more:
+            comparison = with_anchor(comparison, anchored)
+        return Compared(first.run, comparison, " and ".join(f"{base.kind} {base.path.name}" for base, _ in found))
 
     def _against_update(self, session: pytest.Session, run: Run) -> list[str]:
         """Why this session's run does not become the baseline."""

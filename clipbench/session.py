@@ -172,9 +172,9 @@ class Session:
             raise loaded
         return loaded
 
-    def datasets(self) -> dict[str, Dataset]:
-        """Return the data sets loaded so far, by their own name."""
-        return {d.name: d for d in self._datasets.values() if isinstance(d, Dataset)}
+    def datasets(self) -> list[Dataset]:
+        """Return the data sets loaded so far."""
+        return [d for d in self._datasets.values() if isinstance(d, Dataset)]
 
     def measure(self, spec: ModelSpec, key: Key) -> Result:
         """Return the result of a key, measured once per session.

@@ -1,5 +1,6 @@
 """The command line: cheap, and one line for whatever is wrong."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fakes import matching
+from paired_runs import INT8, RIGHT, flipped, run_of, scored
 
-from clipbench.cli import main
+from clipbench.cli import _parser, main
 from clipbench.judge.references import judge
-from clipbench.models.zoo import zoo
+from clipbench.models.zoo import profiles, zoo
 from clipbench.paths import file_name
 from clipbench.storage import dump_json, run_to_json
 from clipbench.types import Run
@@ -18,7 +20,7 @@ from clipbench.types import Run
 
 def test_help_and_models_import_neither_torch_nor_scipy():
     code = (
-        "import sys; from clipbench.cli import main\n"
+        "import sys; from clipbench.cli import _parser, main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "main(['models'])\n"
         "print([m for m in ('torch', 'open_clip', 'scipy', 'numpy', 'matplotlib') if m in sys.modules])"
@@ -79,3 +81,57 @@ def test_an_unknown_command_is_exit_code_2():
     with pytest.raises(SystemExit) as error:
         main(["no-such-command"])
     assert error.value.code == 2
+
+
+def test_models_say_what_they_cost_what_is_published_and_whether_weights_are_cached(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".cache/clip").mkdir(parents=True)
+    (tmp_path / ".cache/clip/RN50.pt").write_bytes(b"weights")
+    assert main(["models", "--format", "json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
+    one = rows["RN50"]
+    assert (one["tag"], one["params"], one["input"], one["gflops"]) == ("openai", 102_007_137, 224, 18.18)
+    assert (one["imagenet"], one["cached"], rows["RN101"]["cached"]) == (0.5982, True, False)
+    main(["models"])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:6] == ["name", "tag", "params", "input", "GFLOPs", "dim"]
+    (line,) = [line for line in lines if line.startswith("RN50 ")]
+    assert line.split()[:7] == ["RN50", "openai", "102,007,137", "224", "18.2", "1024", "0.598"]
+
+
+@pytest.mark.parametrize(
+    "command", [["models"], ["models", "--all"], ["power"], ["power", "--drop", "0.02"], ["cache", "x"]]
+)
+def test_every_table_is_json_too(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_the_profile_and_the_card_agree_on_the_parameters():
+    for row in zoo().values():
+        assert profiles()[row.open_clip].params_millions == pytest.approx(row.params / 1e6, abs=0.01)
+        assert profiles()[row.open_clip].image_size == row.image_size
+
+
+def test_a_shell_completes_commands_and_options():
+    argcomplete = pytest.importorskip("argcomplete")
+    finder = argcomplete.CompletionFinder(_parser())
+    assert finder._get_completions(["clipbench"], "mo", "", None) == ["models "]
+    assert "--redact " in finder._get_completions(["clipbench", "report"], "--re", "", None)
+
+
+def test_report_of_two_runs_says_what_changed_and_of_a_folder_its_history(tmp_path):
+    pair = [run_of(scored(hits, **more)) for hits, more in ((RIGHT, {}), (flipped(RIGHT, lost=200), INT8))]
+    for k, run in enumerate(pair):
+        text = dump_json({"clipbench": run_to_json(replace(run, time=f"2026-01-0{k + 1}"))})
+        (tmp_path / f"{k}.json").write_text(text)
+    (tmp_path / "notes.json").write_text("[]")
+    out = tmp_path / "out"
+    assert main(["report", str(tmp_path / "0.json"), str(tmp_path / "1.json"), "-o", str(out)]) == 0
+    assert "What changed since base 0.json" in (out / "summary.md").read_text()
+    (tmp_path / "2.json").write_text((tmp_path / "1.json").read_text())
+    assert main(["report", str(tmp_path), "-o", str(out)]) == 0
+    assert "History of 3 runs" in (out / "summary.md").read_text()
+    (tmp_path / "none").mkdir()
+    assert main(["report", str(tmp_path / "none"), "-o", str(out)]) == 2

@@ -26,7 +26,8 @@ from clipbench.errors import ClipbenchError, DataError, sanitize
 from clipbench.judge.tolerances import read_rules
 from clipbench.models.zoo import checkpoint_config
 from clipbench.paths import file_name, open_data, read_json, read_toml
-from clipbench.report.document import Code, Details, Heading, Paragraph, Table, to_html, to_markdown
+from clipbench.report.document import Code, Details, Heading, Paragraph, Table, to_markdown
+from clipbench.report.page import to_html
 from clipbench.report.ranking import rankings_by_experiment
 from clipbench.report.summary import write_report
 from clipbench.saved_rows import EmbeddingsFileError, read_index, read_queries, read_rows
@@ -115,7 +116,7 @@ def test_a_terminal_of_few_letters_costs_no_verdict(tmp_path):
 
 def test_two_models_never_share_a_figure(tmp_path):
     results = tuple(matching(np.eye(8), NAMES, name) for name in ("enc:a_b", "enc_a:b"))
-    write_report(Run(ENVIRONMENT, results), (), tmp_path, {})
+    write_report(Run(ENVIRONMENT, results), (), tmp_path, [])
     assert len(list((tmp_path / "figures").iterdir())) == 2
     assert file_name(("a", ODD), ".png").isascii()
 
@@ -300,7 +301,7 @@ def test_a_run_of_many_models_costs_figures_and_pairs_of_some_of_them(tmp_path, 
     ranked = rankings_by_experiment(run)
     assert {len(one.pairs) for _, found in ranked for one in found} == {3}
     assert ranked[0][1][0].not_comparable[0][1] == "not among the 3 best"
-    undrawn, _ = write_report(run, (), tmp_path, {})
+    undrawn, _ = write_report(run, (), tmp_path, [])
     assert undrawn == ["4 results after the first 2"]
     assert "4 results after the first 2" in (tmp_path / "summary.md").read_text()
 

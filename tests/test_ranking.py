@@ -19,7 +19,8 @@ from clipbench.judge.ranking import (
 )
 from clipbench.judge.references import published_matrices
 from clipbench.paths import file_name
-from clipbench.report.document import to_html, to_markdown
+from clipbench.report.document import to_markdown
+from clipbench.report.page import to_html
 from clipbench.report.ranking import ranking_blocks, ranking_figure, ranking_lines, rankings_by_experiment
 from clipbench.report.summary import write_report
 from clipbench.types import DatasetIdentity, MetricSpec, ModelIdentity, Outcomes, Protocol, Provenance, Result, Run
@@ -216,7 +217,7 @@ def test_a_run_of_one_model_confronts_nothing():
 
 
 def test_the_section_has_places_pairs_and_why_no_cosine_ranks(tmp_path):
-    write_report(shown(), rankings_by_experiment(shown()), tmp_path, {}, {})
+    write_report(shown(), rankings_by_experiment(shown()), tmp_path, {}, [])
     text = (tmp_path / "summary.md").read_text().replace("\\", "")
     section = text[text.index("## The models confronted") :]
     for words in (

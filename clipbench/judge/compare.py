@@ -32,6 +32,7 @@ from clipbench.judge.trace import TraceFinding, compare_traces, model_of
 from clipbench.statistics import unpaired_ratio
 from clipbench.storage import Timing
 from clipbench.types import (
+    Answers,
     FloatArray,
     Key,
     MetricSpec,
@@ -53,7 +54,6 @@ STATED = ("floor", "published", "contract")
 NEVER_ACCEPTED = ("reference", "repeat")
 """Kinds of verdict that --accept does not lift: floors and published values, and rows that do not repeat."""
 COMPLETE = "complete"
-LISTED = 5
 LEAST_PROCESSES = 3
 MACHINE, SETTINGS = ("processor", "accelerator", "driver"), ("threads",)
 SpeedMode = Literal["off", "note", "gate"]
@@ -62,7 +62,10 @@ Exact = Callable[[Key, Tower, Sequence[str]], FloatArray | None]
 
 @dataclass(frozen=True)
 class ItemChange:
-    """One item whose outcome changed, with its margins and its five best candidates where the results say what it was taken for."""
+    """One item whose outcome changed, with its margins and its five best candidates where the results say what it was taken for.
+
+    `label`: the one that is right, "" where several may be; `group`: its slice.
+    """
 
     key: Key
     metric: str
@@ -74,6 +77,20 @@ class ItemChange:
     margin_after: float | None = None
     top_before: tuple[tuple[str, float], ...] = ()
     top_after: tuple[tuple[str, float], ...] = ()
+    label: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A pair of classes that head confuses more often than base: items of class `right` taken for `picked`, of so many of it."""
+
+    key: Key
+    right: str
+    picked: str
+    before: int
+    after: int
+    of: int
 
 
 @dataclass(frozen=True)
@@ -161,6 +178,7 @@ class Comparison:
     stages: tuple[TraceFinding, ...] = ()
     specs: Mapping[tuple[Key, str], MetricSpec] = field(default_factory=dict)
     accepted: Mapping[str, str] = field(default_factory=dict)
+    confusions: tuple[Confusion, ...] = ()
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -275,11 +293,20 @@ def compare_runs(
     found = [v for v in found if v.cell in chosen]
     scored = [pair for pair in pairs if not pair.base.is_timed and cell_of(pair.base.key) in chosen]
     changes = [change for pair in scored for change in _item_changes(pair, rules)]
+    confusions = [confusion for pair in scored for confusion in _grown_confusions(pair)]
     stages = tuple(compare_traces(base.traces, head.traces, rules))
     specs = {(r.key, name): s.spec for side in (base, head) for r in side.results for name, s in r.scores.items()}
     differences = _differences(base, head, pairs)
     return Comparison(
-        by_severity(found), tuple(changes), differences, rules.alpha, (), stages, specs, dict(accepted or {})
+        by_severity(found),
+        tuple(changes),
+        differences,
+        rules.alpha,
+        (),
+        stages,
+        specs,
+        dict(accepted or {}),
+        tuple(sorted(confusions, key=lambda one: one.before - one.after)),
     )
 
 
@@ -667,36 +694,70 @@ def _growth(pair: Pair, sides: tuple[Sequence[float], Sequence[float]], rule: Sp
 
 
 def _item_changes(pair: Pair, rules: Rules) -> Iterator[ItemChange]:
-    """The worst losses, then the best gains, up to five each, of scores (margins and cosines are none)."""
+    """The losses, worst first, then the gains, best first, of scores (margins and cosines are none)."""
     for metric, outcomes in pair.outcomes.items():
         declared = rules.declared(pair.base.experiment, pair.base.scores[metric].spec)
         if not (outcomes.lost or outcomes.gained) or not (outcomes.is_binary or declared):
             continue
         margins = [m for r in (pair.base, pair.head) if (m := margins_of(r, outcomes)) is not None]
+        sides = [_Taken(a) for r in (pair.base, pair.head) if (a := answers_of(r, metric)) is not None]
         step = outcomes.head - outcomes.base
         same_ids = [o.head - o.base for o in pair.outcomes.values() if o.ids == outcomes.ids]
         weight = np.sum(same_ids, axis=0) if len(margins) < 2 else margins[1] - margins[0]
         for word, sign in (("lost", -1), ("gained", 1)):
             moved = np.flatnonzero(np.sign(step) == sign)
-            for k in moved[np.argsort(-sign * weight[moved], kind="stable")][:LISTED]:
-                scores = float(outcomes.base[k]), float(outcomes.head[k])
-                change = ItemChange(pair.base.key, metric, outcomes.ids[k], word, *scores)  # type: ignore[arg-type]  # two words
+            for k in moved[np.argsort(-sign * weight[moved], kind="stable")]:
+                scores, item = (float(outcomes.base[k]), float(outcomes.head[k])), outcomes.ids[k]
+                change = ItemChange(pair.base.key, metric, item, word, *scores)  # type: ignore[arg-type]  # two words
                 if len(margins) == 2:
                     first, second = (round(float(m[k]), 5) for m in margins)
-                    tops = [_top(r, metric, outcomes.ids[k]) for r in (pair.base, pair.head)]
-                    change = replace(
-                        change, margin_before=first, margin_after=second, top_before=tops[0], top_after=tops[1]
-                    )
+                    change = replace(change, margin_before=first, margin_after=second)
+                    change = replace(change, top_before=sides[0].top(item), top_after=sides[1].top(item))
+                    change = replace(change, label=sides[0].label(item), group=sides[0].group(item))
                 yield change
 
 
-def _top(result: Result, metric: str, item: str) -> tuple[tuple[str, float], ...]:
-    answers = answers_of(result, metric)
-    if answers is None:
-        return ()
-    row = answers.ids.index(item)
-    pairs = zip(answers.top[row].tolist(), answers.scores[row].tolist(), strict=True)
-    return tuple((answers.candidates[k], round(score, 4)) for k, score in pairs)
+class _Taken:
+    """What the items of a result were taken for, by id."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers = answers
+        self.place = {item: k for k, item in enumerate(answers.ids)}
+
+    def top(self, item: str) -> tuple[tuple[str, float], ...]:
+        row, a = self.place[item], self.answers
+        pairs = zip(a.top[row].tolist(), a.scores[row].tolist(), strict=True)
+        return tuple((a.candidates[k], round(score, 4)) for k, score in pairs)
+
+    def label(self, item: str) -> str:
+        labels = self.answers.labels
+        return "" if labels is None else self.answers.candidates[labels[self.place[item]]]
+
+    def group(self, item: str) -> str:
+        return "" if self.answers.groups is None else self.answers.groups[self.place[item]]
+
+
+def _grown_confusions(pair: Pair) -> Iterator[Confusion]:
+    """The pairs of classes that head confuses more often, on the items that both have."""
+    for name, before in pair.base.answers.items():
+        after = pair.head.answers.get(name)
+        classes = pair.base.protocol.classes
+        if after is None or before.labels is None or not classes or before.candidates != after.candidates:
+            continue
+        place = {item: k for k, item in enumerate(after.ids)}
+        here = [k for k, item in enumerate(before.ids) if item in place]
+        there = [place[before.ids[k]] for k in here]
+        labels, size = before.labels[here], len(before.candidates)
+        if not here or before.top.shape[1] == 0 or after.top.shape[1] == 0:
+            continue
+        keys = [labels.astype(np.int64) * size + a.top[rows, 0] for a, rows in ((before, here), (after, there))]
+        counts = [dict(zip(*(x.tolist() for x in np.unique(k, return_counts=True)), strict=True)) for k in keys]
+        of = np.bincount(labels, minlength=size)
+        for code, now in counts[1].items():
+            right, picked = divmod(code, size)
+            if right != picked and now > counts[0].get(code, 0):
+                names = before.candidates[right], before.candidates[picked]
+                yield Confusion(pair.base.key, *names, counts[0].get(code, 0), now, int(of[right]))
 
 
 def _differences(base: Run, head: Run, pairs: Sequence[Pair]) -> tuple[Difference, ...]:

@@ -69,8 +69,22 @@ def fetch_repository(location: str, offline: bool, patterns: Sequence[str]) -> P
     return Path(found)
 
 
+def is_cached(configuration: Mapping[str, Any]) -> bool:
+    """Return whether a tag's file lies in a cache; whether it is whole is checked when it is loaded."""
+    return any(path.is_file() for path in _places(configuration, []))
+
+
 def _cached(configuration: Mapping[str, Any], looked: list[str]) -> Iterator[Path]:
     """The tag's files that are already here: in the hub's cache, then in OpenAI's own (~/.cache/clip)."""
+    address = str(configuration.get("url", ""))
+    for file in _places(configuration, looked):
+        # OpenAI's addresses carry the file's SHA-256: a file cut short by a broken download is no cached copy.
+        is_pinned = "openaipublic" in address and file.name == address.rsplit("/", 1)[-1]
+        if file.is_file() and (not is_pinned or file_sha256(file) == address.split("/")[-2]):
+            yield file
+
+
+def _places(configuration: Mapping[str, Any], looked: list[str]) -> Iterator[Path]:
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -88,6 +102,4 @@ def _cached(configuration: Mapping[str, Any], looked: list[str]) -> Iterator[Pat
     if address:
         file = Path("~/.cache/clip").expanduser() / address.rsplit("/", 1)[-1]
         looked.append(str(file))
-        # OpenAI's addresses carry the file's SHA-256: a file cut short by a broken download is no cached copy.
-        if file.is_file() and ("openaipublic" not in address or file_sha256(file) == address.split("/")[-2]):
-            yield file
+        yield file

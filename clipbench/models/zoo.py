@@ -5,6 +5,7 @@ known tags say it; OpenAI's spelling, OpenAI's archives and `-quickgelu` names m
 demands --activation or the open_clip_config.json beside it.
 """
 
+import csv
 import json
 import re
 import sys
@@ -17,7 +18,15 @@ from typing import Any, Literal
 
 from clipbench.errors import ClipbenchError, UnknownModelError, UsageError, closest
 from clipbench.models.grammar import EXPECTED, ModelWord, is_repository, parse_list, parse_model
-from clipbench.paths import LARGEST_SETTINGS_BYTES, installed_file, open_data, read_json, read_text, zip_directory
+from clipbench.paths import (
+    LARGEST_SETTINGS_BYTES,
+    fixtures,
+    installed_file,
+    open_data,
+    read_json,
+    read_text,
+    zip_directory,
+)
 
 LITE = "lite"
 LITE_IMAGE_SIZE, LITE_DIM = 224, 384
@@ -32,6 +41,7 @@ class ZooModel:
 
     name: str
     open_clip: str
+    hub: str
     study: bool
     params: int
     params_image: int
@@ -98,6 +108,40 @@ def cards() -> dict[str, tuple[dict[str, int], str]]:
     """Return the expected card of every model that has one, with its source: metric name -> value, by model name."""
     lite = dict(_tables()["lite"])
     return {LITE: (lite, lite.pop("source"))} | {row.name: (row.card, row.source) for row in zoo().values()}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What an architecture of open_clip costs: GFLOPs (two for each multiply-add) of one image and one text of full length."""
+
+    image_size: int
+    params_millions: float
+    gflops: float
+
+
+@cache
+def profiles() -> dict[str, Profile]:
+    """Return the cost of each architecture that open_clip has profiled, by its open_clip name.
+
+    Source: mlfoundations/open_clip@89fb801f1e60 docs/model_profile.csv, carried over into fixtures/open_clip_profile.csv.
+    """
+    with (fixtures() / "open_clip_profile.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        row["model"]: Profile(int(row["image_size"]), float(row["params_millions"]), float(row["gflops"]))
+        for row in rows
+    }
+
+
+@cache
+def published_imagenet() -> dict[str, float]:
+    """Return the published zero-shot accuracy on ImageNet-1k (a fraction) of each model with OpenAI's weights, by name.
+
+    Source: fixtures/published/zero_shot.toml, the table of imagenet1k.
+    """
+    tables = tomllib.loads((fixtures() / "published" / "zero_shot.toml").read_text(encoding="utf-8"))["table"]
+    values = next(t["values"] for t in tables if (t["dataset"], t["weights"]) == ("imagenet1k", "openai"))
+    return {name: found["acc1"] for name, found in values.items()}
 
 
 @cache

@@ -4,41 +4,33 @@ The text of the runs is untrusted: it is sanitized where a line, an annotation o
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from clipbench.errors import sanitize
-from clipbench.judge.compare import Cell, Comparison, ItemChange, headline
+from clipbench.judge.compare import Cell, Comparison, Confusion, ItemChange, headline
 from clipbench.judge.reindex import CROSS_MODEL, CROSS_REVERSED, KS, SELF_NEW, SELF_OLD, Answer, Estimate, Reindex
-from clipbench.judge.trace import sentence
-from clipbench.report.document import (
-    Block,
-    Code,
-    Details,
-    Heading,
-    MarkdownBlock,
-    Paragraph,
-    Table,
-    aligned,
-    to_markdown,
-    value_text,
+from clipbench.report.document import Block, Code, Details, Heading, Paragraph, Table, aligned, to_markdown
+from clipbench.report.story import (
+    OPEN_CONFUSIONS,
+    OPEN_ITEMS,
+    answer_lines,
+    change_blocks,
+    glance,
+    item_blocks,
+    item_groups,
+    margin_text,
+    metric_table,
+    model_answers,
+    name_of,
+    stage_rows,
 )
+from clipbench.report.thumbs import Gallery
 from clipbench.storage import dump_json
-from clipbench.types import JsonObject, Key, Outcome, Score, Verdict
+from clipbench.types import JsonObject, Key, Outcome, Verdict
 
-ROW_KINDS = ("quality", "speed", "reference")
-METRICS_HEADER = (
-    "model", "experiment", "data set", "metric", "base", "head", "change", "95 % interval", "lost", "gained", "verdict",
-)  # fmt: skip
 LEVELS = {"fail": "error", "inconclusive": "warning", "note": "notice", "pass": "notice"}
-ADVICE = {
-    "pass": "Nothing that was compared is worse beyond what is allowed.",
-    "fail": "Do not ship this as it is: what failed is worse than the base, with the evidence beside it.",
-    "inconclusive": "Not enough to say: nothing failed, and something could not be decided, compared or found. See the reasons.",
-}
-TEXT_ITEMS = 20
-OPEN_VERDICTS, OPEN_ITEMS = 12, 10
-"""Lines before the fold: what a reader takes in within half a minute."""
+LARGEST_COMMENT = 60_000
+"""GitHub takes comments of 65,536 characters."""
 INDEX_OUTCOMES: dict[Answer, Outcome] = {"no need": "pass", "re-index": "fail", "inconclusive": "inconclusive"}
 MEANING = {
     SELF_OLD: "today",
@@ -51,28 +43,28 @@ CUTOFFS_HEADER = ("cut-off at today's", "score", "queries that pass it today", "
 
 def to_text(comparison: Comparison, command: str) -> str:
     """Return the comparison as lines: verdict, reasons, what differs, which items, all metrics, how to reproduce."""
-    lines = [headline(comparison), ""]
+    lines = [headline(comparison), "", *answer_lines(model_answers(comparison)), ""]
     for cell in comparison.cells:
         said = cell.reasons
         lines += [f"  {_word(cell):12} {cell.id}" + (f": {said[0]}" if len(said) == 1 else "")]
         lines += [f"               {reason}" for reason in (said if len(said) > 1 else ())]
         lines += [f"               {line}" for line in _beside(cell)]
-    lines += ["", "what changed"]
+    lines += ["", "what else differs"]
     lines += list(_difference_lines(comparison)) or ["  nothing but the outcomes, if at all"]
-    if rows := _stage_rows(comparison):
+    if rows := stage_rows(comparison):
         lines += ["", "first stage that moved", *(f"  {model}: {words}" for model, words in rows)]
     if comparison.items:
         lines += ["", "which items", *_item_lines(comparison)]
-    if metrics := _metric_rows(comparison):
-        lines += ["", *aligned(Table(METRICS_HEADER, metrics))]
+    if metrics := metric_table(comparison, several=True):
+        lines += ["", *aligned(metrics)]
     if comparison.index:
         lines += ["", *index_lines(comparison.index)][:-1]
     return "\n".join(map(sanitize, [*lines, "", f"reproduce: {command}"])) + "\n"
 
 
 def to_json(comparison: Comparison, command: str) -> str:
-    """Return the comparison as JSON with sorted keys: verdict, exit_code, headline, cells, findings, items, differences, stages,
-    command; and index where `--index` was given.
+    """Return the comparison as JSON with sorted keys: verdict, exit_code, headline, cells, findings, items, confusions, differences,
+    stages, command; and index where `--index` was given.
     """
     return dump_json(
         {
@@ -96,6 +88,7 @@ def to_json(comparison: Comparison, command: str) -> str:
                 _entry(v, "outcome", "reference", "expected") | {"verdict": v.outcome} for v in comparison.verdicts
             ],
             "items": [_entry(change) for change in comparison.items],
+            "confusions": [_entry(confusion) for confusion in comparison.confusions],
             "differences": [dataclasses.asdict(d) | {"changed": d.is_change} for d in comparison.differences],
             "stages": [dataclasses.asdict(f) for f in comparison.stages],
             "command": command,
@@ -113,33 +106,29 @@ def to_github(comparison: Comparison) -> str:
     for cell in _pressing(comparison):
         found.append((LEVELS[cell.outcome], f"clipbench {_word(cell)}, {cell.id}", "; ".join(cell.reasons)))
     moved = {f.model for f in comparison.stages if f.moved}
-    stages = [f"{model}: {words}" for model, words in _stage_rows(comparison) if model in moved]
+    stages = [f"{model}: {words}" for model, words in stage_rows(comparison) if model in moved]
     found += [("notice", "clipbench, first stage that moved", stage) for stage in stages]
     return "".join(f"::{level} title={_property(title)}::{_message(text)}\n" for level, title, text in found)
 
 
-def to_pull_request(comparison: Comparison, command: str) -> str:
-    """Return the comparison as GitHub-flavoured Markdown: verdict, reasons, what differs, items, command, folded tables.
+def to_pull_request(
+    comparison: Comparison, command: str, gallery: Gallery | None = None, most: int = LARGEST_COMMENT
+) -> str:
+    """Return the comparison as GitHub-flavoured Markdown: verdict, what changed, which items, the command, the rest folded.
 
-    All text of the runs is escaped.
+    All text of the runs is escaped. `gallery` knows captions; `most`: bytes, beyond which less is shown.
     """
-    blocks: list[MarkdownBlock] = [
-        Heading(headline(comparison), 2),
-        Paragraph(ADVICE[comparison.outcome]),
-    ]
-    pressing = _pressing(comparison)
-    blocks += _cell_blocks(pressing[:OPEN_VERDICTS])
-    if len(pressing) > OPEN_VERDICTS:
-        blocks.append(Paragraph(f"and {len(pressing) - OPEN_VERDICTS} more, folded below"))
-    blocks += _difference_blocks(comparison)
-    if stages := _stage_rows(comparison):
-        blocks += [Heading("First stage that moved", 3), Table(("model", "what the trace says"), stages)]
-    if comparison.items:
-        blocks += _item_blocks("Which items", _items_at_a_glance(comparison, OPEN_ITEMS))
+    blocks: list[Block] = [Heading(headline(comparison), 2), *model_answers(comparison)]
+    blocks += change_blocks(comparison, "the base", _has_several(comparison), level=3)
+    blocks += item_blocks(comparison, gallery or Gallery([]), level=3)
     blocks += index_blocks(comparison.index)
     blocks += [Heading("Reproduce", 3), Code(command)]
-    blocks += _folded(comparison, pressing)
-    return to_markdown(blocks)
+    blocks += _folded(comparison)
+    return to_markdown(blocks, most)
+
+
+def _has_several(comparison: Comparison) -> bool:
+    return len({v.key.model for v in comparison.verdicts if v.key.model not in ("", "-")}) > 1
 
 
 def _difference_lines(comparison: Comparison) -> Iterator[str]:
@@ -149,21 +138,24 @@ def _difference_lines(comparison: Comparison) -> Iterator[str]:
 
 
 def _item_lines(comparison: Comparison) -> Iterator[str]:
-    place, listed = "", _items_at_a_glance(comparison, TEXT_ITEMS)
-    for change in listed:
-        if _where(change) != place:
-            place = _where(change)
-            yield f"  {place}"
-        yield f"    {change.direction:6} {change.item}  {_margin_text(change)}"
-        if change.top_before:
-            yield f"           before: {_top_text(change.top_before)}"
-            yield f"           after:  {_top_text(change.top_after)}"
-    if len(comparison.items) > len(listed):
-        yield f"    and {len(comparison.items) - len(listed)} more: --format json has them"
+    for c in comparison.confusions[:OPEN_CONFUSIONS]:
+        yield f"  {name_of(c.key, '')}: {c.right} taken for {c.picked}: {c.before} -> {c.after} of {c.of}"
+    if len(comparison.confusions) > OPEN_CONFUSIONS:
+        yield f"  {OPEN_CONFUSIONS} of {len(comparison.confusions)} pairs shown: --format json has all"
+    for (key, metric), changes in item_groups(comparison):
+        listed = glance(changes, OPEN_ITEMS)
+        cut = f" ({len(listed)} of {len(changes)} shown: --format json has all)" if len(listed) < len(changes) else ""
+        yield f"  {name_of(key, metric)}, {key.model}{cut}"
+        for change in listed:
+            margin = "" if change.margin_before is None else "margin "
+            yield f"    {change.direction:6} {change.item}  {margin}{margin_text(change)}"
+            if change.top_before:
+                yield f"           before: {_top_text(change.top_before)}"
+                yield f"           after:  {_top_text(change.top_after)}"
 
 
-def _entry(about: Verdict | ItemChange, *without: str) -> JsonObject:
-    """A verdict or a changed item as a JSON object."""
+def _entry(about: Verdict | ItemChange | Confusion, *without: str) -> JsonObject:
+    """A verdict, a changed item or a confusion as a JSON object."""
     entry = {name: value for name, value in dataclasses.asdict(about).items() if name not in ("key", *without)}
     return entry | about.key._asdict()
 
@@ -176,7 +168,7 @@ def _property(text: str) -> str:
     return _message(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def _cell_blocks(cells: Sequence[Cell], title: str = "Why") -> list[Block]:
+def _cell_blocks(cells: Sequence[Cell], title: str) -> list[Block]:
     rows = [(_word(c), c.id, "; ".join([*c.reasons, *_beside(c)])) for c in cells]
     return [Heading(title, 3), Table(("verdict", "cell", "reason"), rows)] if rows else []
 
@@ -192,44 +184,11 @@ def _beside(cell: Cell) -> list[str]:
     return [f"to accept it: {cell.way_out}"] if cell.way_out else []
 
 
-def _difference_blocks(comparison: Comparison) -> Iterator[Block]:
-    yield Heading("What changed", 3)
-    changed = [d for d in comparison.differences if d.is_change]
-    same = [d.what for d in comparison.differences if not d.is_change]
-    if changed:
-        yield Table(("what", "base", "head"), [(d.what, d.base, d.head) for d in changed])
-    else:
-        yield Paragraph("Neither software, machine, weights nor protocol.")
-    if same:
-        yield Paragraph(f"The same: {', '.join(same)}.")
-
-
-def _item_blocks(title: str, changes: Sequence[ItemChange]) -> list[Block]:
-    header = ("where", "item", "", "moved", "best five before", "best five after")
-    rows = [
-        (_where(c), c.item, c.direction, _margin_text(c), _top_text(c.top_before), _top_text(c.top_after))
-        for c in changes
-    ]
-    return [Heading(title, 3), Table(header, rows)]
-
-
-def _folded(comparison: Comparison, pressing: Sequence[Cell]) -> Iterator[Details]:
-    if rows := _metric_rows(comparison):
-        yield Details(f"All {len(rows)} metrics", [Table(METRICS_HEADER, rows)])
+def _folded(comparison: Comparison) -> Iterator[Details]:
+    if table := metric_table(comparison, _has_several(comparison)):
+        yield Details(f"All {len(table.rows)} metrics", [table])
     if passed := [cell for cell in comparison.cells if cell.outcome == "pass"]:
         yield Details(f"{len(passed)} that pass", _cell_blocks(passed, "What passes"))
-    if rest := pressing[OPEN_VERDICTS:]:
-        yield Details(f"The other {len(rest)} findings", _cell_blocks(rest, "More"))
-    if len(comparison.items) > len(_items_at_a_glance(comparison, OPEN_ITEMS)):
-        items = _item_blocks("Items", _items_worst_first(comparison))
-        yield Details(f"All {len(comparison.items)} changed items shown", items)
-
-
-def _where(about: Verdict | ItemChange) -> str:
-    experiment, model, dataset = about.key
-    items = "" if dataset in ("", "-", "none", experiment) else f" on {dataset}"
-    metric = f", {about.metric}" if about.metric else ""
-    return f"{experiment} of {model}{items}{metric}"
 
 
 def _pressing(comparison: Comparison) -> list[Cell]:
@@ -237,74 +196,8 @@ def _pressing(comparison: Comparison) -> list[Cell]:
     return [cell for cell in comparison.cells if cell.outcome != "pass"]
 
 
-def _metric_rows(comparison: Comparison) -> list[Sequence[str]]:
-    """One row per metric of both runs, under `METRICS_HEADER`."""
-    rows: dict[tuple[Key, str], Sequence[str]] = {}
-    for v in comparison.verdicts:
-        if v.kind in ROW_KINDS and v.metric and v.base is not None and v.head is not None:
-            flips = ["-" if count is None else f"{count:,}" for count in (v.lost, v.gained)]
-            interval = "-" if v.interval is None else f"{v.interval[0]:+.4f} to {v.interval[1]:+.4f}"
-            values = [_value(comparison, v, value) for value in (v.base, v.head)]
-            row = (
-                v.key.model, v.key.experiment, v.key.dataset, v.metric, *values, _change(v.base, v.head), interval, *flips, v.outcome,
-            )  # fmt: skip
-            rows.setdefault((v.key, v.metric), row)
-    return sorted(rows.values(), key=lambda row: tuple(row[:4]))
-
-
-def _value(comparison: Comparison, verdict: Verdict, value: float | None) -> str:
-    if value is None:
-        return "absent"
-    return value_text(Score(comparison.specs[verdict.key, verdict.metric], value, verdict.n))
-
-
-def _change(base: float, head: float) -> str:
-    if base == head:
-        return "0"
-    small = max(abs(base), abs(head)) <= 1
-    return f"{head - base:+.2g}" if small or base == 0 else f"{(head - base) / base:+.1%}"
-
-
-def _items_worst_first(comparison: Comparison) -> list[ItemChange]:
-    """The changed items: of metrics that failed, of results that failed, of undecided ones, the rest; losses as they stand."""
-    metrics = {(v.key, v.metric) for v in comparison.of("fail")}
-    failed, undecided = ({v.key for v in comparison.of(outcome)} for outcome in ("fail", "inconclusive"))
-
-    def rank(change: ItemChange) -> int:
-        if (change.key, change.metric) in metrics:
-            return 0
-        return 1 if change.key in failed else 2 if change.key in undecided else 3
-
-    return sorted(comparison.items, key=rank)
-
-
-def _items_at_a_glance(comparison: Comparison, limit: int) -> list[ItemChange]:
-    """Up to `limit` changed items, worst first, of each metric no more than three losses and two gains."""
-    seen: Counter[tuple[Key, str, str]] = Counter()
-    chosen = []
-    for change in _items_worst_first(comparison):
-        like = (change.key, change.metric, change.direction)
-        seen[like] += 1
-        if seen[like] <= (3 if change.direction == "lost" else 2):
-            chosen.append(change)
-    return chosen[:limit]
-
-
-def _margin_text(change: ItemChange) -> str:
-    """How an item moved: its margin where it is known, else its outcome."""
-    if change.margin_before is None or change.margin_after is None:
-        return f"{change.before:g} -> {change.after:g}"
-    return f"margin {change.margin_before:+.4f} -> {change.margin_after:+.4f}"
-
-
 def _top_text(top: Sequence[tuple[str, float]]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in top) or "-"
-
-
-def _stage_rows(comparison: Comparison) -> list[tuple[str, str]]:
-    """(Model, which stage moved first, by how much, and which did not) for each model that has a trace."""
-    models = dict.fromkeys(f.model for f in comparison.stages)
-    return [(model, sentence(comparison.stages, model)) for model in models]
 
 
 def index_verdicts(answers: Sequence[Reindex]) -> list[Verdict]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from clipbench.judge.ranking import Pair, Ranking, imagenet_of, rankings
 from clipbench.paths import file_name
-from clipbench.report.document import Block, Heading, Paragraph, Picture, Table, value_text
+from clipbench.report.document import Bar, Block, Grid, GridCell, Heading, Paragraph, Picture, Shown, Table, value_text
 from clipbench.report.figures import literal, new_figure, to_png
 from clipbench.types import Run
 
@@ -53,7 +53,7 @@ def ranking_blocks(ranked: Ranked, pictured: Collection[str] = ()) -> list[Block
     if any(s.model.is_random for _, found in ranked for r in found for s in r.standings):
         blocks.append(Paragraph(RANDOM_NOTE))
     for title, found in ranked:
-        blocks += [Heading(title, 3), _standings(found), *_pairs(found)]
+        blocks += [Heading(title, 3), _standings(found), *map(_pair_grid, found), *_pairs(found)]
         if title in pictured:
             blocks.append(Picture(f"figures/{ranking_file(title)}", f"ranking of the models by {title}"))
     return blocks
@@ -97,12 +97,37 @@ def _standings(found: Sequence[Ranking]) -> Table:
     for ranking in found:
         for s in ranking.standings:
             published = imagenet_of(s.model)
-            score = value_text(s.score)
+            low, high = s.score.interval or (s.score.value, s.score.value)
+            score = Shown(value_text(s.score), (), Bar(s.score.value, low, high))
             counts = (str(s.wins), str(s.ties), str(s.losses))
             beside = "-" if published is None else f"{published:.3f}"
             rows.append((ranking.metric, str(s.place), s.model.label, score, str(ranking.n), *counts, beside))
     header = ("metric", "place", "model", "score", "n", "wins", "ties", "losses", "published ImageNet accuracy")
     return Table(header, rows)
+
+
+def _pair_grid(ranking: Ranking) -> Grid:
+    """By how much the model of a row is above that of a column, in a colour where that is shown."""
+    models = [s.model for s in ranking.standings]
+    pairs: dict[Any, Pair] = {(p.a, p.b): p for p in ranking.pairs}
+    cells = []
+    for one in models:
+        line = []
+        for other in models:
+            pair = pairs.get((one, other)) or pairs.get((other, one))
+            if pair is None:
+                line.append(GridCell("", 0, f"{one.label} and {other.label}: not compared"))
+                continue
+            difference = pair.difference if pair.a == one else -pair.difference
+            level = 0 if pair.winner is None else 4 if pair.winner == one else -4
+            word = {0: "a tie", 4: "shown better", -4: "shown worse"}[level]
+            sign = {0: "=", 4: "▲", -4: "▼"}[level]
+            words = f"{one.label} minus {other.label}: {difference + 0.0:+.3f}, {word} (p {pair.p:.3g}, Holm)"
+            line.append(GridCell(f"{sign} {difference + 0.0:+.3f}", level, words))
+        cells.append(line)
+    edges = [Shown(model.label) for model in models]
+    title = f"{ranking.metric}, n={ranking.n:,}: row minus column"
+    return Grid(title, edges, edges, cells, "▲ the row is shown to be better, ▼ worse, = a tie.", is_difference=True)
 
 
 def _pairs(found: Sequence[Ranking]) -> Iterator[Block]:

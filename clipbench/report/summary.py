@@ -1,11 +1,15 @@
-"""The summary of a run: what was measured, what was expected, what the verdict is and why.
+"""The summary of a run: may it be shipped, what changed, which items, and then all that was measured, folded.
 
-`write_report` writes it with its figures as Markdown and HTML, `terminal_lines` is its short form. A run file is untrusted here.
+`write_report` writes it with its figures as Markdown and as one page, `terminal_lines` is its short form. A run file is untrusted here.
 """
 
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,24 +18,39 @@ from clipbench.errors import sanitize
 from clipbench.experiments import all_experiments
 from clipbench.judge.references import dropped_optimizations, judged_by, unenforced
 from clipbench.paths import file_name
+from clipbench.report.charts import evidence_blocks, history_blocks, model_differences, speed_blocks
 from clipbench.report.document import (
+    Bar,
     Block,
+    Code,
+    Details,
     Heading,
     Paragraph,
     Picture,
+    Shown,
     Table,
-    to_html,
     to_markdown,
     value_text,
 )
 from clipbench.report.figures import class_answers, figure_of
+from clipbench.report.page import to_html
 from clipbench.report.ranking import Ranked, ranking_blocks, ranking_figure, ranking_file, ranking_lines
+from clipbench.report.story import (
+    Compared,
+    answers,
+    change_blocks,
+    item_blocks,
+    metric_table,
+    name_of,
+    plain_value,
+    short_label,
+)
+from clipbench.report.thumbs import FOLDER as THUMBS
+from clipbench.report.thumbs import Gallery
 from clipbench.statistics import clustered_wilson_interval, wilson_interval
-from clipbench.storage import write_atomically
-from clipbench.types import Answers, Encoding, Key, Result, Run, Score, Verdict, overall
+from clipbench.storage import Timing, write_atomically
+from clipbench.types import SEVERITY, Answers, Encoding, Key, Result, Run, Score, Verdict, overall
 
-ORDER = {"inconclusive": 0, "fail": 1, "note": 2, "pass": 3}
-"""A reader sees first what is inconclusive, then what failed."""
 MEASURED_ONLY = "measured only"
 CONFUSED_PAIRS = 12
 COSINE_NOTE = (
@@ -62,27 +81,45 @@ REPORT_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, OSError
 LONGEST_ERROR = 300
 MOST_DRAWN = 100
 """Results of a run that get a figure, which takes about half a second."""
+LARGEST_MARKDOWN = 60_000
+"""GitHub takes comments of 65,536 characters."""
+Shows = Literal["all", "texts", "numbers"]
+_FIGURE = re.compile(r".+-[0-9a-f]{16}\.png")
 
 
 def write_report(
-    run: Run, ranked: Ranked, folder: Path, datasets: Mapping[str, Dataset], problems: Sequence[str] = ()
+    run: Run,
+    ranked: Ranked,
+    folder: Path,
+    datasets: Iterable[Dataset],
+    problems: Sequence[str] = (),
+    compared: Compared | None = None,
+    timings: Sequence[Timing] = (),
+    earlier: Sequence[Run] = (),
+    folders: Sequence[Path] = (),
+    shows: Shows = "all",
 ) -> tuple[list[str], list[str]]:
     """Write the summary and the figures of a run into a folder; return (what could not be drawn, what could not be written).
 
     An error costs one figure, or one of the two pages, and no other file: it is returned in a line, and the summary lists the
-    figures that are missing. `ranked`: the run's rankings, see `rankings_by_experiment`. `datasets` by name give the pictures
-    and captions of the figures; a data set that is not at hand leaves ids in their place.
+    figures that are missing. Figures of an earlier session go. `ranked`: the run's rankings, see `rankings_by_experiment`. `datasets`
+    give the figures' pictures and captions; one that is not at hand leaves ids in their place. `compared`: the run held to its base.
+    `timings`: pytest-benchmark's own. `earlier`: runs before this one, for a history. `folders` hold small pictures and captions by
+    the hash of their content; what the page shows of them is kept beside it. `shows`: "texts" leaves pictures out, "numbers" captions
+    and the names of items, too.
     """
     figures: dict[Key, str] = {}
     pictured: set[str] = set()
     undrawn: list[str] = []
     unwritten: list[str] = []
+    at_hand = {dataset.fingerprint: dataset for dataset in datasets if shows == "all"}
     several = on_several_datasets(run)
     if (beyond := len(run.results) - MOST_DRAWN) > 0:
         undrawn.append(f"{beyond} results after the first {MOST_DRAWN}")
     for result in run.results[:MOST_DRAWN]:
         try:
-            content = figure_of(result, datasets.get(result.dataset.name))
+            drawn = result if shows != "numbers" else replace(result, matrices={})
+            content = figure_of(drawn, at_hand.get(result.dataset.fingerprint))
         except REPORT_ERRORS as error:
             undrawn.append(
                 f"{result.experiment} of {result.model.label} on {result.dataset.name}: {_error_text(error)}"
@@ -99,19 +136,88 @@ def write_report(
             continue
         if _written(folder / "figures" / ranking_file(title), ranking, unwritten):
             pictured.add(title)
+    _remove_others(folder / "figures", {*map(_last, figures.values()), *map(ranking_file, pictured)})
+    runs = [run, *([compared.base] if compared else [])]
+    known = at_hand.values() if shows == "all" else datasets
+    gallery = Gallery(runs, [folder / THUMBS, *folders], known, shows == "all", shows != "numbers")
     try:
-        blocks = summary_blocks(run, figures, problems, [*undrawn, *unwritten])
-        blocks += ranking_blocks(ranked, pictured)
-        pages = {"summary.md": to_markdown(blocks), "summary.html": to_html(blocks, "clipbench summary")}
+        confronted = ranking_blocks(ranked, pictured)
+        missing = [*undrawn, *unwritten]
+        blocks = summary_blocks(run, figures, problems, missing, compared, gallery, timings, earlier, confronted)
+        blocks = _Redacted(runs).blocks(blocks) if shows == "numbers" else blocks
+        pages = {
+            "summary.md": to_markdown(blocks, LARGEST_MARKDOWN),
+            "summary.html": to_html(blocks, f"clipbench: {verdict_line(run, problems).split(':')[0]}"),
+        }
     except REPORT_ERRORS as error:
         return undrawn, [*unwritten, f"summary.md, summary.html: {_error_text(error)}"]
     for name, page in pages.items():
         _written(folder / name, page, unwritten)
+    try:
+        gallery.keep(folder / THUMBS)
+    except OSError as error:
+        unwritten.append(f"{THUMBS}: {error}")
     return undrawn, unwritten
 
 
+class _Redacted:
+    """Blocks with the names of items replaced by a hash of each: in cells, in words, and where a sentence lists them."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.names: dict[str, str] = {}
+        for result in (result for run in runs for result in run.results):
+            listed = [one.ids for one in result.evidence.values()]
+            listed += [s.outcomes.ids for s in result.scores.values() if s.outcomes]
+            for ids in listed:
+                if ids and not set(ids[:1]) & set(result.protocol.classes):
+                    self.names |= {i: f"item {hashlib.sha256(i.encode(errors='replace')).hexdigest()[:8]}" for i in ids}
+            self.names |= dict.fromkeys(result.provenance.broken, "a file")
+        self.odd = [name for name in self.names if not re.fullmatch(r"[^\s,;:()]+", name) and len(name) > 3]
+
+    def blocks(self, found: Iterable[Block]) -> list[Block]:
+        return [self._of(block) for block in found]
+
+    def _of(self, one: Any) -> Any:
+        if isinstance(one, str):
+            return self._words(one)
+        if isinstance(one, list | tuple):
+            return type(one)(self._of(each) for each in one)
+        if isinstance(one, Code) or not is_dataclass(one) or isinstance(one, type):
+            return one
+        return replace(one, **{f.name: self._of(getattr(one, f.name)) for f in fields(one)})
+
+    def _words(self, text: str) -> str:
+        if text in self.names:
+            return self.names[text]
+        for name in self.odd:
+            text = text.replace(name, self.names[name])
+        text = _LIST.sub(lambda found: found[1] + self._list(found[2]), text)
+        return _WORD.sub(lambda found: self._word(found[0]), text)
+
+    def _word(self, word: str) -> str:
+        return word if word.isdecimal() else self.names.get(word, word)
+
+    def _list(self, words: str) -> str:
+        names = words.split(", ")
+        return ", ".join(self.names[name] for name in names) if all(name in self.names for name in names) else words
+
+
+_LIST, _WORD = re.compile(r"(: )([^\s,;:()]+(?:, [^\s,;:()]+)*)"), re.compile(r"[^\s,;:()]+")
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _remove_others(folder: Path, kept: Collection[str]) -> None:
+    """Remove the figures that an earlier session left: beside a new summary they would be taken for its own."""
+    for path in folder.glob("*.png") if folder.is_dir() else ():
+        if _FIGURE.fullmatch(path.name) and path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
 def terminal_lines(run: Run, ranked: Ranked, problems: Sequence[str] = ()) -> Iterator[str]:
-    """Return the lines: verdict; inconclusive and failed verdicts with reasons; one line per result, skip and ranking.
+    """Return the lines: verdict; failed and inconclusive verdicts with reasons; one line per result, skip and ranking.
 
     Each names its data set and its metrics, with what they were held to. Between them stands what was left out, and which
     optimizations were dropped. All are sanitized.
@@ -122,7 +228,7 @@ def terminal_lines(run: Run, ranked: Ranked, problems: Sequence[str] = ()) -> It
 def _lines(run: Run, ranked: Ranked, problems: Sequence[str]) -> Iterator[str]:
     yield verdict_line(run, problems)
     open_verdicts = [(r, v) for r in run.results for v in r.verdicts if v.outcome != "pass"]
-    for result, verdict in sorted(open_verdicts, key=lambda pair: ORDER[pair[1].outcome]):
+    for result, verdict in sorted(open_verdicts, key=lambda pair: SEVERITY.index(pair[1].outcome)):
         yield f"  {verdict.outcome}: {_about(result)}: {verdict.finding}"
     rows = [(f"{_about(result)}:", worst_verdict(result), _values_text(result)) for result in run.results]
     width = max((len(about) for about, _, _ in rows), default=0)
@@ -184,34 +290,99 @@ def verdict_line(run: Run, problems: Sequence[str] = ()) -> str:
 
 
 def summary_blocks(
-    run: Run, figures: Mapping[Key, str], problems: Sequence[str] = (), missing_figures: Sequence[str] = ()
+    run: Run,
+    figures: Mapping[Key, str],
+    problems: Sequence[str] = (),
+    missing_figures: Sequence[str] = (),
+    compared: Compared | None = None,
+    gallery: Gallery | None = None,
+    timings: Sequence[Timing] = (),
+    earlier: Sequence[Run] = (),
+    confronted: Sequence[Block] = (),
 ) -> list[Block]:
-    """Return the summary of a run: first what is inconclusive, then what failed.
+    """Return the summary of a run: ten seconds for each model, what changed since the base, which items; then all else, folded.
 
     `figures`: paths relative to the summary, by result. `problems`: tests that failed, one line each. `missing_figures`: why a
-    figure is not there, one line each.
+    figure is not there, one line each. `confronted`: what several models' ranking says. The rest as `write_report`.
     """
+    gallery = gallery or Gallery([run])
+    several = len({r.model.name for r in run.results}) > 1
     judged = [(r, v) for r in run.results for v in r.verdicts]
+    stated = [(r, v) for r, v in judged if v.kind not in ("baseline", "anchor")] if compared else judged
+    cells = [cell.id for cell in compared.comparison.cells] if compared else []
+    others = [line for line in problems if not any(cell in line for cell in cells)]
     skips = ("model", "experiment", "reason")
+    before = compared.before(run) if compared else {}
     return [
         Heading("clipbench summary", 1),
-        Paragraph(verdict_line(run, problems)),
-        *_verdicts("Inconclusive", [(r, v) for r, v in judged if v.outcome == "inconclusive"]),
-        *_verdicts("Failed", [(r, v) for r, v in judged if v.outcome == "fail"]),
-        *_section("Failed tests and references", ("what failed",), [(line,) for line in problems]),
-        *_results(run),
-        *_verdicts("Verdicts", judged),
-        *_not_enforced(run),
+        *answers(run, compared, problems),
+        *(
+            [Paragraph(f"{'References: ' if compared else ''}{verdict_line(run, others)}")]
+            if stated or others or not compared
+            else []
+        ),
+        *_section("Failed tests and references", ("what failed",), [(line,) for line in others]),
+        *_verdicts("What does not pass", [(r, v) for r, v in stated if v.outcome in ("fail", "inconclusive")]),
+        *(change_blocks(compared.comparison, compared.name, several) if compared else ()),
+        *(item_blocks(compared.comparison, gallery) if compared else ()),
+        *_results(run, before),
+        *confronted,
         *_section("Not measured", skips, _skips(run)),
+        *(history_blocks([*earlier, run]) if earlier else ()),
+        *_evidence(run, before, gallery, is_open=compared is None and not earlier),
         *_figure_blocks(run, figures),
         *_section("Missing figures", ("what is missing, and why",), [(line,) for line in missing_figures]),
         *slice_blocks(run),
         *_confusions(run),
-        *_all_metrics(run),
-        *exclusion_blocks(run),
-        *encoding_blocks(run),
-        *_environment(run),
+        *speed_blocks(run, before, timings),
+        *_tables(run, stated, compared, several),
+        *_afterword(run),
     ]
+
+
+def _tables(
+    run: Run, stated: Sequence[tuple[Result, Verdict]], compared: Compared | None, several: bool
+) -> Iterator[Block]:
+    """Everything that was measured and judged, folded."""
+    if compared and (table := metric_table(compared.comparison, several)):
+        yield Details(f"All {len(table.rows)} metrics held to the base", [table])
+    if stated:
+        yield Details(f"All {len(stated)} verdicts", _verdicts("Verdicts", stated))
+    yield from _folded(_all_metrics(run))
+    yield from _folded(_not_enforced(run))
+
+
+def _afterword(run: Run) -> Iterator[Block]:
+    for blocks in (exclusion_blocks(run), encoding_blocks(run), _environment(run)):
+        yield from _folded(blocks)
+
+
+def _folded(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks of a section under its heading, folded."""
+    if not blocks or not isinstance(blocks[0], Heading):
+        return list(blocks)
+    return [Details(blocks[0].text, blocks[1:])]
+
+
+def _evidence(run: Run, before: Mapping[Key, Result], gallery: Gallery, is_open: bool) -> Iterator[Block]:
+    """What there is to look at of each result; the first matrix of own pairs is open where nothing stands before it."""
+    found = []
+    for r in run.results[:MOST_DRAWN]:
+        if blocks := list(evidence_blocks(r, before.get(r.key), gallery)):
+            found.append((f"{name_of(r.key, '')}, {short_label(r.model)}", blocks))
+    if not found:
+        return
+    yield Heading("To look at")
+    for title, blocks in found:
+        if (
+            is_open
+            and any(m.is_matching for r in run.results for m in r.matrices.values())
+            and (title, blocks) == found[0]
+        ):
+            yield from [Heading(title, 3), *blocks]
+        else:
+            yield Details(title, blocks)
+    yield from model_differences(run.results, gallery)
 
 
 def exclusion_blocks(run: Run) -> list[Block]:
@@ -298,42 +469,69 @@ def _values_text(result: Result) -> str:
     return ", ".join(texts)
 
 
-def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> list[Block]:
+def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Shown]], note: str = "") -> list[Block]:
     """A heading and a table, with a note under it; nothing without rows."""
     if not rows:
         return []
     return [Heading(title), Table(header, rows), *([Paragraph(note)] if note else [])]
 
 
-def _results(run: Run) -> Iterator[Block]:
-    rows = []
+def _results(run: Run, before: Mapping[Key, Result]) -> Iterator[Block]:
+    """A row for each metric that a summary leads with, base and head side by side."""
+    rows: list[list[str | Shown]] = []
     for r in run.results:
-        values = _values_text(r) or "nothing could be measured"
-        items = f"{r.dataset.name} (n={r.dataset.n})" if r.dataset.n else "-"
-        reasons = "; ".join(v.finding for v in r.verdicts if v.outcome != "pass")
-        rows.append((r.model.label, r.experiment, items, values, worst_verdict(r), reasons or "-"))
+        items = f"{r.dataset.name} (n={r.dataset.n:,})" if r.dataset.n else "-"
+        leading = [(name, score) for name, score in r.scores.items() if score.spec.headline]
+        for name, score in leading:
+            old = before[r.key].scores.get(name) if r.key in before else None
+            own = [v for v in r.verdicts if v.metric == name]
+            word = overall(own)
+            row: list[str | Shown] = [short_label(r.model), r.experiment, items, name]
+            row += [plain_value(old.spec, old.value) if old else "-"] if before else []
+            row += [Shown(value_text(score), (), _bar(score, old)), _held_to(score, own)]
+            rows.append([*row, MEASURED_ONLY if word == "note" else word])
+        if not leading:
+            row = [
+                short_label(r.model),
+                r.experiment,
+                items,
+                "-",
+                *(["-"] if before else []),
+                "nothing could be measured",
+                "-",
+            ]
+            rows.append([*row, worst_verdict(r)])
     yield Heading("Results")
-    yield Table(
-        (
-            "model",
-            "experiment",
-            "data set",
-            "values with 95 % intervals (and what they were held to)",
-            "verdict",
-            "reason",
-        ),
-        rows,
-    )
+    sides = ("base", "head, 95 % interval") if before else ("value, 95 % interval",)
+    yield Table(("model", "experiment", "data set", "metric", *sides, "held to", "verdict"), rows)
     if any(r.model.name == "lite" for r in run.results):
         yield Paragraph(LITE_NOTE)
-    if len({r.model.label for r in run.results}) > 1:
+    if len({short_label(r.model) for r in run.results}) > 1:
         yield Paragraph(COSINE_NOTE)
+
+
+def _bar(score: Score, old: Score | None) -> Bar | None:
+    """A picture of a share, with its interval."""
+    if score.spec.kind not in ("rate", "mean", "probability") or not 0 <= score.value <= 1:
+        return None
+    low, high = score.interval or (score.value, score.value)
+    return Bar(score.value, low, high, old.value if old else None)
+
+
+def _held_to(score: Score, verdicts: Sequence[Verdict]) -> str:
+    """What a score was held to by references that state a value."""
+    held = [
+        f"{v.kind} {plain_value(score.spec, float(v.expected))}"
+        for v in verdicts
+        if v.base is None and isinstance(v.expected, int | float)
+    ]
+    return ", ".join(dict.fromkeys(held)) or "-"
 
 
 def _verdicts(title: str, judged: Sequence[tuple[Result, Verdict]]) -> list[Block]:
     rows = [
-        (v.outcome, r.model.label, r.experiment, r.dataset.name, v.metric, v.finding, v.kind, v.reference)
-        for r, v in sorted(judged, key=lambda pair: ORDER[pair[1].outcome])
+        (v.outcome, short_label(r.model), r.experiment, r.dataset.name, v.metric, v.finding, v.kind, v.reference)
+        for r, v in sorted(judged, key=lambda pair: SEVERITY.index(pair[1].outcome))
     ]
     return _section(
         title, ("verdict", "model", "experiment", "data set", "metric", "reason", "kind", "reference"), rows
@@ -343,7 +541,7 @@ def _verdicts(title: str, judged: Sequence[tuple[Result, Verdict]]) -> list[Bloc
 def _not_enforced(run: Run) -> list[Block]:
     """Published values under another protocol than the run's: to look at, never to be held to."""
     rows = [
-        (r.model.label, r.experiment, s.metric, value_text(s.measured), f"{s.published:.4f}", s.why, s.source)
+        (short_label(r.model), r.experiment, s.metric, value_text(s.measured), f"{s.published:.4f}", s.why, s.source)
         for r in run.results
         for s in unenforced(r)
     ]
@@ -365,8 +563,9 @@ def _confusions(run: Run) -> list[Block]:
         names, answers = r.protocol.classes, class_answers(r)
         for right, picked, count, size in most_confused(answers) if answers is not None else ():
             share = f"{count} of {size} ({count / size:.0%})"
-            rows.append((r.model.label, r.experiment, names[right], names[picked], share))
-    return _section("Most confused classes", ("model", "experiment", "is", "was taken for", "how often"), rows)
+            rows.append((short_label(r.model), r.experiment, names[right], names[picked], share))
+    header = ("model", "experiment", "is", "was taken for", "how often")
+    return _folded(_section("Most confused classes", header, rows))
 
 
 def slice_blocks(run: Run) -> list[Block]:
@@ -398,7 +597,7 @@ def slice_blocks(run: Run) -> list[Block]:
 
 def _all_metrics(run: Run) -> list[Block]:
     rows = [
-        (r.model.label, r.experiment, name, value_text(score), str(score.n))
+        (short_label(r.model), r.experiment, name, value_text(score), str(score.n))
         for r in run.results
         for name, score in r.scores.items()
     ]
