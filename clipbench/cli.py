@@ -5,18 +5,19 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipbench.errors import UNREADABLE, ClipbenchError, DataUnavailableError, UsageError, sanitize
 from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES
 
 if TYPE_CHECKING:
     from clipbench.judge.compare import Comparison
+    from clipbench.settings import Settings
     from clipbench.types import Run
 
 FORMATS = ("text", "json", "markdown", "github")
@@ -88,11 +89,12 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="accept what a cell says, by its id as it was printed, with --reason; repeatable")
     add("--reason", default="", metavar="TEXT", help="why that is accepted")
     add("--anchor", type=Path, metavar="RUN.json", help="hold the head to this run of a frozen release, too")
-    add("--speed", choices=("off", "note", "gate"), default="note", help="what a change of speed does: off, note (default) or gate")
+    add("--speed", choices=("off", "note", "gate"), help="what a change of speed does: off, note (default) or gate")
     add("--max-cosine-distance", type=float, metavar="D", help="fail where any item's row moved by more than this cosine distance")
     add("--format", choices=FORMATS, default="text", help="text (default), json, markdown or github")
-    add("--rules", type=Path, metavar="FILE.toml",
-        help="declared metrics, budgets and items that must pass, in place of fixtures/tolerances.toml")
+    add("--settings", metavar="FILE",
+        help="tolerances, budgets and items that must pass, over those that ship (default: clipbench.toml, or [tool.clipbench] of "
+        "pyproject.toml, here or above; none: no file)")
     add("--index", type=Path, nargs="*", metavar="ROWS.npy",
         help="must I re-index? OLD.npy [NEW.npy] with --queries: rows of your index by the base model, and the same items by the "
         "head model; no file: the rows that both runs saved with --save-embeddings")
@@ -209,7 +211,7 @@ def _report(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from clipbench.judge.baseline import compare_with, read_base
     from clipbench.judge.compare import with_anchor
-    from clipbench.judge.tolerances import read_rules, with_options
+    from clipbench.judge.tolerances import with_options
     from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
     from clipbench.storage import read_document, run_of, timings_of
 
@@ -219,7 +221,11 @@ def _compare(options: argparse.Namespace) -> int:
     before, after = read_base(options.base, "baseline", largest), read_document(options.head, largest)
     base, head = before.run, run_of(options.head, after)
     known = [metric for run in (base, head) for result in run.results for metric in result.scores]
-    rules = with_options(read_rules(options.rules), options.tolerance, options.alpha, known)
+    settings = _settings(options.settings)
+    options.settings = settings.path and str(settings.path)
+    options.speed = options.speed or settings.options.get("speed", "note")
+    options.max_cosine_distance = options.max_cosine_distance or settings.options.get("max_cosine_distance")
+    rules = with_options(settings.judged_by(), options.tolerance, options.alpha, known)
     rules = replace(rules, row_limit=options.max_cosine_distance)
     only = [name for pattern in options.only for name in pattern.split(",") if name]
     accepted = dict.fromkeys(options.accept, options.reason)
@@ -242,6 +248,18 @@ def _compare(options: argparse.Namespace) -> int:
     return comparison.exit_code
 
 
+def _settings(given: str | None) -> "Settings":
+    """The settings that a command line names, or those of the project that it is called in."""
+    from clipbench.settings import settings_for
+
+    def declared() -> Mapping[str, Mapping[str, Any]]:  # loads the experiments: only for a file
+        from clipbench.options import declared_options
+
+        return declared_options()
+
+    return settings_for(given, Path.cwd(), declared)
+
+
 def _compare_command(options: argparse.Namespace) -> str:
     """The command that makes this comparison again."""
     words = ["clipbench", "compare", str(options.base), str(options.head)]
@@ -255,7 +273,7 @@ def _compare_command(options: argparse.Namespace) -> str:
     words += ["--anchor", str(options.anchor)] if options.anchor else []
     words += ["--speed", options.speed] if options.speed != "note" else []
     words += ["--max-cosine-distance", f"{options.max_cosine_distance:g}"] if options.max_cosine_distance else []
-    words += ["--rules", str(options.rules)] if options.rules else []
+    words += ["--settings", options.settings] if options.settings else []
     words += ["--index", *map(str, options.index)] if options.index is not None else []
     words += ["--queries", *map(str, options.queries)] if options.queries else []
     words += [word for text in options.model for word in ("--model", text)]

@@ -1,15 +1,20 @@
 """What a session is asked to do: its options declared, read once, and refused at once where they cannot be meant.
 
-Options for data are those that experiments ask for: a new data set with a root of its own brings `--NAME ROOT` along.
+What a project has chosen (`settings`) is the command line's default. Options for data are those that experiments ask for: a new data
+set with a root of its own brings `--NAME ROOT` along.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clipbench.data.dataset import Choice, DataOptions, Root
@@ -17,6 +22,7 @@ from clipbench.embed.store import CACHE_BYTES
 from clipbench.errors import UsageError, closest
 from clipbench.experiments import all_experiments, experiment
 from clipbench.paths import CACHE_VARIABLE
+from clipbench.settings import FILE, NO_SETTINGS, PROJECT, Replacing, Settings, option_value, settings_for
 from clipbench.types import Precision
 
 if TYPE_CHECKING:
@@ -28,6 +34,9 @@ AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "wo
     "save_embeddings", "require_all", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
 """The options that a command line gives as they are meant."""
 
+
+GATES: tuple[str, ...] = ("allow_inconclusive", "speed", "max_cosine_distance")
+"""Options that are about cells of a base."""
 
 NOTEBOOK = (
     "pretrained", "activation", "device", "precision", "batch_size", "workers", "offline", "no_optimizations", "cache",
@@ -46,10 +55,40 @@ def data_choices() -> tuple[Choice, ...]:
     return tuple(dict.fromkeys(choice for one in all_experiments().values() for choice in one.choices))
 
 
-def add_options(parser: pytest.Parser) -> None:
-    """Declare every option, in a group of their own."""
-    add = parser.getgroup("clipbench", "clipbench: CLIP benchmarks").addoption
+def add_options(add: Callable[..., Any], settings: Settings = NO_SETTINGS) -> None:
+    """Declare every option by a parser's method, with what a project has chosen as its default."""
+    for name, how in declared_options().items():
+        default = {"default": settings.options[name]} if name in settings.options else {}
+        action = {"action": Replacing} if how.get("action") == "append" else {}
+        names = how["names"]
+        add(*names, **{key: value for key, value in how.items() if key != "names"} | default | action)
+
+
+def declared_options() -> Mapping[str, Mapping[str, Any]]:
+    """Return what argparse is told of each option, by its name in Python, and as `names` how it is spelt."""
+    found: dict[str, Mapping[str, Any]] = {}
+
+    def note(*names: str, **how: Any) -> None:
+        found[how.get("dest") or names[0].lstrip("-").replace("-", "_")] = {**how, "names": names}
+
+    _declare(note)
+    return MappingProxyType(found)
+
+
+def settings_of(arguments: Sequence[str], folder: Path) -> Settings:
+    """Return the settings that a command line names (`--settings`), or those that are found from a folder on.
+
+    Raises: any ClipbenchError of `settings.read_settings`.
+    """
+    words = [part for argument in arguments for part in argument.split("=", argument.startswith("--settings="))]
+    name = next((value for option, value in pairwise(words) if option == "--settings"), None)
+    return settings_for(name, folder, declared_options)
+
+
+def _declare(add: Callable[..., Any]) -> None:
     # fmt: off
+    add("--settings", metavar="FILE",
+        help=f"the project's settings (default: {FILE}, or [tool.clipbench] of {PROJECT}, here or above; none: no file)")
     add("--model", action="append", metavar="NAME", default=None,
         help="model to run: lite (default), OpenAI's or open_clip's name, study, all, or package.module:factory; "
         "repeatable, comma lists allowed")
@@ -130,6 +169,7 @@ class Options:
     save_embeddings: bool = False
     offline: bool = False
     require_all: bool = False
+    settings: Settings = NO_SETTINGS
 
     @property
     def is_gate(self) -> bool:
@@ -137,45 +177,86 @@ class Options:
         return self.baseline is not None or self.anchor is not None
 
     @classmethod
-    def from_pytest(cls, config: pytest.Config) -> Options:
+    def from_pytest(cls, config: pytest.Config, settings: Settings = NO_SETTINGS) -> Options:
         """Return what the command line and the environment ask for; relative paths start from where pytest was called.
 
         Raises: UsageError for options that need or exclude each other, what is not there, what is no run, and places that cannot
         be written to.
         """
-        given, folder = config.option, config.invocation_params.dir
+        given = config.option
         if not hasattr(given, "benchmark_json"):
             raise UsageError("clipbench's benchmarks need pytest-benchmark; drop -p no:benchmark, or install it")
         if given.require_all and (given.benchmark_skip or given.benchmark_only):
             raise UsageError(
                 "--require-all does not go with --benchmark-skip or --benchmark-only, which leave benchmarks out"
             )
+        return cls.from_arguments(vars(given), config.invocation_params.dir, settings)
+
+    @classmethod
+    def from_arguments(cls, given: Mapping[str, Any], folder: Path, settings: Settings = NO_SETTINGS) -> Options:
+        """Return what parsed arguments and the environment ask for; relative paths start from `folder`. Raises: as `from_pytest`."""
 
         def path(value: Path | str | None) -> Path | None:
             return Path(folder, Path(value).expanduser()) if value else None
 
         # The environment's setting is no wish of this session's: what decides something does not follow it.
-        ignores_environment = given.require_all or given.baseline or given.anchor or given.no_optimizations
-        cache = given.cache or (None if ignores_environment else os.environ.get(CACHE_VARIABLE))
+        ignores_environment = any(given[name] for name in ("require_all", "baseline", "anchor", "no_optimizations"))
+        cache = given["cache"] or (None if ignores_environment else os.environ.get(CACHE_VARIABLE))
         options = cls(
-            **{name: getattr(given, name) for name in AS_GIVEN},
-            models=tuple(given.model or ("lite",)),
+            **{name: given[name] for name in AS_GIVEN},
+            models=tuple(given["model"] or ("lite",)),
             cache=path(cache),
-            cache_bytes=int(given.cache_size * (1 << 30)) if math.isfinite(given.cache_size) else 0,
-            data=_data_options(vars(given), folder),
-            results=Path(folder, Path(given.results).expanduser()),
-            benchmark_json=path(given.benchmark_json),
-            baseline=path(given.baseline),
-            anchor=path(given.anchor),
-            accept=tuple(given.accept or ()),
-            only=tuple(given.only or ()),
-            reason=(given.reason or "").strip(),
-            offline=given.offline or is_offline(),
-        )
+            cache_bytes=int(given["cache_size"] * (1 << 30)) if math.isfinite(given["cache_size"]) else 0,
+            data=_data_options(given, folder),
+            results=Path(folder, Path(given["results"]).expanduser()),
+            benchmark_json=path(given.get("benchmark_json")),
+            baseline=path(given["baseline"]),
+            anchor=path(given["anchor"]),
+            accept=tuple(given["accept"] or ()),
+            only=tuple(given["only"] or ()),
+            reason=(given["reason"] or "").strip(),
+            offline=given["offline"] or is_offline(),
+            settings=settings,
+        )._without_idle_settings()
         options._check()
+        options = options._of_this_testbed()
         options._check_references()
         options._check_targets()
         return options
+
+    def _without_idle_settings(self) -> Options:
+        """What settings say of gates means nothing in a session that is none, and of weights nothing to a model that they do not name."""
+        chosen = self.settings.options
+        idle = GATES if not self.is_gate else ()
+        idle += ("pretrained", "activation") if self.models != tuple(chosen.get("model", self.models)) else ()
+        default: dict[str, Any] = {one.name: one.default for one in fields(self)}
+        return replace(self, **{n: default[n] for n in idle if n in chosen and getattr(self, n) == chosen[n]})
+
+    def _of_this_testbed(self) -> Options:
+        """A baseline and an anchor for the device and precision that this session has, where their names leave that open.
+
+        Raises: UsageError for an unknown field, or where nobody made one for this device yet.
+        """
+        found: dict[str, Any] = {}
+        for option, path in (("baseline", self.baseline), ("anchor", self.anchor)):
+            if path is None or "{" not in str(path):
+                continue
+            from clipbench.models.device import device_name, resolve_device
+
+            device = device_name(resolve_device(self.device))
+            values = {"device": re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-"), "precision": self.precision}
+            try:
+                found[option] = Path(str(path).format_map(values))
+            except (KeyError, ValueError, IndexError, AttributeError) as error:
+                raise UsageError(
+                    f"--{option} {path}: expected {{device}} and {{precision}}, and no other field"
+                ) from error
+            if not found[option].exists() and not (option == "baseline" and self.update_baseline):
+                raise UsageError(
+                    f"no {option} for {device} in {self.precision}: {found[option]} is not there; make one with "
+                    "--update-baseline --reason TEXT, on that device"
+                )
+        return replace(self, **found)
 
     @classmethod
     def from_kwargs(cls, **given: Any) -> Options:
@@ -190,6 +271,9 @@ class Options:
             likely = closest(unknown, known) or ", ".join(known)
             raise UsageError(f"unknown setting {unknown!r}; did you mean {likely}?")
         chosen = {name: given[name] for name in NOTEBOOK if name in given}
+        for name in sorted(chosen.keys() & declared_options().keys()):
+            if chosen[name] not in (None, ""):
+                option_value(f"setting {name}", chosen[name], declared_options()[name], Path())
         chosen["cache"] = Path(given["cache"]).expanduser() if given.get("cache") else None
         chosen["offline"] = bool(given.get("offline")) or is_offline()
         options = cls(**chosen, data=_data_options(given, Path()))
@@ -273,9 +357,11 @@ class Options:
             raise UsageError(f"--benchmark-json {self.benchmark_json} is a folder; give a file")
         for path in filter(None, (self.results, self.benchmark_json and self.benchmark_json.parent)):
             parent = next(p for p in (path, *path.parents) if p.exists())
-            if not (parent.is_dir() and os.access(parent, os.W_OK)):
-                reason = f"{parent} is no folder that can be written to"
-                raise UsageError(f"{path} cannot be written: {reason}; choose another")
+            try:
+                tempfile.TemporaryFile(dir=parent).close()
+            except OSError as error:
+                reason = f"{parent} is no folder that can be written to ({error.strerror})"
+                raise UsageError(f"{path} cannot be written: {reason}; choose another") from error
 
 
 def is_offline() -> bool:

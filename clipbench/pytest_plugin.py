@@ -38,6 +38,7 @@ T = TypeVar("T")
 SUGGESTED = "ViT-B/16"
 _PLUGIN = "clipbench-benchmarks"
 _OFFERED = pytest.StashKey[bool]()
+_SETTINGS = pytest.StashKey[Any]()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -101,10 +102,15 @@ def offer_options(config: pytest.Config, parser: pytest.Parser, arguments: Seque
             f"run `python -m pytest benchmarks` in {other.parent}, or install that one: pip install -e {other.parent}"
         )
     if found:
-        from clipbench.options import add_options
+        from clipbench.options import add_options, settings_of
 
         try:
-            add_options(parser)
+            settings = settings_of(arguments, directory)
+        except ClipbenchError as error:
+            raise pytest.UsageError(str(error)) from error
+        config.stash[_SETTINGS] = settings
+        try:
+            add_options(parser.getgroup("clipbench", "clipbench: CLIP benchmarks").addoption, settings)
             parser.parse_known_args([])  # some versions of pytest look for names that are taken only now
         except (ValueError, argparse.ArgumentError) as error:
             raise pytest.UsageError(
@@ -131,7 +137,8 @@ def pytest_configure(config: pytest.Config) -> None:
     marker = "experiment(*names): what a benchmark measures; it exists where the first one has data"
     config.addinivalue_line("markers", marker)
     try:
-        config.pluginmanager.register(BenchmarkSession(config, Options.from_pytest(config)), _PLUGIN)
+        options = Options.from_pytest(config, config.stash[_SETTINGS])
+        config.pluginmanager.register(BenchmarkSession(config, options), _PLUGIN)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -239,6 +246,7 @@ class BenchmarkSession:
     def pytest_report_header(self) -> list[str]:
         """Say which models, weights, device and precision will run."""
         lines, options = [], self.options
+        lines += [f"clipbench settings: {options.settings.path}"] if options.settings.path else []
         for spec in self.specs.values():
             own = {"lite": "embedded smoke model", "factory": "your own encoder"}
             activation = f", {spec.activation} ({spec.why})" if spec.activation else ""
@@ -384,9 +392,7 @@ class BenchmarkSession:
             self.session.results[key] = replace(result, scores=scores)
 
     def _rules(self) -> Rules:
-        from clipbench.judge.tolerances import read_rules
-
-        return replace(read_rules(), row_limit=self.options.max_cosine_distance)
+        return replace(self.options.settings.judged_by(), row_limit=self.options.max_cosine_distance)
 
     @pytest.fixture(scope="session")
     @classmethod  # an instance method with this scope is deprecated since pytest 9.1

@@ -164,6 +164,8 @@ class Session:
                     raise DataError(
                         f"{one.name}: its source {name!r} loads the data set {found.name!r}; name both alike"
                     )
+                if one.root is not None and one.root.is_named and name in self.options.settings.prompts:
+                    found = replace(found, prompts=self.options.settings.prompts[name])
                 self._datasets[place] = at_depth(found, self.options.data)
             except ClipbenchError as error:
                 self._datasets[place] = error
@@ -244,7 +246,7 @@ class Session:
         """Return the verdicts of a result against its references: judged when first asked, and only once."""
         if key not in self._verdicts:
             beside = {k.experiment: r for k, r in self.results.items() if k.model == key.model}
-            self._verdicts[key] = judge(self.results[key], beside)
+            self._verdicts[key] = judge(self.results[key], beside, self.options.settings.floors)
         return self._verdicts[key]
 
     def skip(self, key: Key, reason: str) -> None:

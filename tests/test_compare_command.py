@@ -150,7 +150,7 @@ def test_an_anchor_is_a_second_base(pair, capsys):
         ["--only", "no_such"],
         ["--accept", "no_such", "--reason", "x"],
         ["--accept", QUALITY],
-        ["--rules", "gone.toml"],
+        ["--settings", "gone.toml"],
     ],
 )
 def test_options_that_cannot_be_meant_are_exit_code_2_and_one_line(pair, capsys, options):

@@ -37,7 +37,7 @@ class Declared(_Row):
     """
 
     tolerance: float = math.nan
-    relative: float = math.nan
+    relative: float = math.inf
 
     def allowed(self, base: float) -> float:
         """Return the drop that is allowed from this value of base's."""
@@ -190,7 +190,35 @@ def read_rules(path: Path | None = None) -> Rules:
     number out of range.
     """
     path = path or fixtures() / "tolerances.toml"
-    tables = read_toml(path)
+    return _rules_of(read_toml(path), str(path))
+
+
+def rules_over(own: Mapping[str, Any], where: str) -> Rules:
+    """Return the rules of fixtures/tolerances.toml with tables of somebody's own over them: keys replace keys, rows stand before rows.
+
+    A budget replaces that of its precision. `where` says in messages whose tables they are. Raises: DataError as `read_rules`.
+    """
+    tables = read_toml(fixtures() / "tolerances.toml")
+    source = {"source": where}
+    for name, table in own.items():
+        shipped = tables.get(name, {})
+        is_row = isinstance(shipped, dict)
+        if not (
+            isinstance(table, dict) if is_row else isinstance(table, list) and all(isinstance(r, dict) for r in table)
+        ):
+            raise DataError(
+                f"{where}: {name} is {table!r:.60}; expected {f'[{name}]' if is_row else f'rows of [[{name}]]'}"
+            )
+        if is_row:
+            tables[name] = shipped | table
+        else:
+            taken = {row.get("precision") for row in table if name == "budget"}
+            kept = [row for row in shipped if not taken or row["precision"] not in taken]
+            tables[name] = [*(source | row for row in table), *kept]
+    return _rules_of(tables, where)
+
+
+def _rules_of(tables: Mapping[str, Any], path: str) -> Rules:
     known = ("statistics", "rows", "outcomes", "metric", "speed", "budget", "must_pass")
     if (unknown := next((key for key in tables if key not in known), None)) is not None:
         raise DataError(f"{path}: unknown key {unknown!r}; did you mean {closest(unknown, known) or ', '.join(known)}?")
@@ -249,7 +277,7 @@ def check_alpha(alpha: float, where: str) -> None:
         raise UsageError(f"{where} is {alpha}; expected a fraction between 0 and 0.5, such as 0.05")
 
 
-def _rows(path: Path, tables: Mapping[str, Any], table: str, kind: type[T]) -> tuple[T, ...]:
+def _rows(path: str, tables: Mapping[str, Any], table: str, kind: type[T]) -> tuple[T, ...]:
     where = f"{path}: [[{table}]] number"
     return tuple(strict_row(f"{where} {k}", row, kind) for k, row in enumerate(tables.get(table, ()), 1))
 
