@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from clipbench.settings import Settings
     from clipbench.types import Run
 
+PROJECT = ("run", "check", "init")
+"""Commands that read their own arguments."""
+
 FORMATS = ("text", "json", "markdown", "github")
 
 
@@ -29,11 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `compare` and `ab` also return 1 when head fails and 3 when the comparison is inconclusive.
     """
     own, passed = split_passed(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(own)
-    options.passed = passed
+    options = _parser().parse_args(own[:1] if own[:1] and own[0] in PROJECT else own)
+    options.passed = own[1:] if options.command in PROJECT else passed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few letters costs no verdict
-    commands = {"models": _models, "report": _report, "compare": _compare, "power": _power, "ab": _ab, "cache": _cache}
+    commands: dict[str, Callable[[argparse.Namespace], int]]
+    commands = {
+        "run": _run,
+        "check": _check,
+        "init": _init,
+        "models": _models,
+        "report": _report,
+        "compare": _compare,
+        "power": _power,
+        "ab": _ab,
+        "cache": _cache,
+    }
     try:
         return commands[options.command](options)
     except (ClipbenchError, OSError) as error:
@@ -53,9 +67,14 @@ def split_passed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="clipbench",
-        description="Benchmark and regression suite for CLIP models. The measuring itself is `pytest benchmarks`.",
+        description="Benchmark and regression suite for CLIP models. `clipbench run`, or `pytest benchmarks`, measures.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser(
+        "run", add_help=False, help="run the benchmarks here: `pytest benchmarks` without the host's conftest"
+    )
+    commands.add_parser("check", add_help=False, help="say in seconds whether settings, data and encoder are in order")
+    commands.add_parser("init", add_help=False, help="write settings and a CI workflow for this repository")
     models = commands.add_parser("models", help="list the models that `pytest benchmarks --model` knows")
     models.add_argument("--all", action="store_true", help="also every other architecture of open_clip")
     report = commands.add_parser("report", help="write the summary and figures of a run file again")
@@ -165,6 +184,24 @@ def _add_cache(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     ).add_argument
     add("folder", type=Path, nargs="?", metavar="DIR", help=f"the cache's folder (default: ${CACHE_VARIABLE})")
     add("--clear", action="store_true", help="remove the cache's own files, and nothing else in the folder")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from clipbench.project import run
+
+    return run(options.passed)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from clipbench.project import check
+
+    return check(options.passed)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from clipbench.project import init
+
+    return init(options.passed)
 
 
 def _models(options: argparse.Namespace) -> int:
