@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from clipbench.judge.tolerances import Rules
     from clipbench.models.zoo import ModelSpec
     from clipbench.options import Options
+    from clipbench.regression import EmbeddingRegression
     from clipbench.report.ranking import Ranked
     from clipbench.session import Session
     from clipbench.types import JsonObject, Key, ReferenceKind, Result, Run, Score, Verdict
@@ -39,6 +40,27 @@ SUGGESTED = "ViT-B/16"
 _PLUGIN = "clipbench-benchmarks"
 _OFFERED = pytest.StashKey[bool]()
 _SETTINGS = pytest.StashKey[Any]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare what every session has, whoever's tests run: the options of the fixture `embedding_regression`."""
+    add = parser.getgroup("clipbench-fixture", "clipbench: the fixture embedding_regression").addoption
+    add("--clipbench-update", action="store_true", help="write the files that embedding_regression compares with, anew")
+    add("--clipbench-reason", default="", metavar="TEXT", help="why; kept in each file")
+
+
+@pytest.fixture
+def embedding_regression(request: pytest.FixtureRequest) -> Iterator[EmbeddingRegression]:
+    """Hold an encoder's embeddings to a file beside the test: `embedding_regression.check(encoder)`."""
+    from clipbench.regression import EmbeddingRegression, file_of
+
+    update, reason = (request.config.getoption(f"--clipbench-{name}") for name in ("update", "reason"))
+    if update and not reason.strip():
+        pytest.fail("--clipbench-update needs --clipbench-reason TEXT: why are other embeddings right?", pytrace=False)
+    path = file_of(request.path, request.node.name)
+    yield (made := EmbeddingRegression(path, update, reason.strip(), _author(), request.node.nodeid))
+    for written in made.written:
+        request.node.warn(pytest.PytestWarning(f"wrote {written}: {reason.strip()}"))
 
 
 @pytest.hookimpl(wrapper=True)
