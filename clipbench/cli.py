@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="clipbench",
         description="Benchmark and regression suite for CLIP models. `clipbench run`, or `pytest benchmarks`, measures.",
     )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="this version, that of its run files and of its metrics"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser(
         "run", add_help=False, help="run the benchmarks here: `pytest benchmarks` without the host's conftest"
@@ -86,6 +89,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_ab(commands)
     _add_cache(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from clipbench.experiments import METRIC_VERSION
+        from clipbench.storage import SCHEMA_VERSION
+
+        found = "of a checkout"
+        with suppress(PackageNotFoundError):
+            found = version("clipbench")
+        print(f"clipbench {found} (run schema {SCHEMA_VERSION}, metrics {METRIC_VERSION})")
+        parser.exit()
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

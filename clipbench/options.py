@@ -184,6 +184,11 @@ class Options:
         be written to.
         """
         given = config.option
+        if getattr(given, "codspeed", False):
+            raise UsageError(
+                "CodSpeed takes the place of pytest-benchmark, by which clipbench's benchmarks are timed: run them without --codspeed, and "
+                "your own tests with it"
+            )
         if not hasattr(given, "benchmark_json"):
             raise UsageError("clipbench's benchmarks need pytest-benchmark; drop -p no:benchmark, or install it")
         if given.require_all and (given.benchmark_skip or given.benchmark_only):

@@ -1,18 +1,22 @@
 """The command line: cheap, and one line for whatever is wrong."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import matching
 
+import clipbench.cli
 from clipbench.cli import main
+from clipbench.experiments import METRIC_VERSION
 from clipbench.judge.references import judge
 from clipbench.models.zoo import zoo
 from clipbench.paths import file_name
-from clipbench.storage import dump_json, run_to_json
+from clipbench.storage import SCHEMA_VERSION, dump_json, run_to_json
 from clipbench.types import Run
 
 
@@ -79,3 +83,16 @@ def test_an_unknown_command_is_exit_code_2():
     with pytest.raises(SystemExit) as error:
         main(["no-such-command"])
     assert error.value.code == 2
+
+
+def test_the_version_says_what_its_files_and_metrics_are(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert re.fullmatch(r"clipbench \S.* \(run schema \d+, metrics \d+\)\n", capsys.readouterr().out)
+
+
+def test_the_policy_of_versions_states_the_current_ones():
+    guide = (Path(clipbench.cli.__file__).parent / "docs" / "versions.md").read_text(encoding="utf-8")
+    assert f"schema **{SCHEMA_VERSION}**" in guide
+    assert f"metrics **{METRIC_VERSION}**" in guide

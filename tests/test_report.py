@@ -17,7 +17,17 @@ from clipbench.experiments import result_of
 from clipbench.experiments.matching import NATURAL
 from clipbench.judge.references import judge
 from clipbench.paths import file_name
-from clipbench.report.document import Heading, Paragraph, Picture, Table, to_html, to_markdown, value_text
+from clipbench.report.document import (
+    Details,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    fitted,
+    to_html,
+    to_markdown,
+    value_text,
+)
 from clipbench.report.figures import figure_of, matrix_figure
 from clipbench.report.ranking import rankings_by_experiment
 from clipbench.report.summary import (
@@ -429,3 +439,20 @@ def test_a_dropped_optimization_is_said_at_the_end_of_the_session():
     said = "  note: optimization dropped: natural of ViT-B/32, 2 images encoded again: a sampled row differs"
     assert said in list(terminal_lines(run, ()))
     assert "| images | - | 2 rows; dropped: a sampled row differs |" in to_markdown(list(encoding_blocks(run)))
+
+
+@pytest.mark.parametrize("largest", [3_000, 20_000, 300_000])
+def test_a_page_for_ci_fits_and_says_what_was_cut(largest):
+    rows = [(f"item {k}", "x" * 40) for k in range(2000)]
+    long, folded = Table(("item", "what"), rows), Details("All items", [Table(("item", "what"), rows)])
+    blocks = [Heading("the verdict", 1), Heading("Items"), long, Heading("More"), folded]
+    text = to_markdown(fitted(blocks, largest))
+    assert len(text.encode()) <= largest
+    assert text.startswith("# the verdict\n\n")
+    if largest < 300_000:
+        assert f"Cut to {largest:,} bytes; not shown: " in text.split("\n\n")[1]
+        assert re.search(r"[\d,]+ of 2,000 rows of Items", text)
+        assert "All items" in text.split("\n\n")[1]
+    else:
+        assert "Cut to" not in text
+        assert fitted(blocks, largest) == blocks

@@ -20,6 +20,7 @@ from clipbench.report.document import (
     Paragraph,
     Table,
     aligned,
+    fitted,
     to_markdown,
     value_text,
 )
@@ -37,6 +38,8 @@ ADVICE = {
     "inconclusive": "Not enough to say: nothing failed, and something could not be decided, compared or found. See the reasons.",
 }
 TEXT_ITEMS = 20
+COMMENT_BYTES = 60_000
+"""Of the Markdown for a pull request, whose comment GitHub cuts at 65,536 characters."""
 OPEN_VERDICTS, OPEN_ITEMS = 12, 10
 """Lines before the fold: what a reader takes in within half a minute."""
 INDEX_OUTCOMES: dict[Answer, Outcome] = {"no need": "pass", "re-index": "fail", "inconclusive": "inconclusive"}
@@ -139,7 +142,7 @@ def to_pull_request(comparison: Comparison, command: str) -> str:
     blocks += index_blocks(comparison.index)
     blocks += [Heading("Reproduce", 3), Code(command)]
     blocks += _folded(comparison, pressing)
-    return to_markdown(blocks)
+    return to_markdown(fitted(blocks, COMMENT_BYTES))
 
 
 def _difference_lines(comparison: Comparison) -> Iterator[str]:

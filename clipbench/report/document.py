@@ -80,6 +80,34 @@ def to_markdown(blocks: Sequence[MarkdownBlock]) -> str:
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
+def fitted(blocks: Sequence[MarkdownBlock], largest_bytes: int) -> list[MarkdownBlock]:
+    """Return the blocks whose Markdown fits into so many bytes: the first ones, of a table its first rows. What was cut stands second.
+
+    Source: GitHub drops a step summary beyond 1,024 kB, and takes 65,536 characters of a comment.
+    """
+    sizes = [len(_markdown(block).encode()) + 2 for block in blocks]
+    if sum(sizes) <= largest_bytes:
+        return list(blocks)
+    room = largest_bytes - 1000  # what was cut is said in less
+    kept: list[MarkdownBlock] = []
+    cut: list[str] = []
+    title = ""
+    for block, size in zip(blocks, sizes, strict=True):
+        title = block.text if isinstance(block, Heading) else block.title if isinstance(block, Details) else title
+        if size > room and isinstance(block, Table) and (rows := int(len(block.rows) * 0.9 * room / size)):
+            cut.append(f"{len(block.rows) - rows:,} of {len(block.rows):,} rows of {title}")
+            block = Table(block.header, block.rows[:rows])  # what is left of it
+            size = len(_markdown(block).encode()) + 2
+        if size <= room:
+            kept.append(block)
+            room -= size
+        else:
+            cut.append(title)
+    said = ", ".join(dict.fromkeys(cut))
+    whole = f"Cut to {largest_bytes:,} bytes; not shown: {said[:600]}{'...' if len(said) > 600 else ''}. The run file has all of it."
+    return [*kept[:1], Paragraph(whole), *kept[1:]]
+
+
 def to_html(blocks: Sequence[Block], title: str) -> str:
     """Return the blocks as one self-contained page without scripts; all text is escaped."""
     body = "\n".join(_html(block) for block in blocks)

@@ -20,6 +20,7 @@ from clipbench.report.document import (
     Paragraph,
     Picture,
     Table,
+    fitted,
     to_html,
     to_markdown,
     value_text,
@@ -53,6 +54,8 @@ ENCODING_NOTE = (
 REPORT_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, OSError, ImportError, MemoryError)
 """What matplotlib raises for its settings, fonts and size, and what a damaged run file leads to: the loss of one file."""
 LONGEST_ERROR = 300
+SUMMARY_BYTES = 1_000_000
+"""Of summary.md, which CI appends to a step summary: GitHub drops one beyond 1,024 kB."""
 MOST_DRAWN = 100
 """Results of a run that get a figure, which takes about half a second."""
 
@@ -95,7 +98,10 @@ def write_report(
     try:
         blocks = summary_blocks(run, figures, problems, [*undrawn, *unwritten])
         blocks += ranking_blocks(ranked, pictured)
-        pages = {"summary.md": to_markdown(blocks), "summary.html": to_html(blocks, "clipbench summary")}
+        pages = {
+            "summary.md": to_markdown(fitted(blocks, SUMMARY_BYTES)),
+            "summary.html": to_html(blocks, "clipbench summary"),
+        }
     except REPORT_ERRORS as error:
         return undrawn, [*unwritten, f"summary.md, summary.html: {_error_text(error)}"]
     for name, page in pages.items():
