@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SPEEDS = ("off", "note", "gate")
 AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "workers", "no_optimizations", "update_baseline",
-    "save_embeddings", "require_all", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
+    "save_embeddings", "redact", "require_all", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
 """The options that a command line gives as they are meant."""
 
 
@@ -132,6 +132,8 @@ def _declare(add: Callable[..., Any]) -> None:
     add("--reason", metavar="TEXT", help="why cells are accepted, or the baseline is updated; kept in it")
     add("--save-embeddings", action="store_true",
         help="save the rows of retrieval experiments in DIR/embeddings, for `clipbench compare --index`")
+    add("--redact", action="store_true",
+        help="call the items, captions, labels and files of data that you give by hashes, in the run and in every report")
     add("--offline", action="store_true", help="open no internet connection (HF_HUB_OFFLINE=1 means the same)")
     add("--require-all", action="store_true", help="what is skipped, inconclusive, or held to nothing fails: what CI uses")
     # fmt: on
@@ -167,6 +169,7 @@ class Options:
     update_baseline: bool = False
     reason: str = ""
     save_embeddings: bool = False
+    redact: bool = False
     offline: bool = False
     require_all: bool = False
     settings: Settings = NO_SETTINGS
@@ -343,6 +346,10 @@ class Options:
             raise UsageError("--reason says why: give --accept CELL or --update-baseline, too")
         if self.allow_inconclusive and self.require_all:
             raise UsageError("--allow-inconclusive and --require-all ask for opposite things; drop one")
+        if self.redact and self.save_embeddings:
+            raise UsageError(
+                "--save-embeddings keeps ids and captions beside the rows, which --redact leaves out; drop one"
+            )
         if self.only and self.update_baseline:
             raise UsageError("--only leaves cells unjudged, and --update-baseline needs all of them; drop one")
         if self.max_cosine_distance is not None and not 0 < self.max_cosine_distance <= 2:

@@ -443,7 +443,10 @@ class BenchmarkSession:
             self._ran.add(report.nodeid)
         if report.failed:
             message = report.longreprtext.strip().splitlines() or [""]
-            self._problems.append(f"{report.nodeid.partition('::')[2]}: {message[0 if len(message) < 8 else -1]}")
+            said = message[0 if len(message) < 8 else -1]
+            if self.options.redact and report.nodeid in self._benchmarks:
+                said = "see the verdicts, and the session's log (--redact)"
+            self._problems.append(f"{report.nodeid.partition('::')[2]}: {said}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
