@@ -160,6 +160,12 @@ def _idle(options: "Options") -> Iterator[tuple[str, bool]]:
     for floor in options.settings.floors:
         if floor.dataset not in options.datasets_of(floor.experiment):
             yield f"problem   floor of {floor.experiment} on {floor.dataset}: there is no such data set here", True
+    for row in options.settings.judged_by().cutoffs:
+        if (row.experiment, row.dataset) not in there:
+            yield (
+                f"problem   cut-off {row.name} of {row.experiment} on {row.dataset}: there is no such data set here",
+                True,
+            )
     names = {name for _, name in there}
     for name in options.settings.prompts:
         if name not in names:
@@ -267,4 +273,10 @@ baseline = "ci/{{device}}-{{precision}}.json"  # ci/cpu-fp32.json, ci/nvidia-l4-
 # dataset = "shop"
 # metric = "acc1"
 # items = ["dress/0001.jpg"]
+
+# [[cutoff]]  # a cosine from which on the application takes the best candidate: precision and recall are judged there
+# name = "show"
+# experiment = "zero_shot"
+# dataset = "shop"
+# score = 0.24
 """

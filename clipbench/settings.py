@@ -23,7 +23,7 @@ NONE = "none"
 ACTS = frozenset({"accept", "only", "reason", "update_baseline", "settings", "resume"})
 """Options that are meant for one session: no settings may ask for them every time."""
 
-RULES = ("statistics", "rows", "outcomes", "metric", "budget", "must_pass")
+RULES = ("statistics", "rows", "outcomes", "metric", "budget", "must_pass", "cutoff")
 """Tables of fixtures/tolerances.toml that settings may hold."""
 
 TABLES = (*RULES, "tolerance", "floor", "prompts")
