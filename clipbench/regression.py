@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipbench.data.dataset import read_image
-from clipbench.embed.trace import PICTURES, TEXTS, TRACE_VERSION, WHOLE_ROW, activations_of, inputs_of, pictures, sample
+from clipbench.embed.trace import (
+    PICTURES,
+    TEXTS,
+    TRACE_VERSION,
+    WHOLE_ROW,
+    activations_of,
+    inputs_of,
+    pictures,
+    read_sample,
+    sample,
+)
 from clipbench.errors import DataError, EncoderError, UsageError, sanitize
 from clipbench.judge.tolerances import read_rules
 from clipbench.judge.trace import compare_traces, sentence
@@ -156,23 +166,32 @@ def read_embeddings(path: Path) -> JsonObject:
             tower: [{"id": str(e["id"]), "row": [float(v) for v in e["row"]]} for e in document[tower]]
             for tower in TOWERS
         }
-        rows = [entry["row"] for tower in TOWERS for entry in towers[tower]]
-        dims = {len(row) for row in rows}
-        if not (
-            rows and len(dims) == 1 and 0 <= limit <= 2 and all(math.isfinite(v) and v for v in map(_length, rows))
-        ):
-            raise ValueError(f"rows of dim {sorted(dims)}, none of which may be zero, and a limit of {limit}")
-        for entry in (e for samples in stages.values() for e in samples):
-            if not {"dtype", "shape", "sha256", "values"} <= entry.keys():
-                raise ValueError("a stage without dtype, shape, sha256 and values")
+        entries = [entry for tower in TOWERS for entry in towers[tower]]
+        dims = {len(entry["row"]) for entry in entries}
+        if len(dims) != 1 or not all(abs(_length(entry["row"]) - 1) < 0.01 for entry in entries):
+            raise ValueError(f"rows of dim {sorted(dims)}; expected unit rows of one dim")
+        if not 0 <= limit <= 2 or any(len({e["id"] for e in towers[t]}) < len(towers[t]) for t in TOWERS):
+            raise ValueError("expected a limit from 0 to 2, and each id once")
+        for sampled in (one for samples in stages.values() for one in samples):
+            _check_sample(sampled)
         model["name"], model["precision"], model["weights_sha256"] = (
             str(model[k]) for k in ("name", "precision", "weights_sha256")
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        activations = {str(k): int(n) for k, n in dict(document.get("activations", {})).items()}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} is damaged: {type(error).__name__}: {error}; make it again") from error
-    activations = document.get("activations")
-    known = {"activations": activations} if isinstance(activations, dict) else {}
+    known = {"activations": activations} if activations else {}
     return {"max_cosine_distance": limit, "history": history, "model": model, "stages": stages, **towers, **known}
+
+
+def _check_sample(entry: JsonObject) -> None:
+    """Raises: ValueError, KeyError or TypeError for what `read_sample` does not expect."""
+    shape = entry["shape"]
+    if not (isinstance(shape, list) and all(type(n) is int and 0 <= n < 1 << 31 for n in shape)):
+        raise ValueError(f"a shape {shape!r:.60}")
+    if not all(isinstance(entry[key], str) for key in ("dtype", "sha256", "values")):
+        raise ValueError("a stage whose dtype, sha256 or values are no text")
+    read_sample(entry)
 
 
 def differences(stored: JsonObject, found: JsonObject, limit: float) -> list[str]:

@@ -374,3 +374,11 @@ def test_codspeed_is_answered_in_one_line(run, pytester):
     done = run("-p", "codspeed", "--codspeed")
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     done.stderr.fnmatch_lines(["ERROR: CodSpeed takes the place of pytest-benchmark*run them without --codspeed*"])
+
+
+def test_results_that_cannot_be_written_are_refused_before_anything_is_measured(run):
+    done = run("--results", "/proc/nowhere")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines(
+        ["*/proc/nowhere cannot be written: /proc is no folder that can be written to*choose another*"]
+    )

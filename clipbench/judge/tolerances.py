@@ -231,7 +231,7 @@ def rules_over(own: Mapping[str, Any], where: str) -> Rules:
         if is_row:
             tables[name] = shipped | table
         else:
-            taken = {row.get("precision") for row in table if name == "budget"}
+            taken = [row.get("precision") for row in table if name == "budget"]
             kept = [row for row in shipped if not taken or row["precision"] not in taken]
             tables[name] = [*(source | row for row in table), *kept]
     return _rules_of(tables, where)
