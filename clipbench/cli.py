@@ -6,22 +6,26 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from clipbench.errors import UNREADABLE, ClipbenchError, DataUnavailableError, UsageError, sanitize
 from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES
 
 if TYPE_CHECKING:
     from clipbench.judge.compare import Comparison
+    from clipbench.settings import Settings
     from clipbench.types import JsonObject, Run
 
 NEEDS = {"hf": "clipbench[hf]", "onnx": "clipbench[onnx]"}
 """The extra of a kind of model that needs one."""
+
+PROJECT = ("run", "check", "init")
+"""Commands that read their own arguments."""
 
 FORMATS = ("text", "json", "markdown", "github")
 
@@ -37,11 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    options = parser.parse_args(own)
-    options.passed = passed
+    options = parser.parse_args(own[:1] if own[:1] and own[0] in PROJECT else own)
+    options.passed = own[1:] if options.command in PROJECT else passed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few letters costs no verdict
+    commands: dict[str, Callable[[argparse.Namespace], int]]
     commands = {
+        "run": _run,
+        "check": _check,
+        "init": _init,
         "list": _list,
         "models": _models,
         "report": _report,
@@ -69,9 +77,17 @@ def split_passed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="clipbench",
-        description="Benchmark and regression suite for CLIP models. The measuring itself is `pytest benchmarks`.",
+        description="Benchmark and regression suite for CLIP models. `clipbench run`, or `pytest benchmarks`, measures.",
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="this version, that of its run files and of its metrics"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser(
+        "run", add_help=False, help="run the benchmarks here: `pytest benchmarks` without the host's conftest"
+    )
+    commands.add_parser("check", add_help=False, help="say in seconds whether settings, data and encoder are in order")
+    commands.add_parser("init", add_help=False, help="write settings and a CI workflow for this repository")
     commands.add_parser(
         "list",
         help="list experiments, data sets and models, and what each needs",
@@ -86,6 +102,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_ab(commands)
     _add_cache(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from clipbench.experiments import METRIC_VERSION
+        from clipbench.storage import SCHEMA_VERSION
+
+        found = "of a checkout"
+        with suppress(PackageNotFoundError):
+            found = version("clipbench")
+        print(f"clipbench {found} (run schema {SCHEMA_VERSION}, metrics {METRIC_VERSION})")
+        parser.exit()
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -125,11 +157,12 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="accept what a cell says, by its id as it was printed, with --reason; repeatable")
     add("--reason", default="", metavar="TEXT", help="why that is accepted")
     add("--anchor", type=Path, metavar="RUN.json", help="hold the head to this run of a frozen release, too")
-    add("--speed", choices=("off", "note", "gate"), default="note", help="what a change of speed does: off, note (default) or gate")
+    add("--speed", choices=("off", "note", "gate"), help="what a change of speed does: off, note (default) or gate")
     add("--max-cosine-distance", type=float, metavar="D", help="fail where any item's row moved by more than this cosine distance")
     add("--format", choices=FORMATS, default="text", help="text (default), json, markdown or github")
-    add("--rules", type=Path, metavar="FILE.toml",
-        help="declared metrics, budgets and items that must pass, in place of fixtures/tolerances.toml")
+    add("--settings", metavar="FILE",
+        help="tolerances, budgets and items that must pass, over those that ship (default: clipbench.toml, or [tool.clipbench] of "
+        "pyproject.toml, here or above; none: no file)")
     add("--index", type=Path, nargs="*", metavar="ROWS.npy",
         help="must I re-index? OLD.npy [NEW.npy] with --queries: rows of your index by the base model, and the same items by the "
         "head model; no file: the rows that both runs saved with --save-embeddings")
@@ -207,6 +240,24 @@ def _add_cache(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add = command.add_argument
     add("folder", type=Path, nargs="?", metavar="DIR", help=f"the cache's folder (default: ${CACHE_VARIABLE})")
     add("--clear", action="store_true", help="remove the cache's own files, and nothing else in the folder")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from clipbench.project import run
+
+    return run(options.passed)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from clipbench.project import check
+
+    return check(options.passed)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from clipbench.project import init
+
+    return init(options.passed)
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -398,7 +449,7 @@ def _holds_run(path: Path) -> bool:
 def _compare(options: argparse.Namespace) -> int:
     from clipbench.judge.baseline import compare_with, read_base
     from clipbench.judge.compare import with_anchor
-    from clipbench.judge.tolerances import read_rules, with_options
+    from clipbench.judge.tolerances import with_options
     from clipbench.report.comparison import to_github, to_json, to_pull_request, to_text
     from clipbench.report.thumbs import FOLDER, Gallery
     from clipbench.storage import read_document, run_of, timings_of
@@ -409,7 +460,11 @@ def _compare(options: argparse.Namespace) -> int:
     before, after = read_base(options.base, "baseline", largest), read_document(options.head, largest)
     base, head = before.run, run_of(options.head, after)
     known = [metric for run in (base, head) for result in run.results for metric in result.scores]
-    rules = with_options(read_rules(options.rules), options.tolerance, options.alpha, known)
+    settings = _settings(options.settings)
+    options.settings = settings.path and str(settings.path)
+    options.speed = options.speed or settings.options.get("speed", "note")
+    options.max_cosine_distance = options.max_cosine_distance or settings.options.get("max_cosine_distance")
+    rules = with_options(settings.judged_by(), options.tolerance, options.alpha, known)
     rules = replace(rules, row_limit=options.max_cosine_distance)
     only = [name for pattern in options.only for name in pattern.split(",") if name]
     accepted = dict.fromkeys(options.accept, options.reason)
@@ -438,6 +493,18 @@ def _compare(options: argparse.Namespace) -> int:
     return comparison.exit_code
 
 
+def _settings(given: str | None) -> "Settings":
+    """The settings that a command line names, or those of the project that it is called in."""
+    from clipbench.settings import settings_for
+
+    def declared() -> Mapping[str, Mapping[str, Any]]:  # loads the experiments: only for a file
+        from clipbench.options import declared_options
+
+        return declared_options()
+
+    return settings_for(given, Path.cwd(), declared)
+
+
 def _compare_command(options: argparse.Namespace) -> str:
     """The command that makes this comparison again."""
     words = ["clipbench", "compare", str(options.base), str(options.head)]
@@ -451,7 +518,7 @@ def _compare_command(options: argparse.Namespace) -> str:
     words += ["--anchor", str(options.anchor)] if options.anchor else []
     words += ["--speed", options.speed] if options.speed != "note" else []
     words += ["--max-cosine-distance", f"{options.max_cosine_distance:g}"] if options.max_cosine_distance else []
-    words += ["--rules", str(options.rules)] if options.rules else []
+    words += ["--settings", options.settings] if options.settings else []
     words += ["--index", *map(str, options.index)] if options.index is not None else []
     words += ["--queries", *map(str, options.queries)] if options.queries else []
     words += [word for text in options.model for word in ("--model", text)]

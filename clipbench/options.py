@@ -1,6 +1,7 @@
 """What a session is asked to do: its options declared, read once, and refused at once where they cannot be meant.
 
-Options for data are those that experiments ask for: a new data set with a root of its own brings `--NAME ROOT` along.
+What a project has chosen (`settings`) is the command line's default. Options for data are those that experiments ask for: a new data
+set with a root of its own brings `--NAME ROOT` along.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clipbench.data.dataset import Choice, DataOptions, Root
@@ -23,6 +28,7 @@ from clipbench.experiments import all_experiments, experiment
 from clipbench.models.grammar import parse_arguments
 from clipbench.models.weights import go_offline
 from clipbench.paths import CACHE_VARIABLE
+from clipbench.settings import FILE, NO_SETTINGS, PROJECT, Replacing, Settings, option_value, settings_for
 from clipbench.types import Precision
 
 if TYPE_CHECKING:
@@ -31,11 +37,13 @@ if TYPE_CHECKING:
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SPEEDS = ("off", "note", "gate")
 AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "workers", "no_optimizations", "update_baseline",
-    "save_embeddings", "require_all", "no_images", "redact", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
+    "save_embeddings", "no_images", "redact", "require_all", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
 """The options that a command line gives as they are meant."""
 
 
 FEWEST_ITEMS = 2
+GATES: tuple[str, ...] = ("allow_inconclusive", "speed", "max_cosine_distance")
+"""Options that are about cells of a base."""
 
 NOTEBOOK = (
     "pretrained", "activation", "model_args", "device", "precision", "batch_size", "workers", "offline", "no_optimizations", "cache",
@@ -54,10 +62,40 @@ def data_choices() -> tuple[Choice, ...]:
     return tuple(dict.fromkeys(choice for one in all_experiments().values() for choice in one.choices))
 
 
-def add_options(parser: pytest.Parser) -> None:
-    """Declare every option, in a group of their own."""
-    add = parser.getgroup("clipbench", "clipbench: CLIP benchmarks").addoption
+def add_options(add: Callable[..., Any], settings: Settings = NO_SETTINGS) -> None:
+    """Declare every option by a parser's method, with what a project has chosen as its default."""
+    for name, how in declared_options().items():
+        default = {"default": settings.options[name]} if name in settings.options else {}
+        action = {"action": Replacing} if how.get("action") == "append" else {}
+        names = how["names"]
+        add(*names, **{key: value for key, value in how.items() if key != "names"} | default | action)
+
+
+def declared_options() -> Mapping[str, Mapping[str, Any]]:
+    """Return what argparse is told of each option, by its name in Python, and as `names` how it is spelt."""
+    found: dict[str, Mapping[str, Any]] = {}
+
+    def note(*names: str, **how: Any) -> None:
+        found[how.get("dest") or names[0].lstrip("-").replace("-", "_")] = {**how, "names": names}
+
+    _declare(note)
+    return MappingProxyType(found)
+
+
+def settings_of(arguments: Sequence[str], folder: Path) -> Settings:
+    """Return the settings that a command line names (`--settings`), or those that are found from a folder on.
+
+    Raises: any ClipbenchError of `settings.read_settings`.
+    """
+    words = [part for argument in arguments for part in argument.split("=", argument.startswith("--settings="))]
+    name = next((value for option, value in pairwise(words) if option == "--settings"), None)
+    return settings_for(name, folder, declared_options)
+
+
+def _declare(add: Callable[..., Any]) -> None:
     # fmt: off
+    add("--settings", metavar="FILE",
+        help=f"the project's settings (default: {FILE}, or [tool.clipbench] of {PROJECT}, here or above; none: no file)")
     add("--model", action="append", metavar="NAME", default=None,
         help="model to run, [NAME=]KIND:REST: lite (default), OpenAI's or open_clip's name, study, all, package.module:factory, "
         "open_clip:ARCH@TAG, hf-hub:, local-dir:, hf:, onnx:, embeddings:, or a models.txt; repeatable, names in comma lists")
@@ -110,6 +148,8 @@ def add_options(parser: pytest.Parser) -> None:
     add("--reason", metavar="TEXT", help="why cells are accepted, or the baseline is updated; kept in it")
     add("--save-embeddings", action="store_true",
         help="save the rows of retrieval experiments in DIR/embeddings, for `clipbench compare --index`")
+    add("--redact", action="store_true",
+        help="call the items, captions, labels and files of data that you give by hashes, in the run and in every report")
     add("--offline", action="store_true", help="open no internet connection (HF_HUB_OFFLINE=1 means the same)")
     add("--require-all", action="store_true", help="what is skipped, inconclusive, or held to nothing fails: what CI uses")
     # fmt: on
@@ -151,6 +191,7 @@ class Options:
     redact: bool = False
     offline: bool = False
     require_all: bool = False
+    settings: Settings = NO_SETTINGS
 
     @property
     def shows(self) -> Literal["all", "texts", "numbers"]:
@@ -163,48 +204,94 @@ class Options:
         return self.baseline is not None or self.anchor is not None
 
     @classmethod
-    def from_pytest(cls, config: pytest.Config) -> Options:
+    def from_pytest(cls, config: pytest.Config, settings: Settings = NO_SETTINGS) -> Options:
         """Return what the command line and the environment ask for; relative paths start from where pytest was called.
 
         Raises: UsageError for options that need or exclude each other, what is not there, what is no run, and places that cannot
         be written to.
         """
-        given, folder = config.option, config.invocation_params.dir
+        given = config.option
+        if getattr(given, "codspeed", False):
+            raise UsageError(
+                "CodSpeed takes the place of pytest-benchmark, by which clipbench's benchmarks are timed: run them without --codspeed, and "
+                "your own tests with it"
+            )
         if not hasattr(given, "benchmark_json"):
             raise UsageError("clipbench's benchmarks need pytest-benchmark; drop -p no:benchmark, or install it")
         if given.require_all and (given.benchmark_skip or given.benchmark_only):
             raise UsageError(
                 "--require-all does not go with --benchmark-skip or --benchmark-only, which leave benchmarks out"
             )
+        return cls.from_arguments(vars(given), config.invocation_params.dir, settings)
+
+    @classmethod
+    def from_arguments(cls, given: Mapping[str, Any], folder: Path, settings: Settings = NO_SETTINGS) -> Options:
+        """Return what parsed arguments and the environment ask for; relative paths start from `folder`. Raises: as `from_pytest`."""
 
         def path(value: Path | str | None) -> Path | None:
             return Path(folder, Path(value).expanduser()) if value else None
 
         # The environment's setting is no wish of this session's: what decides something does not follow it.
-        ignores_environment = given.require_all or given.baseline or given.anchor or given.no_optimizations
-        cache = given.cache or (None if ignores_environment else os.environ.get(CACHE_VARIABLE))
+        ignores_environment = any(given[name] for name in ("require_all", "baseline", "anchor", "no_optimizations"))
+        cache = given["cache"] or (None if ignores_environment else os.environ.get(CACHE_VARIABLE))
         options = cls(
-            **{name: getattr(given, name) for name in AS_GIVEN},
-            models=tuple(given.model or ("lite",)),
-            model_args=parse_arguments(given.model_args or ()),
+            **{name: given[name] for name in AS_GIVEN},
+            models=tuple(given["model"] or ("lite",)),
+            model_args=parse_arguments(given["model_args"] or ()),
             cache=path(cache),
-            cache_bytes=int(given.cache_size * (1 << 30)) if math.isfinite(given.cache_size) else 0,
-            data=replace(_data_options(vars(given), folder), limit=given.limit),
-            experiments=tuple(name for value in given.experiments or () for name in value.split(",")),
-            results=Path(folder, Path(given.results).expanduser()),
-            benchmark_json=path(given.benchmark_json),
-            baseline=path(given.baseline),
-            anchor=path(given.anchor),
-            accept=tuple(given.accept or ()),
-            only=tuple(given.only or ()),
-            reason=(given.reason or "").strip(),
-            offline=given.offline or is_offline(),
-        )
+            cache_bytes=int(given["cache_size"] * (1 << 30)) if math.isfinite(given["cache_size"]) else 0,
+            data=replace(_data_options(given, folder), limit=given["limit"]),
+            experiments=tuple(name for value in given["experiments"] or () for name in value.split(",")),
+            results=Path(folder, Path(given["results"]).expanduser()),
+            benchmark_json=path(given.get("benchmark_json")),
+            baseline=path(given["baseline"]),
+            anchor=path(given["anchor"]),
+            accept=tuple(given["accept"] or ()),
+            only=tuple(given["only"] or ()),
+            reason=(given["reason"] or "").strip(),
+            offline=given["offline"] or is_offline(),
+            settings=settings,
+        )._without_idle_settings()
         options._keep_offline()
         options._check()
+        options = options._of_this_testbed()
         options._check_references()
         options._check_targets()
         return options
+
+    def _without_idle_settings(self) -> Options:
+        """What settings say of gates means nothing in a session that is none, and of weights nothing to a model that they do not name."""
+        chosen = self.settings.options
+        idle = GATES if not self.is_gate else ()
+        idle += ("pretrained", "activation") if self.models != tuple(chosen.get("model", self.models)) else ()
+        default: dict[str, Any] = {one.name: one.default for one in fields(self)}
+        return replace(self, **{n: default[n] for n in idle if n in chosen and getattr(self, n) == chosen[n]})
+
+    def _of_this_testbed(self) -> Options:
+        """A baseline and an anchor for the device and precision that this session has, where their names leave that open.
+
+        Raises: UsageError for an unknown field, or where nobody made one for this device yet.
+        """
+        found: dict[str, Any] = {}
+        for option, path in (("baseline", self.baseline), ("anchor", self.anchor)):
+            if path is None or "{" not in str(path):
+                continue
+            from clipbench.models.device import device_name, resolve_device
+
+            device = device_name(resolve_device(self.device))
+            values = {"device": re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-"), "precision": self.precision}
+            try:
+                found[option] = Path(str(path).format_map(values))
+            except (KeyError, ValueError, IndexError, AttributeError) as error:
+                raise UsageError(
+                    f"--{option} {path}: expected {{device}} and {{precision}}, and no other field"
+                ) from error
+            if not found[option].exists() and not (option == "baseline" and self.update_baseline):
+                raise UsageError(
+                    f"no {option} for {device} in {self.precision}: {found[option]} is not there; make one with "
+                    "--update-baseline --reason TEXT, on that device"
+                )
+        return replace(self, **found)
 
     @classmethod
     def from_kwargs(cls, **given: Any) -> Options:
@@ -219,6 +306,9 @@ class Options:
             likely = closest(unknown, known) or ", ".join(known)
             raise UsageError(f"unknown setting {unknown!r}; did you mean {likely}?")
         chosen = {name: given[name] for name in NOTEBOOK if name in given}
+        for name in sorted(chosen.keys() & declared_options().keys()):
+            if chosen[name] not in (None, ""):
+                option_value(f"setting {name}", chosen[name], declared_options()[name], Path())
         chosen["cache"] = Path(given["cache"]).expanduser() if given.get("cache") else None
         chosen["offline"] = bool(given.get("offline")) or is_offline()
         options = cls(**chosen, data=replace(_data_options(given, Path()), limit=given.get("limit")))
@@ -314,6 +404,10 @@ class Options:
             raise UsageError("--reason says why: give --accept CELL or --update-baseline, too")
         if self.allow_inconclusive and self.require_all:
             raise UsageError("--allow-inconclusive and --require-all ask for opposite things; drop one")
+        if self.redact and self.save_embeddings:
+            raise UsageError(
+                "--save-embeddings keeps ids and captions beside the rows, which --redact leaves out; drop one"
+            )
         if self.only and self.update_baseline:
             raise UsageError("--only leaves cells unjudged, and --update-baseline needs all of them; drop one")
         if self.max_cosine_distance is not None and not 0 < self.max_cosine_distance <= 2:
@@ -333,9 +427,11 @@ class Options:
             raise UsageError(f"--benchmark-json {self.benchmark_json} is a folder; give a file")
         for path in filter(None, (self.results, self.benchmark_json and self.benchmark_json.parent)):
             parent = next(p for p in (path, *path.parents) if p.exists())
-            if not (parent.is_dir() and os.access(parent, os.W_OK)):
-                reason = f"{parent} is no folder that can be written to"
-                raise UsageError(f"{path} cannot be written: {reason}; choose another")
+            try:
+                tempfile.TemporaryFile(dir=parent).close()
+            except OSError as error:
+                reason = f"{parent} is no folder that can be written to ({error.strerror})"
+                raise UsageError(f"{path} cannot be written: {reason}; choose another") from error
 
 
 def is_offline() -> bool:

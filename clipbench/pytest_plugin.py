@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from clipbench.judge.tolerances import Rules
     from clipbench.models.zoo import ModelSpec
     from clipbench.options import Options
+    from clipbench.regression import EmbeddingRegression
     from clipbench.report.ranking import Ranked
     from clipbench.report.story import Compared
     from clipbench.session import Session
@@ -39,6 +40,28 @@ T = TypeVar("T")
 SUGGESTED = "ViT-B/16"
 _PLUGIN = "clipbench-benchmarks"
 _OFFERED = pytest.StashKey[bool]()
+_SETTINGS = pytest.StashKey[Any]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare what every session has, whoever's tests run: the options of the fixture `embedding_regression`."""
+    add = parser.getgroup("clipbench-fixture", "clipbench: the fixture embedding_regression").addoption
+    add("--clipbench-update", action="store_true", help="write the files that embedding_regression compares with, anew")
+    add("--clipbench-reason", default="", metavar="TEXT", help="why; kept in each file")
+
+
+@pytest.fixture
+def embedding_regression(request: pytest.FixtureRequest) -> Iterator[EmbeddingRegression]:
+    """Hold an encoder's embeddings to a file beside the test: `embedding_regression.check(encoder)`."""
+    from clipbench.regression import EmbeddingRegression, file_of
+
+    update, reason = (request.config.getoption(f"--clipbench-{name}") for name in ("update", "reason"))
+    if update and not reason.strip():
+        pytest.fail("--clipbench-update needs --clipbench-reason TEXT: why are other embeddings right?", pytrace=False)
+    path = file_of(request.path, request.node.name)
+    yield (made := EmbeddingRegression(path, update, reason.strip(), _author(), request.node.nodeid))
+    for written in made.written:
+        request.node.warn(pytest.PytestWarning(f"wrote {written}: {reason.strip()}"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -102,10 +125,15 @@ def offer_options(config: pytest.Config, parser: pytest.Parser, arguments: Seque
             f"run `python -m pytest benchmarks` in {other.parent}, or install that one: pip install -e {other.parent}"
         )
     if found:
-        from clipbench.options import add_options
+        from clipbench.options import add_options, settings_of
 
         try:
-            add_options(parser)
+            settings = settings_of(arguments, directory)
+        except ClipbenchError as error:
+            raise pytest.UsageError(str(error)) from error
+        config.stash[_SETTINGS] = settings
+        try:
+            add_options(parser.getgroup("clipbench", "clipbench: CLIP benchmarks").addoption, settings)
             parser.parse_known_args([])  # some versions of pytest look for names that are taken only now
         except (ValueError, argparse.ArgumentError) as error:
             raise pytest.UsageError(
@@ -132,7 +160,8 @@ def pytest_configure(config: pytest.Config) -> None:
     marker = "experiment(*names): what a benchmark measures; it exists where the first one has data"
     config.addinivalue_line("markers", marker)
     try:
-        config.pluginmanager.register(BenchmarkSession(config, Options.from_pytest(config)), _PLUGIN)
+        options = Options.from_pytest(config, config.stash[_SETTINGS])
+        config.pluginmanager.register(BenchmarkSession(config, options), _PLUGIN)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -245,6 +274,7 @@ class BenchmarkSession:
     def pytest_report_header(self) -> list[str]:
         """Say which models, weights, device and precision will run."""
         lines, options = [], self.options
+        lines += [f"clipbench settings: {options.settings.path}"] if options.settings.path else []
         for spec in self.specs.values():
             own = {
                 "lite": "embedded smoke model",
@@ -395,9 +425,7 @@ class BenchmarkSession:
             self.session.results[key] = replace(result, scores=scores)
 
     def _rules(self) -> Rules:
-        from clipbench.judge.tolerances import read_rules
-
-        return replace(read_rules(), row_limit=self.options.max_cosine_distance)
+        return replace(self.options.settings.judged_by(), row_limit=self.options.max_cosine_distance)
 
     @pytest.fixture(scope="session")
     @classmethod  # an instance method with this scope is deprecated since pytest 9.1
@@ -426,7 +454,10 @@ class BenchmarkSession:
             self._ran.add(report.nodeid)
         if report.failed:
             message = report.longreprtext.strip().splitlines() or [""]
-            self._problems.append(f"{report.nodeid.partition('::')[2]}: {message[0 if len(message) < 8 else -1]}")
+            said = message[0 if len(message) < 8 else -1]
+            if self.options.redact and report.nodeid in self._benchmarks:
+                said = "see the verdicts, and the session's log (--redact)"
+            self._problems.append(f"{report.nodeid.partition('::')[2]}: {said}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ from clipbench.models.weights import go_offline
 from clipbench.models.zoo import ModelSpec, resolve
 from clipbench.options import Options
 from clipbench.paths import file_name
+from clipbench.redact import LEFT_OUT, pseudonym, redacted
 from clipbench.storage import dump_json, result_to_json, write_atomically
 from clipbench.types import JsonObject, Key, Plan, Result, Run, Skip, SubjectRecord, Verdict
 
@@ -126,7 +127,9 @@ class Session:
         trace = self.traces.get(self._spec.name)
         if trace is not None and "again" not in trace:
             try:
-                trace["again"] = self._embedder.encode_again()
+                trace["again"] = again = self._embedder.encode_again()
+                for found in again.values() if self.options.redact else ():
+                    found["items"] = [pseudonym(item) for item in found["items"]]
             except ClipbenchError as error:
                 trace["error"] = f"rows of this run could not be encoded again: {error}"
 
@@ -164,6 +167,8 @@ class Session:
                     raise DataError(
                         f"{one.name}: its source {name!r} loads the data set {found.name!r}; name both alike"
                     )
+                if one.root is not None and one.root.is_named and name in self.options.settings.prompts:
+                    found = replace(found, prompts=self.options.settings.prompts[name])
                 self._datasets[place] = limited(at_depth(found, self.options.data), self.options.data)
             except ClipbenchError as error:
                 self._datasets[place] = error
@@ -173,8 +178,9 @@ class Session:
         return loaded
 
     def datasets(self) -> list[Dataset]:
-        """Return the data sets loaded so far."""
-        return [d for d in self._datasets.values() if isinstance(d, Dataset)]
+        """Return the data sets loaded so far whose pictures and captions may be shown."""
+        loaded = self._datasets.items()
+        return [d for (name, _), d in loaded if isinstance(d, Dataset) and not self._keeps(name)]
 
     def measure(self, spec: ModelSpec, key: Key) -> Result:
         """Return the result of a key, measured once per session.
@@ -211,19 +217,24 @@ class Session:
                 continue
             one = experiment(before.experiment)
             whole = self.dataset(one, before.key.dataset)
-            if not set(before.protocol.classes) <= set(whole.classes):
+            names = (*(item.id for item in whole.items), *whole.classes) if self._keeps(one.name) else ()
+            known = {pseudonym(name): name for name in names}
+            classes = [known.get(name, name) for name in before.protocol.classes]
+            if not set(classes) <= set(whole.classes):
                 continue
-            part = whole.part(images.ids, before.protocol.classes or whole.classes)
+            part = whole.part([known.get(name, name) for name in images.ids], classes or whole.classes)
             if len(part) > 1 and (len(part) < len(whole) or part.classes != whole.classes):
                 spec = by_name[before.model.name]
                 embedder = self.embedder(spec)
                 result = result_of(one, embedder.encoder, part, one.measure(embedder, part))
+                result = redacted(result) if self._keeps(one.name) else result
                 found.append(replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as)))
         return found
 
     def record(self, spec: ModelSpec, one: Experiment, dataset: Dataset, measured: Measured) -> Result:
         """Keep what was measured, on disk too; scores of the same key recorded before are kept beside it."""
         result = result_of(one, self.embedder(spec).encoder, dataset, measured)
+        result = redacted(result) if self._keeps(one.name) else result
         result = replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as))
         if result.key in self.results:
             result = replace(result, scores={**self.results[result.key].scores, **result.scores})
@@ -244,12 +255,18 @@ class Session:
         """Return the verdicts of a result against its references: judged when first asked, and only once."""
         if key not in self._verdicts:
             beside = {k.experiment: r for k, r in self.results.items() if k.model == key.model}
-            self._verdicts[key] = judge(self.results[key], beside)
+            self._verdicts[key] = judge(self.results[key], beside, self.options.settings.floors)
         return self._verdicts[key]
 
     def skip(self, key: Key, reason: str) -> None:
         """Note that something was not measured, and why."""
+        reason = LEFT_OUT if self._keeps(key.experiment) else reason
         self.skipped[key, reason] = Skip(key, reason)
+
+    def _keeps(self, name: str) -> bool:
+        """Are the names of an experiment's items kept inside? Those of data that somebody gave are, packaged ones are public."""
+        root = experiment(name).root
+        return self.options.redact and root is not None and bool(self.options.data.folders(root))
 
     def failed_to_load(self) -> list[str]:
         """Return the models that are there but could not be loaded: never a pass."""

@@ -1,20 +1,24 @@
 """The command line: cheap, and one line for whatever is wrong."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import matching
 from paired_runs import INT8, RIGHT, flipped, run_of, scored
 
+import clipbench.cli
 from clipbench.cli import _parser, main
+from clipbench.experiments import METRIC_VERSION
 from clipbench.judge.references import judge
 from clipbench.models.zoo import profiles, zoo
 from clipbench.paths import file_name
-from clipbench.storage import dump_json, run_to_json
+from clipbench.storage import SCHEMA_VERSION, dump_json, run_to_json
 from clipbench.types import Run
 
 
@@ -135,3 +139,16 @@ def test_report_of_two_runs_says_what_changed_and_of_a_folder_its_history(tmp_pa
     assert "History of 3 runs" in (out / "summary.md").read_text()
     (tmp_path / "none").mkdir()
     assert main(["report", str(tmp_path / "none"), "-o", str(out)]) == 2
+
+
+def test_the_version_says_what_its_files_and_metrics_are(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert re.fullmatch(r"clipbench \S.* \(run schema \d+, metrics \d+\)\n", capsys.readouterr().out)
+
+
+def test_the_policy_of_versions_states_the_current_ones():
+    guide = (Path(clipbench.cli.__file__).parent / "docs" / "versions.md").read_text(encoding="utf-8")
+    assert f"schema **{SCHEMA_VERSION}**" in guide
+    assert f"metrics **{METRIC_VERSION}**" in guide

@@ -386,3 +386,13 @@ def test_a_floor_that_head_does_not_hold_fails_unless_base_did_not_either(before
     comparison = compared([judged(before)], [judged(after)])
     assert [v.outcome for v in verdicts_of(comparison, "reference")] == ([outcome] if outcome else [])
     assert comparison.outcome == ("fail" if outcome == "fail" else "pass")
+
+
+@pytest.mark.parametrize("bias", [{"logit_bias": -10.0}, {}])
+def test_a_sigmoid_models_bias_that_changed_or_got_lost_is_another_space(bias):
+    base = run_of(scored(RIGHT), observed={"logit_scale": 110.0, "logit_bias": -16.5})
+    head = run_of(scored(RIGHT), observed={"logit_scale": 110.0, **bias})
+    rows = [v for v in compare_runs(base, head, RULES).verdicts if v.cell.startswith("rows[")]
+    assert [v.outcome for v in rows] == ["fail"]
+    assert "another space" in rows[0].reason
+    assert "logit_bias -16.5 -> " in rows[0].reason

@@ -158,7 +158,7 @@ def test_an_anchor_is_a_second_base(pair, capsys):
         ["--only", "no_such"],
         ["--accept", "no_such", "--reason", "x"],
         ["--accept", QUALITY],
-        ["--rules", "gone.toml"],
+        ["--settings", "gone.toml"],
     ],
 )
 def test_options_that_cannot_be_meant_are_exit_code_2_and_one_line(pair, capsys, options):
@@ -272,3 +272,15 @@ def test_outcomes_may_be_anything_numpy_reads(tmp_path):
     base = stored(tmp_path / "a.json", scored([True, False] * 8, "top1", "mine"))
     head = stored(tmp_path / "b.json", scored(np.array([1.0, 0.0] * 8).tolist(), "top1", "mine"))
     assert main(["compare", base, head]) == 0
+
+
+def test_a_comment_fits_into_githubs_limit_and_says_what_was_cut(tmp_path, capsys):
+    ids = [f"a picture with a name of some length, number {k}/{'x' * 200}.jpg" for k in range(5000)]
+    models = [f"model {k}" for k in range(40)]
+    base = stored(tmp_path / "base.json", *(scored(RIGHT, ids=ids, model=model) for model in models))
+    head = stored(tmp_path / "head.json", *(scored(WORSE, ids=ids, model=model, **INT8) for model in models))
+    assert main(["compare", base, head, "--format", "markdown"]) == 1
+    text = capsys.readouterr().out
+    assert len(text.encode()) <= 60_000
+    assert text.startswith("## FAIL")
+    assert "more parts are left out here for their length" in text

@@ -61,7 +61,7 @@ def test_a_session_of_others_does_not_pay_for_what_the_benchmarks_import(session
 
 
 def test_only_a_session_that_names_the_benchmarks_has_the_options(session):
-    assert "clipbench" not in session("--help").stdout
+    assert "clipbench: CLIP benchmarks" not in session("--help").stdout
     for named in ([str(ROOT / "benchmarks")], [str(ROOT)], ["--pyargs", "clipbench.benchmarks.test_natural"]):
         assert "clipbench: CLIP benchmarks" in session(*named, "--help").stdout
     done = session("--model", "lite")

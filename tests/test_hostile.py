@@ -25,12 +25,15 @@ from clipbench.data.folders import class_set, labelled_folder
 from clipbench.errors import ClipbenchError, DataError, sanitize
 from clipbench.judge.tolerances import read_rules
 from clipbench.models.zoo import checkpoint_config
+from clipbench.options import declared_options
 from clipbench.paths import file_name, open_data, read_json, read_toml
+from clipbench.regression import read_embeddings
 from clipbench.report.document import Code, Details, Heading, Paragraph, Table, to_markdown
 from clipbench.report.page import to_html
 from clipbench.report.ranking import rankings_by_experiment
 from clipbench.report.summary import write_report
 from clipbench.saved_rows import EmbeddingsFileError, read_index, read_queries, read_rows
+from clipbench.settings import read_settings
 from clipbench.storage import dump_json, read_run, run_to_json, write_atomically
 from clipbench.types import Run
 
@@ -153,6 +156,8 @@ READERS = {
     "queries": read_queries,
     "rows": read_rows,
     "rules": read_rules,
+    "settings": lambda path: read_settings(path, declared_options()),
+    "embeddings": read_embeddings,
     "JSON": read_json,
     "TOML": read_toml,
 }

@@ -36,8 +36,11 @@ from clipbench.data.folders import class_set
 from clipbench.errors import ClipbenchError
 from clipbench.judge.tolerances import read_rules
 from clipbench.models.checkpoint import read_checkpoint
+from clipbench.options import declared_options
 from clipbench.paths import fixtures
+from clipbench.regression import EmbeddingRegression, EmbeddingsMovedError
 from clipbench.saved_rows import SavedRows, read_index, read_rows, write_rows
+from clipbench.settings import read_settings
 from clipbench.storage import dump_json, run_to_json
 from clipbench.types import DatasetIdentity, ModelIdentity, Run
 
@@ -133,6 +136,30 @@ def run_file(folder: Path) -> Callable[[random.Random], bytes]:
     }
     (folder / "good.json").write_text(json.dumps(tree))
     return lambda noise: as_json(mutated_tree(tree, noise))
+
+
+class Eyes:
+    """An encoder of eight rows."""
+
+    def encode_images(self, images: list[object]) -> np.ndarray:
+        return np.eye(8)[: len(images)]
+
+    encode_texts = encode_images
+
+
+def embeddings_file(folder: Path) -> Callable[[random.Random], bytes]:
+    EmbeddingRegression(folder / "good.json", True, "first").check(Eyes())
+    tree = json.loads((folder / "good.json").read_text())
+    return lambda noise: as_json(mutated_tree(tree, noise))
+
+
+def check_embeddings(path: Path) -> None:
+    with suppress(EmbeddingsMovedError):
+        EmbeddingRegression(path).check(Eyes())
+
+
+def read_project(path: Path) -> None:
+    read_settings(path, declared_options())
 
 
 def read_run_file(path: Path) -> None:
@@ -571,6 +598,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Callable[[random.Random], bytes]]
         lambda path: coco_retrieval(path.parents[1]),
     ),
     "TOML rules": ("rules.toml", toml_file(fixtures() / "tolerances.toml"), read_rules),
+    "TOML settings": ("clipbench.toml", toml_file(Path(__file__).with_name("settings_full.toml")), read_project),
+    "embeddings JSON": ("embeddings.json", embeddings_file, check_embeddings),
     "TOML classes": ("classes.toml", toml_file(fixtures() / "classes/cifar10.toml"), read_classes),
     "npy": ("index.npy", index_file, read_index),
     "npz": ("rows.npz", saved_rows_file, read_rows),

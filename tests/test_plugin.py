@@ -367,3 +367,18 @@ def test_every_error_at_the_end_of_a_session_is_named():
     with session._surviving("judging natural"):
         raise DataError("no such table")
     assert session._errors == ["ranking the models: ZeroDivisionError: by zero", "judging natural: no such table"]
+
+
+def test_codspeed_is_answered_in_one_line(run, pytester):
+    pytester.makepyfile(codspeed="def pytest_addoption(parser): parser.addoption('--codspeed', action='store_true')")
+    done = run("-p", "codspeed", "--codspeed")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines(["ERROR: CodSpeed takes the place of pytest-benchmark*run them without --codspeed*"])
+
+
+def test_results_that_cannot_be_written_are_refused_before_anything_is_measured(run):
+    done = run("--results", "/proc/nowhere")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines(
+        ["*/proc/nowhere cannot be written: /proc is no folder that can be written to*choose another*"]
+    )

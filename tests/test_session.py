@@ -77,7 +77,7 @@ def test_what_the_plan_asked_for_and_nobody_measured_is_a_skip(session):
 
 def test_a_result_is_judged_once_when_it_is_first_asked_for(session, monkeypatch):
     calls = []
-    monkeypatch.setattr(clipbench.session, "judge", lambda result, beside: calls.append(result.key) or ())
+    monkeypatch.setattr(clipbench.session, "judge", lambda result, beside, own: calls.append(result.key) or ())
     session.measure(SPEC, NATURAL)
     assert calls == []
     assert session.verdicts(NATURAL) == session.verdicts(NATURAL)

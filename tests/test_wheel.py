@@ -77,3 +77,22 @@ def test_the_console_module_works_from_the_wheel(installed, tmp_path):
     done = use(installed, tmp_path, "-m", "clipbench", "models")
     assert done.returncode == 0, done.stderr
     assert "ViT-L/14@336px" in done.stdout
+
+
+def test_beside_a_conftest_with_the_same_option_names_the_wheel_leaves_its_tests_alone_and_runs_by_itself(
+    installed, tmp_path
+):
+    (tmp_path / "conftest.py").write_text(
+        "def pytest_addoption(parser):\n"
+        "    for name in ('--model', '--device', '--dataset', '--limit', '--resume'):\n"
+        "        parser.addoption(name, default=None)\n"
+    )
+    (tmp_path / "test_own.py").write_text(
+        "def test_own(request): assert request.config.getoption('--model') == 'mine'\n"
+    )
+    own = use(installed, tmp_path, "-m", "pytest", "-p", "clipbench.pytest_plugin", "--model", "mine", "-q")
+    assert "1 passed" in own.stdout, own.stdout + own.stderr
+    run = ("run", "-k", "card", "--model", "RN50", "--pretrained", "random", "--device", "cpu")
+    done = use(installed, tmp_path, "-m", "clipbench", *run)
+    assert "7 passed" in done.stdout, done.stdout + done.stderr
+    assert use(installed, tmp_path, "-m", "clipbench", "init").returncode == 0

@@ -125,14 +125,14 @@ def trace_of(encoder: "Encoder") -> JsonObject:
     }
     try:
         images, texts = _encoded(encoder.encode_images, pictures()), _encoded(encoder.encode_texts, TEXTS)
-        found["stages"] |= _inputs(encoder, pictures(), TEXTS)
+        found["stages"] |= inputs_of(encoder, pictures(), TEXTS)
     except Exception as error:  # noqa: BLE001  # somebody else's encoder
         return found | {"error": f"{type(error).__name__}: {error}"}
     found["stages"] |= {
         name: [sample(row, WHOLE_ROW) for row in one[0]] for name, one in (("image_rows", images), ("text_rows", texts))
     }
     noise = {"repeat": max(images[1], texts[1]), "batches": max(images[2], texts[2])}
-    return found | noise | _activations(encoder)
+    return found | noise | activations_of(encoder)
 
 
 def _encoded(encode: Callable[[Any], FloatArray], inputs: Sequence[Any]) -> tuple[FloatArray, float, float]:
@@ -153,8 +153,8 @@ def furthest(rows: FloatArray, others: FloatArray) -> float:
     return float(np.linalg.norm(rows.astype(np.float64) - others, axis=1).max(initial=0.0))
 
 
-def _inputs(encoder: "Encoder", shown: Sequence["Image.Image"], texts: Sequence[str]) -> JsonObject:
-    """What the model itself is given, for an encoder that shows it."""
+def inputs_of(encoder: "Encoder", shown: Sequence["Image.Image"], texts: Sequence[str]) -> JsonObject:
+    """Return the stages preprocessed_tensor and tokens, for an encoder that shows what its model is given."""
     stages: JsonObject = {}
     pixels, tokens = getattr(encoder, "pixels", None), getattr(encoder, "tokens", None)
     if callable(pixels):
@@ -164,8 +164,8 @@ def _inputs(encoder: "Encoder", shown: Sequence["Image.Image"], texts: Sequence[
     return stages
 
 
-def _activations(encoder: "Encoder") -> JsonObject:
-    """How many activation modules of each kind the live model has: what it computes, whatever its name says."""
+def activations_of(encoder: "Encoder") -> JsonObject:
+    """Return how many activation modules of each kind the live model has: what it computes, whatever its name says."""
     modules = getattr(getattr(encoder, "model", None), "modules", None)
     if not callable(modules):
         return {}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clipbench.errors import EXIT, UsageError, closest
+from clipbench.judge.cutoffs import judged_cutoffs
 from clipbench.judge.quality import (
     Larger,
     Pair,
@@ -429,6 +430,9 @@ def _model_cells(pairs: Sequence[Pair], change: Change, rules: Rules, exact: Exa
             verdicts, moved[tower] = _rows(pair, tower, change, rules, seen, exact)
             yield from verdicts
         found = [*quality(pair, moved, change, rules, larger), *_references(pair)]
+        if not incomparable(pair.base, pair.head, items=False):
+            equivalent = bool(moved) and all(one.is_equivalent for one in moved.values())
+            found += judged_cutoffs(pair, equivalent, rules)
         if decided_by_test(pair, moved, rules, found):
             larger.append(Larger(str(key), pair.base.dataset.n, moved))
         nothing = [pair.verdict("note", "there is no metric of it")]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from clipbench.embed.evidence import STEP
 from clipbench.judge.rows import Change, Moved, shared
 from clipbench.judge.tolerances import Declared, Rules
+from clipbench.redact import pseudonym
 from clipbench.statistics import (
     Interval,
     drop_upper_bound,
@@ -388,8 +389,9 @@ def _must_pass(pair: Pair, rules: Rules) -> Iterator[Verdict]:
         if outcomes is None or not is_meant or (row.models and model not in row.models):
             continue
         place = {item: k for k, item in enumerate(outcomes.ids)}
-        lost = [i for i in row.items if i in place and outcomes.base[place[i]] > 0 >= outcomes.head[place[i]]]
-        absent = [i for i in row.items if i not in place]
+        items = [item if item in place or pseudonym(item) not in place else pseudonym(item) for item in row.items]
+        lost = [i for i in items if i in place and outcomes.base[place[i]] > 0 >= outcomes.head[place[i]]]
+        absent = [i for i in items if i not in place]
         if lost:
             yield pair.verdict("fail", f"{', '.join(lost)} must pass and does no more ({row.source})", row.metric)
         if absent:

@@ -31,15 +31,17 @@ Z = 1.96
 """Two-sided 95 % of a normal distribution."""
 
 
-def judge(result: Result, beside: Mapping[str, Result] | None = None) -> tuple[Verdict, ...]:
+def judge(
+    result: Result, beside: Mapping[str, Result] | None = None, own: "Sequence[Floor]" = ()
+) -> tuple[Verdict, ...]:
     """Return the verdicts of a result against every expected value that speaks of it.
 
-    `beside`: the same model's results by experiment; medical images are held against natural ones. Random weights are held to
-    their card alone: nothing else is claimed of them.
+    `beside`: the same model's results by experiment; medical images are held against natural ones. `own`: floors of a project's
+    settings. Random weights are held to their card alone: nothing else is claimed of them.
     """
     verdicts = list(_card_verdicts(result))
     if not result.model.is_random:
-        verdicts += _floor_verdicts(result)
+        verdicts += _floor_verdicts(result, own)
         verdicts += _matrix_verdicts(result)
         verdicts += published_verdicts(result)
         verdicts += label_verdicts(result)
@@ -100,9 +102,9 @@ class Floor:
 
     experiment: str
     dataset: str
-    models: Sequence[str]
+    models: tuple[str, ...]
     weights: str
-    metrics: Sequence[str]
+    metrics: tuple[str, ...]
     at_least: float
     source: str
 
@@ -119,8 +121,8 @@ def floors() -> tuple[Floor, ...]:
     return tuple(Floor(**row) for row in _table("floors.toml")["floor"])
 
 
-def _floor_verdicts(result: Result) -> Iterator[Verdict]:
-    for floor in floors():
+def _floor_verdicts(result: Result, own: Sequence[Floor]) -> Iterator[Verdict]:
+    for floor in (*floors(), *own):
         if (floor.experiment, floor.dataset) != (result.experiment, result.dataset.name):
             continue
         if not _names(floor, result.model):

@@ -82,6 +82,10 @@ def change_of(base: Run, head: Run, name: str) -> Change | None:
     idle = {key for key in asked & set(observed[0]) & set(observed[1]) if _is_stated(key, sides[0][0], sides[1][0])}
     noise = [float((_trace(run, name) or {}).get("batches", 0.0)) for run in (base, head)]
     scales = {key: [float(r.observed[key]) for r in records if r and key in r.observed] for key in SCALES}
+    if (
+        len(scales["logit_bias"]) == 1 and len(scales["logit_scale"]) == 2
+    ):  # one who states its scale and no bias has none
+        scales["logit_bias"] = [float(r.observed.get("logit_bias", 0.0)) for r in records if r]
     return Change(
         frozenset(because),
         frozenset(moved - explained),

@@ -37,7 +37,7 @@ class Declared(_Row):
     """
 
     tolerance: float = math.nan
-    relative: float = math.nan
+    relative: float = math.inf
 
     def allowed(self, base: float) -> float:
         """Return the drop that is allowed from this value of base's."""
@@ -113,6 +113,24 @@ class MustPass:
 
 
 @dataclass(frozen=True)
+class Cutoff:
+    """A score from which on an application takes the best candidate of a query: a cosine. `score_in_base`: what base's was.
+
+    `answers`: whose queries, by their name in a result (images; text_to_image, image_to_text). `tolerance`: the drop of precision, and
+    of recall, that is allowed.
+    """
+
+    name: str
+    experiment: str
+    dataset: str
+    score: float
+    source: str
+    answers: str = "images"
+    tolerance: float = 0.01
+    score_in_base: float | None = None
+
+
+@dataclass(frozen=True)
 class _Statistics:
     alpha: float
     alpha_fail: float
@@ -135,6 +153,7 @@ class Rules:
     speed: tuple[SpeedRule, ...]
     budgets: tuple[Budget, ...]
     must_pass: tuple[MustPass, ...]
+    cutoffs: tuple[Cutoff, ...] = ()
     overrides: Mapping[str, float] = field(default_factory=dict)
     row_limit: float | None = None
 
@@ -190,8 +209,36 @@ def read_rules(path: Path | None = None) -> Rules:
     number out of range.
     """
     path = path or fixtures() / "tolerances.toml"
-    tables = read_toml(path)
-    known = ("statistics", "rows", "outcomes", "metric", "speed", "budget", "must_pass")
+    return _rules_of(read_toml(path), str(path))
+
+
+def rules_over(own: Mapping[str, Any], where: str) -> Rules:
+    """Return the rules of fixtures/tolerances.toml with tables of somebody's own over them: keys replace keys, rows stand before rows.
+
+    A budget replaces that of its precision. `where` says in messages whose tables they are. Raises: DataError as `read_rules`.
+    """
+    tables = read_toml(fixtures() / "tolerances.toml")
+    source = {"source": where}
+    for name, table in own.items():
+        shipped = tables.get(name, [])
+        is_row = isinstance(shipped, dict)
+        if not (
+            isinstance(table, dict) if is_row else isinstance(table, list) and all(isinstance(r, dict) for r in table)
+        ):
+            raise DataError(
+                f"{where}: {name} is {table!r:.60}; expected {f'[{name}]' if is_row else f'rows of [[{name}]]'}"
+            )
+        if is_row:
+            tables[name] = shipped | table
+        else:
+            taken = [row.get("precision") for row in table if name == "budget"]
+            kept = [row for row in shipped if not taken or row["precision"] not in taken]
+            tables[name] = [*(source | row for row in table), *kept]
+    return _rules_of(tables, where)
+
+
+def _rules_of(tables: Mapping[str, Any], path: str) -> Rules:
+    known = ("statistics", "rows", "outcomes", "metric", "speed", "budget", "must_pass", "cutoff")
     if (unknown := next((key for key in tables if key not in known), None)) is not None:
         raise DataError(f"{path}: unknown key {unknown!r}; did you mean {closest(unknown, known) or ', '.join(known)}?")
     statistics = strict_row(f"{path}: [statistics]", tables.get("statistics", {}), _Statistics)
@@ -204,6 +251,7 @@ def read_rules(path: Path | None = None) -> Rules:
         speed=_rows(path, tables, "speed", SpeedRule),
         budgets=_rows(path, tables, "budget", Budget),
         must_pass=_rows(path, tables, "must_pass", MustPass),
+        cutoffs=_rows(path, tables, "cutoff", Cutoff),
     )
     if not rules.budgets:
         raise DataError(f"{path} has no [[budget]]; expected one for fp32 at least")
@@ -212,6 +260,10 @@ def read_rules(path: Path | None = None) -> Rules:
             raise DataError(
                 f"{path}: a row has kind = {row.kind!r} and metrics = {list(row.metrics)}; expected one of them"
             )
+    for cutoff in rules.cutoffs:
+        scores = (cutoff.score, cutoff.score if cutoff.score_in_base is None else cutoff.score_in_base)
+        if not all(type(score) in (int, float) and -1 <= score <= 1 for score in scores) or cutoff.tolerance == 0:
+            raise DataError(f"{path}: [[cutoff]] {cutoff.name}: expected cosines from -1 to 1, and a tolerance above 0")
     for name, value in _fractions(rules):
         if not 0 <= value <= 1:
             raise DataError(f"{path}: {name} is {value!r}; expected a fraction from 0 to 1")
@@ -249,7 +301,7 @@ def check_alpha(alpha: float, where: str) -> None:
         raise UsageError(f"{where} is {alpha}; expected a fraction between 0 and 0.5, such as 0.05")
 
 
-def _rows(path: Path, tables: Mapping[str, Any], table: str, kind: type[T]) -> tuple[T, ...]:
+def _rows(path: str, tables: Mapping[str, Any], table: str, kind: type[T]) -> tuple[T, ...]:
     where = f"{path}: [[{table}]] number"
     return tuple(strict_row(f"{where} {k}", row, kind) for k, row in enumerate(tables.get(table, ()), 1))
 
@@ -262,6 +314,7 @@ def _fractions(rules: Rules) -> list[tuple[str, float]]:
         ),
         *((f"{name} of [outcomes]", getattr(rules.limits, name)) for name in ("churn", "gain", "class_share")),
         *((f"tolerance of {row.kind or row.metrics[0]}", row.tolerance) for row in rules.metrics),
+        *((f"tolerance of [[cutoff]] {row.name}", row.tolerance) for row in rules.cutoffs),
         *((f"allowed of {row.kind or row.metrics[0]}", row.allowed) for row in rules.speed),
         *((f"gated of {row.kind or row.metrics[0]}", row.gated) for row in rules.speed),
         *((f"cosine of {row.precision}", row.cosine) for row in rules.budgets),

@@ -399,6 +399,15 @@ def device_kind(device: str) -> str:
     return f"{device} {_processor()} {torch_here.get_float32_matmul_precision() if torch_here else 'highest'}"
 
 
+def device_name(device: str) -> str:
+    """Return what people call a device: "cpu", "mps", or the card's name, "NVIDIA L4"."""
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
 def _tf32() -> str:
     """How float32 is multiplied: newer releases of torch name it, and refuse the older flags once a name was set."""
     import torch
