@@ -142,8 +142,7 @@ def option_value(where: str, value: Any, how: Mapping[str, Any], folder: Path) -
             raise UsageError(f"{where} = {value!r}; expected a {'whole ' if kind is int else ''}number")
         return value
     if "choices" in how and value not in how["choices"]:
-        likely = closest(str(value), how["choices"]) or ", ".join(how["choices"])
-        raise UsageError(f"{where} = {value!r}; did you mean {likely}?")
+        raise UsageError(f"{where} = {value!r}; expected one of {', '.join(how['choices'])}")
     return _text(where, value)
 
 
