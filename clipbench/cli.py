@@ -304,16 +304,18 @@ def _models(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     from clipbench.data.dataset import DataOptions
-    from clipbench.data.folders import shipped_class_sets
+    from clipbench.data.folders import ZERO_SHOT_ROOT, shipped_class_sets
+    from clipbench.data.own import DATASET_ROOT
     from clipbench.experiments import all_experiments
     from clipbench.models.grammar import EXPECTED
     from clipbench.models.zoo import zoo
 
-    line = "  {:18} {:42} {}".format
+    line = "  {:18} {:52} {}".format
     print("experiments (--experiments NAMES)")
     for name, one in all_experiments().items():
-        here = ", ".join(source.name for source in one.sources(DataOptions()))
+        here = ", ".join(source.name for source in one.sources(DataOptions())).replace("none", "the model alone")
         given = f"--{one.root.option} {one.root.metavar}" if one.root is not None else ""
+        given += f" or --{DATASET_ROOT.option} NAME=PATH" if one.root == ZERO_SHOT_ROOT else ""
         needs = f"runs on {here}" + (f", or {given}" if given else "") if here else f"needs {given}"
         metrics = [spec.name for spec in one.metrics if spec.headline] or [spec.name for spec in one.metrics]
         print(line(name, needs, ", ".join(metrics[:3])))
@@ -325,7 +327,8 @@ def _list(options: argparse.Namespace) -> int:
     print(line("lite", "the embedded smoke model, the default", "clipbench[demo]"))
     print(line("OpenAI's", "by name; study, all", ", ".join(zoo())))
     for kind, expected in EXPECTED.items():
-        print(line(kind, expected, NEEDS.get(kind, "")))
+        needs = f"; needs {NEEDS[kind]}" if kind in NEEDS else ""
+        print(f"  {kind:18} {expected}{needs}")
     print(line("package.module:f", "your own encoder", "an object with encode_images and encode_texts"))
     print(line("FILE.txt", "ARCH,TAG a line", "as CLIP_benchmark's models.txt"))
     return 0

@@ -265,7 +265,8 @@ def test_evaluate_refuses_what_it_does_not_know():
 
 
 def test_a_notebooks_options_follow_the_environment_and_the_home_folder(monkeypatch, tmp_path):
-    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "cat").mkdir(parents=True)
+    (tmp_path / "a" / "cat" / "0.png").touch()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     options = Options.from_kwargs(cache="", zero_shot={"a": "~/a"})

@@ -28,12 +28,10 @@ def table(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     _look.cache_clear()
 
-    def put(columns, names=None, split="test"):
+    def put(columns, names=None, split="test", kind="string"):
         pictures = {"image": [png(colour) for colour in ColourEncoder.colours]}
         label = {"label": datasets.ClassLabel(names=names)} if names else {}
-        own = {
-            key: label.get(key, datasets.Value("string")) for key in columns if not isinstance(columns[key][0], list)
-        }
+        own = {key: label.get(key, datasets.Value(kind)) for key in columns if not isinstance(columns[key][0], list)}
         lists = {key: datasets.List(datasets.Value("string")) for key in columns if isinstance(columns[key][0], list)}
         features = datasets.Features({"image": datasets.Image(), **own, **lists})
         made = datasets.Dataset.from_dict({**pictures, **columns}, features=features)
@@ -60,6 +58,12 @@ def test_labels_may_be_texts(table):
     dataset = load("zero_shot")
     assert dataset.classes == tuple(sorted(ColourEncoder.names))
     assert measure("zero_shot", custom(ColourEncoder()), dataset).scores["acc1"].value == 1.0
+
+
+def test_numbers_without_names_are_refused(table):
+    table({"cls": [3, 2, 1, 0]}, kind="int64")
+    with pytest.raises(DataError, match=r"row 0 has cls = 3, and nothing says what it is called"):
+        load("zero_shot")
 
 
 def test_texts_are_searched(table):

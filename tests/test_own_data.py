@@ -285,6 +285,13 @@ def test_shards_that_lack_something_say_what(shards):
         look("wds", root)
 
 
+def test_shards_without_class_names_say_where_they_go(shards):
+    root = shards()
+    (root / "classnames.txt").unlink()
+    with pytest.raises(DataError, match=r"has labels up to 3 and no classnames\.txt; put the names there"):
+        load("zero_shot", dataset={"wds": root})
+
+
 @pytest.mark.parametrize("cut", ["in a picture", "between samples", "in the end"])
 def test_a_shard_that_ends_early_is_named(shards, cut):
     root = shards()

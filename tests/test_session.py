@@ -41,6 +41,8 @@ SPEC = ModelSpec("mine", "factory", "factory")
 
 
 def test_a_plan_is_known_without_loading_anything_and_has_one_key_per_data_set(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").touch()
     folders = {"a": tmp_path, "b": tmp_path}
     plan = planned(["m", "n"], ["zero_shot", "natural"], Options.from_kwargs(zero_shot=folders))
     assert plan[:3] == (Key("zero_shot", "m", "a"), Key("zero_shot", "m", "b"), Key("natural", "m", "natural"))

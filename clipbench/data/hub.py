@@ -104,9 +104,14 @@ def _dataset(name: str, place: Place, table: Any, cache: Path, image: str, label
     if not label:
         return Dataset(name, tuple(item for item, _ in read), about, options=options)
     if names is None:
-        names = sorted({str(value) for _, value in read})
+        if bad := [k for k, (_, value) in enumerate(read) if not (is_text(value) and value.strip())]:
+            raise DataError(
+                f"{about}: row {bad[0]} has {label} = {read[bad[0]][1]!r}, and nothing says what it is called; fetch the repository and "
+                "give its folder, with classnames.txt beside its shards"
+            )
+        names = sorted({value for _, value in read})
         number = {value: k for k, value in enumerate(names)}
-        labels = [number[str(value)] for _, value in read]
+        labels = [number[value] for _, value in read]
     else:
         labels = [value if type(value) is int else -1 for _, value in read]
         if bad := [k for k, value in enumerate(labels) if not 0 <= value < len(names)]:

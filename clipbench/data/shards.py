@@ -197,10 +197,8 @@ def shard_dataset(name: str, shards: Shards, cache: Path) -> Dataset:
         )
     items = tuple(_items(shards, folder, classes))
     if not classes and not shards.is_retrieval:
-        classes = tuple(str(k) for k in range(1 + max(item.labels[0] for item in items)))
-        raise DataError(
-            f"{shards.root} has labels 0 to {len(classes) - 1} and no {CLASSES}; put the names there, one a line"
-        )
+        highest = max(item.labels[0] for item in items)
+        raise DataError(f"{shards.root} has labels up to {highest} and no {CLASSES}; put the names there, one a line")
     prompts = () if shards.is_retrieval else templates
     source = f"webdataset shards {shards.split}"
     return Dataset(name, items, source, classes, prompts, {"split": shards.split.name})

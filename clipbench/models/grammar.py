@@ -88,7 +88,7 @@ EXPECTED: dict[str, str] = {
     "local-dir": "local-dir:FOLDER with open_clip_config.json and safetensors weights",
     "hf": "hf:ORG/REPO[@REVISION] or hf:FOLDER, as transformers saves a CLIP or SigLIP model",
     "onnx": "onnx:FOLDER with vision_model.onnx, text_model.onnx, tokenizer.json and preprocessor_config.json",
-    "embeddings": "embeddings:FOLDER with images.npy, image_ids.txt, texts.npy and texts.jsonl",
+    "embeddings": "embeddings:FOLDER with images.npy, image_ids.txt, texts.npy and texts.txt",
 }
 """What stands behind each KIND."""
 
