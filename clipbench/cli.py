@@ -480,7 +480,7 @@ def _compare(options: argparse.Namespace) -> int:
     comparison = _with_index(comparison, options, base, head)
     command = _compare_command(options)
     gallery = Gallery([head, base], [path.parent / FOLDER for path in (options.head, options.base)], pictures=False)
-    markdown = partial(to_pull_request, gallery=gallery)
+    markdown, text = partial(to_pull_request, gallery=gallery, head=head), partial(to_text, head=head)
     if options.format == "github":
         sys.stdout.write(to_github(comparison))
         if step_summary := os.environ.get("GITHUB_STEP_SUMMARY"):
@@ -488,7 +488,7 @@ def _compare(options: argparse.Namespace) -> int:
                 file.write(markdown(comparison, command))
     else:
         formats: dict[str, Callable[[Comparison, str], str]] = {
-            "text": to_text,
+            "text": text,
             "json": to_json,
             "markdown": markdown,
         }

@@ -660,11 +660,14 @@ class BenchmarkSession:
                 terminalreporter.write_line(f"{base.name}: NOT JUDGED (0 of {len(self._cells)} cells)", red=True)
             return
         from clipbench.models.zoo import zoo
+        from clipbench.report.story import answer_lines, answers
         from clipbench.report.summary import terminal_lines
 
         terminalreporter.write_sep("=", "clipbench", bold=True)
         run = self._judged or self.session.run()
-        for line in (*terminal_lines(run, self._ranked, self._problems), *self._lines):
+        compared = self._compared()
+        said = answer_lines(answers(run, compared, self._problems)) if compared else ()
+        for line in (*terminal_lines(run, self._ranked, self._problems), *said, *self._lines):
             terminalreporter.write_line(sanitize(line))
         for error in self._errors:
             terminalreporter.write_line(sanitize(f"ERROR: {error}"), red=True)

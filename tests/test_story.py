@@ -201,3 +201,17 @@ def test_of_several_runs_each_headline_metric_has_a_history(tmp_path):
     page = (tmp_path / "summary.html").read_text()
     assert "acc1 of coco_crops on items" in page
     assert page.count('class="mark"') == 3
+
+
+def test_the_answer_names_the_head_where_it_has_another_name_than_its_base():
+    def run(name, hits):
+        one = run_of(scored(hits, model=name))
+        return replace(one, subjects=(replace(one.subjects[0], asked={"loader": "factory"}),))
+
+    base, head = run("acme:release", RIGHT), run("acme:int8", flipped(RIGHT, lost=200))
+    comparison = compare_runs(base, head, RULES)
+    (answer,) = model_answers(comparison, head)
+    assert (answer.about, answer.word) == ("acme:int8", "Do not ship")
+    (again,) = answers(head, Compared(base, comparison))
+    assert (again.about, again.word) == ("acme:int8 (openai)", "Do not ship")
+    assert Compared(base, comparison).before(head).keys() == {head.results[0].key}

@@ -26,7 +26,7 @@ from clipbench.report.story import (
 )
 from clipbench.report.thumbs import Gallery
 from clipbench.storage import dump_json
-from clipbench.types import JsonObject, Key, Outcome, Verdict
+from clipbench.types import JsonObject, Key, Outcome, Run, Verdict
 
 LEVELS = {"fail": "error", "inconclusive": "warning", "note": "notice", "pass": "notice"}
 LARGEST_COMMENT = 60_000
@@ -41,9 +41,9 @@ MEANING = {
 CUTOFFS_HEADER = ("cut-off at today's", "score", "queries that pass it today", "then", "change")
 
 
-def to_text(comparison: Comparison, command: str) -> str:
+def to_text(comparison: Comparison, command: str, head: Run | None = None) -> str:
     """Return the comparison as lines: verdict, reasons, what differs, which items, all metrics, how to reproduce."""
-    lines = [headline(comparison), "", *answer_lines(model_answers(comparison)), ""]
+    lines = [headline(comparison), "", *answer_lines(model_answers(comparison, head)), ""]
     for cell in comparison.cells:
         said = cell.reasons
         lines += [f"  {_word(cell):12} {cell.id}" + (f": {said[0]}" if len(said) == 1 else "")]
@@ -112,13 +112,17 @@ def to_github(comparison: Comparison) -> str:
 
 
 def to_pull_request(
-    comparison: Comparison, command: str, gallery: Gallery | None = None, most: int = LARGEST_COMMENT
+    comparison: Comparison,
+    command: str,
+    gallery: Gallery | None = None,
+    head: Run | None = None,
+    most: int = LARGEST_COMMENT,
 ) -> str:
     """Return the comparison as GitHub-flavoured Markdown: verdict, what changed, which items, the command, the rest folded.
 
-    All text of the runs is escaped. `gallery` knows captions; `most`: bytes, beyond which less is shown.
+    All text of the runs is escaped. `gallery` knows captions, `head` its models' names; `most`: bytes, beyond which less is shown.
     """
-    blocks: list[Block] = [Heading(headline(comparison), 2), *model_answers(comparison)]
+    blocks: list[Block] = [Heading(headline(comparison), 2), *model_answers(comparison, head)]
     blocks += change_blocks(comparison, "the base", _has_several(comparison), level=3)
     blocks += item_blocks(comparison, gallery or Gallery([]), level=3)
     blocks += index_blocks(comparison.index)

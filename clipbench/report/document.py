@@ -227,11 +227,8 @@ def _markdown(block: Block) -> str:
         case Picture(path, caption):
             return f"![{_escaped(caption)}](<{path}>)"
         case Answer(about, _, word, reason, then):
-            lines = [
-                f"**{_escaped(word)}: {_escaped(about)}.** {_escaped(reason)}",
-                *([_escaped(then)] if then else []),
-            ]
-            return "\n\n".join(lines)
+            said = f"**{_escaped(word)}: {_escaped(about)}.** {_escaped(reason)}"
+            return said + (f"\n\nNext: {_escaped(then)}." if then else "")
         case Grid() | Chart():
             return ""
         case Details(title, blocks):

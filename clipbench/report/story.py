@@ -70,9 +70,14 @@ def answers(run: Run, compared: Compared | None, problems: Sequence[str] = ()) -
     return found
 
 
-def model_answers(comparison: Comparison, name: str = "the base") -> list[Answer]:
-    """Return for each model of a comparison whether it may be shipped, why, and what to do next."""
-    return [_held(model, model, comparison, name) for model in _models(comparison) or ["head"]]
+def model_answers(comparison: Comparison, head: Run | None = None, name: str = "the base") -> list[Answer]:
+    """Return for each model of a comparison whether it may be shipped, why, and what to do next; `head` knows its own name."""
+    models, own = (
+        _models(comparison) or ["head"],
+        list(dict.fromkeys(r.model.name for r in head.results) if head else ()),
+    )
+    names = own if len(own) == len(models) == 1 else models
+    return [_held(about, model, comparison, name) for about, model in zip(names, models, strict=True)]
 
 
 def _models(comparison: Comparison) -> list[str]:
@@ -168,7 +173,8 @@ def _next(outcome: Outcome, pressing: Sequence[Cell], comparison: Comparison, mo
     if outcome == "fail":
         how = cause or "look at the items below and at what else differs, mend it and measure again"
         return f"{how}; if it is wanted, accept it by name: {accept}" if accept else how
-    enough = next((w for c in pressing for v in c.verdicts for w in v.reason.split("; ") if "would decide" in w), "")
+    said = [w for c in pressing for v in c.verdicts for w in v.reason.split("; ") if "would decide" in w]
+    enough = max(said, key=lambda words: int(re.sub(r"\D", "", words.partition(" items")[0]) or 0), default="")
     parts = [enough, cause, f"if the change is wanted, accept it by name: {accept}" if accept else ""]
     return "; ".join(part for part in parts if part) or "see what could not be judged below, and measure that"
 
@@ -369,7 +375,7 @@ def item_blocks(comparison: Comparison, gallery: Gallery, level: int = 2) -> Ite
         return
     yield Heading("Which items", level)
     if comparison.confusions:
-        yield from _confusion_blocks(comparison)
+        yield from _confusion_blocks(comparison, level + 1)
     groups = item_groups(comparison)
     shown: dict[Key, set[str]] = {}
     opened = 0
@@ -484,7 +490,7 @@ def margin_text(change: ItemChange) -> str:
     return f"{change.margin_before:+.4f} -> {change.margin_after:+.4f}"
 
 
-def _confusion_blocks(comparison: Comparison) -> Iterator[Block]:
+def _confusion_blocks(comparison: Comparison, level: int) -> Iterator[Block]:
     rows = [
         (
             f"{c.right} taken for {c.picked}: {c.after}",
@@ -496,7 +502,7 @@ def _confusion_blocks(comparison: Comparison) -> Iterator[Block]:
         for c in comparison.confusions
     ]
     shown = rows[:OPEN_CONFUSIONS]
-    yield Heading("Confusions that grew", 3)
+    yield Heading("Confusions that grew", level)
     yield Table(("pair", "base", "head", "more", "where"), shown)
     if len(shown) < len(rows):
         yield Paragraph(f"{len(shown)} of {len(rows)} pairs shown, those that grew most. {WHERE_ALL}")
