@@ -58,8 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list the models that `pytest benchmarks --model` knows")
     models.add_argument("--all", action="store_true", help="also every other architecture of open_clip")
     report = commands.add_parser("report", help="write the summary and figures of a run file again")
-    report.add_argument("run", type=Path, help="a run's JSON file")
-    report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    report.add_argument(
+        "run",
+        type=Path,
+        help="a run's JSON file, or a folder of results: its latest run, also of a session that was killed",
+    )
+    report.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="folder to write into (default: that of results)"
+    )
     _add_largest(report)
     _add_compare(commands)
     _add_power(commands)
@@ -185,11 +191,23 @@ def _models(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from clipbench.data.dataset import DataOptions, Dataset
     from clipbench.experiments import all_experiments
+    from clipbench.judge.references import judge
+    from clipbench.parts import held, latest_run
     from clipbench.report.ranking import rankings_by_experiment
     from clipbench.report.summary import write_report
-    from clipbench.storage import read_run
+    from clipbench.storage import dump_json, read_run, run_to_json, write_atomically
 
-    run = read_run(options.run, options.max_file_size * 1_000_000)
+    largest, output, parts = options.max_file_size * 1_000_000, options.output, False
+    if options.run.is_dir():
+        output = output or options.run
+        run, parts = latest_run(options.run, largest)
+        beside = {r.key: {s.experiment: s for s in run.results if s.key.model == r.key.model} for r in run.results}
+        if parts:
+            run = replace(run, results=tuple(replace(r, verdicts=judge(r, beside[r.key])) for r in run.results))
+    else:
+        run = read_run(options.run, largest)
+    if output is None:
+        raise UsageError(f"where to? {options.run} is a file: give a folder with -o DIR")
     pictured = {(r.experiment, r.dataset.name) for r in run.results if r.matrices}
     datasets: dict[str, Dataset] = {}
     for name, one in all_experiments().items():
@@ -197,12 +215,15 @@ def _report(options: argparse.Namespace) -> int:
             if (name, source.name) in pictured:
                 with suppress(DataUnavailableError):  # the figures show ids in place of pictures
                     datasets[source.name] = source.load()
-    undrawn, unwritten = write_report(run, rankings_by_experiment(run), options.output, datasets)
+    with held(output):
+        if parts:
+            write_atomically(output / "run.json", dump_json({"clipbench": run_to_json(run)}))
+        undrawn, unwritten = write_report(run, rankings_by_experiment(run), output, datasets)
     for line in undrawn:
         print(f"clipbench: no figure: {sanitize(line)}", file=sys.stderr)
     if unwritten:
-        raise ClipbenchError(f"{options.output} is not complete: {'; '.join(unwritten)}")
-    print(f"wrote {options.output / 'summary.md'}, summary.html and figures/")
+        raise ClipbenchError(f"{output} is not complete: {'; '.join(unwritten)}")
+    print(f"wrote {output / 'summary.md'}, summary.html and figures/" + (", run.json" if parts else ""))
     return 0
 
 

@@ -11,6 +11,8 @@ import getpass
 import json
 import os
 import shutil
+import signal
+import threading
 import unittest
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SUGGESTED = "ViT-B/16"
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT")
+"""They end a session as Ctrl-C does: runners that cancel, schedulers, a terminal that closes."""
 _PLUGIN = "clipbench-benchmarks"
 _OFFERED = pytest.StashKey[bool]()
 
@@ -160,6 +164,7 @@ class BenchmarkSession:
         self._cleanup = ExitStack()
         self._item: pytest.Item | None = None
         self._benchmarks: dict[str, tuple[Key, ...]] = {}
+        self._is_ending = False
         self._begun: set[str] = set()
         self._ended: set[str] = set()
         self._passed: set[str] = set()
@@ -314,11 +319,15 @@ class BenchmarkSession:
         several = len({(i.path, i.callspec.params["subject"]) for i in found}) > 1
         if self._session is not None and several and not self.options.no_optimizations:
             self._cleanup.enter_context(kept_pictures(picture_budget_bytes()))
-        if self._bases:
-            try:
+        try:
+            if self._bases:
                 items += self._make_cells(session)
-            except UsageError as error:
-                raise pytest.UsageError(str(error)) from error
+            if self._session is not None and self._asked():
+                from clipbench.parts import held
+
+                self._cleanup.enter_context(held(self.options.results))
+        except (UsageError, OSError) as error:
+            raise pytest.UsageError(str(error)) from error
 
     def judge_cell(self, base: Base, nodeid: str) -> None:
         """Assert what a cell says. Raises: pytest's failure for one that fails, or is inconclusive and nobody allows that."""
@@ -418,8 +427,18 @@ class BenchmarkSession:
         """Remember which test is running."""
         self._item = item
 
-    def pytest_sessionstart(self) -> None:
-        """Until the end, a process that somebody's code leaves by `os._exit` has not passed: a status of 0 becomes 1."""
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """End at a signal as at Ctrl-C, and let nobody leave the process by `os._exit` with a status of 0 before the end."""
+
+        def end(number: int, frame: object) -> None:
+            if not self._is_ending:  # what is written by then is written whole
+                session.shouldstop = reason = f"{signal.Signals(number).name} ended the session"
+                raise pytest.exit.Exception(reason)  # an encoder that catches it is left after its test
+
+        for name in SIGNALS if threading.current_thread() is threading.main_thread() else ():
+            number = getattr(signal, name, None)  # Windows has only the first
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                self._cleanup.callback(signal.signal, number, signal.signal(number, end))
         leave, own = os._exit, os.getpid()
 
         def leave_in_the_middle(status: int) -> NoReturn:
@@ -491,6 +510,7 @@ class BenchmarkSession:
 
         Judged before the others finish, so that JUnit's file holds the verdicts; written after them, whatever they raise.
         """
+        self._is_ending = True
         if not self._begun:
             if self._session is not None and self._asked() and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -579,6 +599,7 @@ class BenchmarkSession:
 
     def _write(self, timings: JsonObject) -> JsonObject:
         """Write the run and its reports; return the run's document."""
+        from clipbench.parts import unfinished
         from clipbench.report.ranking import rankings_by_experiment
         from clipbench.report.summary import write_report
         from clipbench.storage import dump_json, run_to_json, write_atomically
@@ -604,6 +625,10 @@ class BenchmarkSession:
             shutil.rmtree(self.session.parts, ignore_errors=True)
             with suppress(OSError):  # another session's parts are in it
                 self.session.parts.parent.rmdir()
+            self._lines += [
+                f"NOTE: results of a session that was killed are kept: clipbench report {os.path.relpath(folder)} -o DIR"
+                for folder in unfinished(self.options.results)
+            ]
         return document
 
     def _end_in_baseline(self, baseline: Path, session: pytest.Session, document: JsonObject) -> None:

@@ -1,0 +1,148 @@
+"""What is kept of a session that is ended from outside: at a signal its run, after a kill its parts; a folder in use is refused.
+
+The last test kills sessions at random moments: CLIPBENCH_KILLS=300 says how many (default: 10).
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import ENCODERS, NATURAL
+
+from clipbench.cli import main
+from clipbench.errors import UsageError
+from clipbench.parts import held, latest_run, unfinished
+from clipbench.storage import read_run
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor SIGKILL")
+KILLS = int(os.environ.get("CLIPBENCH_KILLS", "10"))
+MODELS = [f"Model{k}" for k in range(8)]
+MODULE = (
+    ENCODERS
+    + "import os, signal, time\n"
+    + "".join(f"class {name}(Oracle): pass\n" for name in MODELS)
+    + """
+class Signalled(Oracle):
+    def encode_images(self, images):
+        os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+        time.sleep(20)
+
+class Deaf(Oracle):
+    def encode_images(self, images):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+        except BaseException:
+            return super().encode_images(images)
+
+def pytest_runtest_logfinish(nodeid):
+    with open("finished.txt", "a") as file:
+        file.write(nodeid.partition("known_encoders:")[2].partition("]")[0] + chr(10))
+"""
+)
+
+
+def start(folder, *models, **environment):
+    """Start a session of these models in a folder."""
+    (folder / "known_encoders.py").write_text(MODULE)
+    named = ",".join(f"known_encoders:{model}" for model in models)
+    command = [sys.executable, "-m", "pytest", NATURAL, "-k", "caption_finds", "--model", named, "--results", "r"]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(folder)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    more = ["-p", "known_encoders", "-p", "no:cacheprovider", "--device", "cpu"]
+    return subprocess.Popen(
+        [*command, *more], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def models_of(run):
+    return {result.model.name.removeprefix("known_encoders:") for result in run.results}
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT"])
+def test_a_signal_ends_a_session_with_its_run_and_its_summary(tmp_path, name):
+    session = start(tmp_path, "Model0", "Signalled", "Model1", SIGNAL=name)
+    output, _ = session.communicate(timeout=60)
+    assert session.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert models_of(read_run(tmp_path / "r/run.json")) == {"Model0"}
+    assert "ended before" in (tmp_path / "r/summary.md").read_text()
+    assert "PASS" not in output.partition("= clipbench =")[2]
+    assert not unfinished(tmp_path / "r")
+
+
+def test_an_encoder_that_catches_a_signal_ends_the_session_one_test_later(tmp_path):
+    session = start(tmp_path, "Deaf", "Model0")
+    output, _ = session.communicate(timeout=60)
+    assert session.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert models_of(read_run(tmp_path / "r/run.json")) == {"Deaf"}
+
+
+def test_what_a_killed_session_measured_is_reported_from_its_parts(tmp_path, capsys):
+    session = start(tmp_path, "Model0", "Signalled", "Model1", SIGNAL="SIGKILL")
+    session.communicate(timeout=60)
+    assert session.returncode == -signal.SIGKILL
+    assert not (tmp_path / "r/run.json").exists()
+    assert main(["report", str(tmp_path / "r")]) == 0
+    run = read_run(tmp_path / "r/run.json")
+    assert models_of(run) == {"Model0"}
+    assert {skip.key.model for skip in run.skipped} == {"known_encoders:Signalled", "known_encoders:Model1"}
+    assert [v.outcome for r in run.results for v in r.verdicts] == ["pass", "pass"]  # the contract
+    assert [trace["model"]["name"] for trace in run.traces] == ["known_encoders:Model0"]
+    assert "the session was killed" in (tmp_path / "r/summary.md").read_text()
+
+
+def test_a_damaged_part_is_named(tmp_path, capsys):
+    session = start(tmp_path, "Model0", "Signalled", SIGNAL="SIGKILL")
+    session.communicate(timeout=60)
+    (part,) = [p for p in tmp_path.glob("r/parts/*/*.json") if p.name != "session.json"]
+    part.write_bytes(part.read_bytes()[:-9])
+    assert main(["report", str(tmp_path / "r")]) == 2
+    assert part.name in capsys.readouterr().err
+
+
+def test_a_second_session_on_a_folder_in_use_is_a_usage_error(run, pytester):
+    with held(pytester.path / "results"):
+        result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "is in use by another session" in result.stderr.str() + result.stdout.str()
+    assert run().ret == pytest.ExitCode.OK
+
+
+def test_a_folder_is_free_again_after_whatever_ended_its_session(tmp_path):
+    with pytest.raises(ZeroDivisionError), held(tmp_path):
+        raise ZeroDivisionError
+    with held(tmp_path), pytest.raises(UsageError, match="in use"), held(tmp_path):
+        pass
+
+
+def test_a_report_of_a_file_needs_a_folder_to_write_into(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path / "empty")]) == 2
+    assert "run.json is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_a_session_killed_at_a_random_moment_loses_nothing_that_was_finished(tmp_path, seed):
+    chosen = random.Random(seed)
+    name = chosen.choice(["SIGKILL", "SIGKILL", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT"])
+    session, finished = start(tmp_path, *MODELS), tmp_path / "finished.txt"
+    until = time.monotonic() + 60
+    while not finished.exists() and session.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(chosen.uniform(0, 3))
+    session.send_signal(getattr(signal, name))
+    output, _ = session.communicate(timeout=60)
+    done = {*finished.read_text().split()}
+    found, from_parts = latest_run(tmp_path / "r")
+    assert done <= models_of(found), output
+    assert {*models_of(found), *(skip.key.model.partition(":")[2] for skip in found.skipped)} == {*MODELS}, output
+    assert from_parts == (session.returncode == -signal.SIGKILL and not (tmp_path / "r/run.json").exists())
+    assert (session.returncode == 0) <= (done == {*MODELS}), output
+    for path in tmp_path.glob("r/**/*.json"):
+        json.loads(path.read_text())
