@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,17 +49,67 @@ def pytest_runtest_logfinish(nodeid):
 )
 
 
-def start(folder, *models, **environment):
-    """Start a session of these models in a folder."""
-    (folder / "known_encoders.py").write_text(MODULE)
-    named = ",".join(f"known_encoders:{model}" for model in models)
-    command = [sys.executable, "-m", "pytest", NATURAL, "-k", "caption_finds", "--model", named, "--results", "r"]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), str(folder)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
-    more = ["-p", "known_encoders", "-p", "no:cacheprovider", "--device", "cpu"]
-    return subprocess.Popen(
-        [*command, *more], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+SERVER = """
+import importlib, json, os, sys
+for name in ("models.open_clip", "pytest_plugin", "report.summary", "judge.references", "embed.trace", "session"):
+    importlib.import_module("clipbench." + name)  # what a session spends most of its seconds on
+import pytest, signal
+for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):  # a shell's background command ignores some
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for line in sys.stdin:
+    folder, arguments, environment = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        os.environ.update(environment)
+        sys.path.insert(0, folder)
+        output = os.open("output.txt", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1), os.dup2(output, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.exit(pytest.main(arguments))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Started:
+    """A session in a process of its own: its `pid`, and once it ended its `returncode` and `output`."""
+
+    def __init__(self, server, folder):
+        self.server, self.folder, self.pid = server, folder, int(server.stdout.readline())
+
+    def end(self):
+        self.returncode = int(self.server.stdout.readline())
+        return (self.folder / "output.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A process that has imported what a session needs, and forks into one."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as started:
+        yield started
+        started.stdin.close()
+
+
+@pytest.fixture
+def start(server, tmp_path):
+    """Start a session of these models in the test's folder."""
+    (tmp_path / "known_encoders.py").write_text(MODULE)
+
+    def call(*models, **environment):
+        named = ",".join(f"known_encoders:{model}" for model in models)
+        arguments = [NATURAL, "-k", "caption_finds", "--model", named, "--results", "r", "--device", "cpu"]
+        arguments += ["-p", "known_encoders", "-p", "no:cacheprovider"]
+        server.stdin.write(json.dumps([str(tmp_path), arguments, environment]) + "\n")
+        server.stdin.flush()
+        return Started(server, tmp_path)
+
+    return call
 
 
 def models_of(run):
@@ -66,9 +117,9 @@ def models_of(run):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT"])
-def test_a_signal_ends_a_session_with_its_run_and_its_summary(tmp_path, name):
-    session = start(tmp_path, "Model0", "Signalled", "Model1", SIGNAL=name)
-    output, _ = session.communicate(timeout=60)
+def test_a_signal_ends_a_session_with_its_run_and_its_summary(start, tmp_path, name):
+    session = start("Model0", "Signalled", "Model1", SIGNAL=name)
+    output = session.end()
     assert session.returncode == pytest.ExitCode.INTERRUPTED, output
     assert models_of(read_run(tmp_path / "r/run.json")) == {"Model0"}
     assert "ended before" in (tmp_path / "r/summary.md").read_text()
@@ -76,16 +127,16 @@ def test_a_signal_ends_a_session_with_its_run_and_its_summary(tmp_path, name):
     assert not unfinished(tmp_path / "r")
 
 
-def test_an_encoder_that_catches_a_signal_ends_the_session_one_test_later(tmp_path):
-    session = start(tmp_path, "Deaf", "Model0")
-    output, _ = session.communicate(timeout=60)
+def test_an_encoder_that_catches_a_signal_ends_the_session_one_test_later(start, tmp_path):
+    session = start("Deaf", "Model0")
+    output = session.end()
     assert session.returncode == pytest.ExitCode.INTERRUPTED, output
     assert models_of(read_run(tmp_path / "r/run.json")) == {"Deaf"}
 
 
-def test_what_a_killed_session_measured_is_reported_from_its_parts(tmp_path, capsys):
-    session = start(tmp_path, "Model0", "Signalled", "Model1", SIGNAL="SIGKILL")
-    session.communicate(timeout=60)
+def test_what_a_killed_session_measured_is_reported_from_its_parts(start, tmp_path, capsys):
+    session = start("Model0", "Signalled", "Model1", SIGNAL="SIGKILL")
+    session.end()
     assert session.returncode == -signal.SIGKILL
     assert not (tmp_path / "r/run.json").exists()
     assert main(["report", str(tmp_path / "r")]) == 0
@@ -97,9 +148,9 @@ def test_what_a_killed_session_measured_is_reported_from_its_parts(tmp_path, cap
     assert "the session was killed" in (tmp_path / "r/summary.md").read_text()
 
 
-def test_a_damaged_part_is_named(tmp_path, capsys):
-    session = start(tmp_path, "Model0", "Signalled", SIGNAL="SIGKILL")
-    session.communicate(timeout=60)
+def test_a_damaged_part_is_named(start, tmp_path, capsys):
+    session = start("Model0", "Signalled", SIGNAL="SIGKILL")
+    session.end()
     (part,) = [p for p in tmp_path.glob("r/parts/*/*.json") if p.name != "session.json"]
     part.write_bytes(part.read_bytes()[:-9])
     assert main(["report", str(tmp_path / "r")]) == 2
@@ -128,16 +179,17 @@ def test_a_report_of_a_file_needs_a_folder_to_write_into(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
-def test_a_session_killed_at_a_random_moment_loses_nothing_that_was_finished(tmp_path, seed):
+def test_a_session_killed_at_a_random_moment_loses_nothing_that_was_finished(start, tmp_path, seed):
     chosen = random.Random(seed)
     name = chosen.choice(["SIGKILL", "SIGKILL", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT"])
-    session, finished = start(tmp_path, *MODELS), tmp_path / "finished.txt"
+    session, finished = start(*MODELS), tmp_path / "finished.txt"
     until = time.monotonic() + 60
-    while not finished.exists() and session.poll() is None and time.monotonic() < until:
+    while not finished.exists() and time.monotonic() < until:
         time.sleep(0.01)
-    time.sleep(chosen.uniform(0, 3))
-    session.send_signal(getattr(signal, name))
-    output, _ = session.communicate(timeout=60)
+    time.sleep(chosen.uniform(0, 2))
+    with suppress(ProcessLookupError):  # it has come to its end
+        os.kill(session.pid, getattr(signal, name))
+    output = session.end()
     done = {*finished.read_text().split()}
     found, from_parts = latest_run(tmp_path / "r")
     assert done <= models_of(found), output
