@@ -248,7 +248,7 @@ def _compare(options: argparse.Namespace) -> int:
         before, head, rules, timings_of(after), only, accepted, options.speed, rows=options.head.parent
     )
     if options.anchor is not None:
-        anchor = read_base(options.anchor, "anchor")
+        anchor = read_base(options.anchor, "anchor", largest)
         comparison = with_anchor(comparison, compare_with(anchor, head, rules, None, only, {}, options.speed))
     comparison = _with_index(comparison, options, base, head)
     command = _compare_command(options)

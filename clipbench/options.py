@@ -16,7 +16,7 @@ from clipbench.data.dataset import Choice, DataOptions, Root
 from clipbench.embed.store import CACHE_BYTES
 from clipbench.errors import UsageError, closest
 from clipbench.experiments import all_experiments, experiment
-from clipbench.paths import CACHE_VARIABLE
+from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES
 from clipbench.types import Precision
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def add_options(parser: pytest.Parser) -> None:
     add("--baseline", type=Path, metavar="RUN.json", help="judge the session against this stored run")
     add("--anchor", type=Path, metavar="RUN.json",
         help="judge the cumulative change against the run of a frozen release")
+    add("--max-file-size", type=int, default=LARGEST_RUN_BYTES // 1_000_000, metavar="MB",
+        help="the largest baseline or anchor that is read, in 1,000,000 bytes (default: %(default)s)")
     add("--accept", action="append", metavar="CELL", default=None,
         help="accept what a cell says, by its id as it was printed, with --reason; repeatable")
     add("--only", action="append", metavar="GLOB", default=None,
@@ -120,6 +122,7 @@ class Options:
     benchmark_json: Path | None = None
     baseline: Path | None = None
     anchor: Path | None = None
+    largest_run_bytes: int = LARGEST_RUN_BYTES
     accept: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     allow_inconclusive: bool = False
@@ -167,6 +170,7 @@ class Options:
             benchmark_json=path(given.benchmark_json),
             baseline=path(given.baseline),
             anchor=path(given.anchor),
+            largest_run_bytes=given.max_file_size * 1_000_000,
             accept=tuple(given.accept or ()),
             only=tuple(given.only or ()),
             reason=(given.reason or "").strip(),

@@ -200,7 +200,8 @@ class BenchmarkSession:
             ("anchor", self.options.anchor),
         ]
         try:
-            bases = [read_base(path, kind) for kind, path in given if path is not None and path.exists()]
+            largest = self.options.largest_run_bytes
+            bases = [read_base(path, kind, largest) for kind, path in given if path is not None and path.exists()]
         except RunFormatError as error:
             raise UsageError(str(error)) from error
         return tuple(base.of(self._models_in(base)) for base in bases)
@@ -238,8 +239,8 @@ class BenchmarkSession:
             cells = cells_of(base.run, keys, self.options.speed)
             known |= cells.keys()
             for cell in named_cells(cells, self.options.only):
-                nodeid = f"{base.kind}::{cell}"
-                item = CellItem.from_parent(session, name=cell, nodeid=nodeid, running=self, base=base)
+                nodeid = sanitize(f"{base.kind}::{cell}")
+                item = CellItem.from_parent(session, name=sanitize(cell), nodeid=nodeid, running=self, base=base)
                 self._cells[nodeid] = (base, cell)
                 items.append(item)
         check_accepted(self.options.accept if self._bases else (), known)
@@ -269,7 +270,7 @@ class BenchmarkSession:
             lines.append("clipbench rows: every one by the reference path (--no-optimizations)")
         elif options.cache is not None:
             lines.append(f"clipbench cache: {options.cache}")
-        return lines
+        return [sanitize(line) for line in lines]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run every benchmark once per model and, where it asks for one, per data set; the scope keeps a model's tests together."""
@@ -343,10 +344,8 @@ class BenchmarkSession:
         self._judged_cells[nodeid] = cell
         if cell.outcome in ("pass", "note") or (cell.outcome == "inconclusive" and self.options.allow_inconclusive):
             return
-        way_out = f"\n  to accept it: {cell.way_out}" if cell.way_out else ""
-        pytest.fail(
-            f"{name}: {cell.outcome} against {base.name}\n  " + "\n  ".join(cell.reasons) + way_out, pytrace=False
-        )
+        way_out = [f"  to accept it: {cell.way_out}"] if cell.way_out else []
+        _fail(f"{name}: {cell.outcome} against {base.name}", *(f"  {reason}" for reason in cell.reasons), *way_out)
 
     def _comparison(self, base: Base) -> Comparison:
         """The comparison with a base, made once: what it holds and nobody measured yet is measured first."""
@@ -357,7 +356,7 @@ class BenchmarkSession:
                 self._comparisons[base.kind] = error
         found = self._comparisons[base.kind]
         if isinstance(found, Exception):
-            pytest.fail(f"{base.name} could not be compared with: {type(found).__name__}: {found}", pytrace=False)
+            _fail(f"{base.name} could not be compared with: {type(found).__name__}: {found}")
         return found
 
     def _compare(self, base: Base) -> Comparison:
@@ -380,7 +379,11 @@ class BenchmarkSession:
             self._rules(),
             timings_of(_benchmark_json(self.config)),
             self.options.only,
-            {cell: self.options.reason for cell in self.options.accept if f"{base.kind}::{cell}" in self._cells},
+            {
+                cell: self.options.reason
+                for cell in self.options.accept
+                if sanitize(f"{base.kind}::{cell}") in self._cells
+            },
             self.options.speed,
             measured.rescored(base.run),
             self.options.results,
@@ -512,7 +515,8 @@ class BenchmarkSession:
         """
         self._is_ending = True
         if not self._begun:
-            if self._session is not None and self._asked() and session.exitstatus == pytest.ExitCode.OK:
+            asked = self._cells or (self._session is not None and self._benchmarks)
+            if asked and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             return (yield)
         timings: JsonObject = {}
@@ -665,7 +669,9 @@ class BenchmarkSession:
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         compared = self._comparisons.get("baseline")
         comparison = None if isinstance(compared, Exception) else compared
-        changed = update_baseline(baseline, document, reason, _author(), date, comparison, protected)
+        changed = update_baseline(
+            baseline, document, reason, _author(), date, comparison, protected, self.options.largest_run_bytes
+        )
         first = "there was no baseline before: this is the first" if comparison is None else "changed:"
         self._lines.append(f"baseline {baseline} written ({reason}); {first}")
         self._lines += [f"  {line}" for line in changed]
@@ -675,7 +681,8 @@ class BenchmarkSession:
         """Print the summary in short: the verdict, what is inconclusive first, where the files are, what to do next."""
         if not self._begun:
             for base in self._bases if self._cells else ():
-                terminalreporter.write_line(f"{base.name}: NOT JUDGED (0 of {len(self._cells)} cells)", red=True)
+                line = f"{base.name}: NOT JUDGED (0 of {len(self._cells)} cells)"
+                terminalreporter.write_line(sanitize(line), red=True)
             return
         from clipbench.models.zoo import zoo
         from clipbench.report.summary import terminal_lines
@@ -688,7 +695,7 @@ class BenchmarkSession:
             terminalreporter.write_line(sanitize(f"ERROR: {error}"), red=True)
         if not self._errors:
             summary = os.path.relpath(self.options.results / "summary.md", self.config.invocation_params.dir)
-            terminalreporter.write_line(f"files: {summary} (also summary.html, run.json, figures/)")
+            terminalreporter.write_line(f"files: {sanitize(summary)} (also summary.html, run.json, figures/)")
         if set(self.specs) == {"lite"}:
             size = f"{zoo()[SUGGESTED].download_bytes / 1e6:,.0f} MB"
             terminalreporter.write_line(f"lite is a smoke model, not CLIP. Next, a real CLIP (downloads {size} once):")
@@ -745,25 +752,22 @@ class Subject:
         """
         (result,) = self.measure(experiment, dataset=dataset)
         if self._require_all and (lost := result.provenance.left_out):
-            pytest.fail(f"{experiment} of {self.spec.label}: {lost} (--require-all)", pytrace=False)
+            _fail(f"{experiment} of {self.spec.label}: {lost} (--require-all)")
         verdicts = [v for v in self._session.verdicts(result.key) if v.metric in (metrics or (v.metric,))]
         for verdict in verdicts:
             self._note(result, verdict)
         failing = [v for v in verdicts if v.outcome == "fail" or (self._require_all and v.outcome == "inconclusive")]
         if failing:
-            lines = [
-                f"{sanitize(f'{v.outcome}: {v.finding}')}\n    {sanitize(f'{v.kind} reference: {v.reference}')}"
-                for v in failing
-            ]
-            pytest.fail(f"{sanitize(str(result.key))}\n  " + "\n  ".join(lines), pytrace=False)
+            pairs = [(f"  {v.outcome}: {v.finding}", f"    {v.kind} reference: {v.reference}") for v in failing]
+            _fail(str(result.key), *(line for pair in pairs for line in pair))
         return result
 
     def skip(self, key: Key, reason: str) -> None:
         """Skip the test and note why in the run; under --require-all, fail."""
         self._session.skip(key, reason)
         if self._require_all:
-            pytest.fail(f"{key.experiment} of {self.spec.label}: {reason} (--require-all)", pytrace=False)
-        pytest.skip(reason)
+            _fail(f"{key.experiment} of {self.spec.label}: {reason} (--require-all)")
+        pytest.skip(sanitize(reason))
 
     def time(self, metric: str, benchmark: Any = None) -> Score:
         """Return a speed metric, with what is timed together with it recorded in the speed result.
@@ -818,7 +822,12 @@ class Subject:
         self._session.skip(key, str(problem))
         if isinstance(problem, NotLoadedError):
             pytest.skip(str(problem))
-        pytest.fail(str(problem), pytrace=False)
+        raise pytest.fail.Exception(sanitize(str(problem)), pytrace=False)
+
+
+def _fail(*lines: str) -> NoReturn:
+    """Fail the test with these lines, which quote files."""
+    pytest.fail("\n".join(map(sanitize, lines)), pytrace=False)
 
 
 def _author() -> str:
