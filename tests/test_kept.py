@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 from running import ENCODERS, NATURAL
 
+import clipbench.parts
 from clipbench.cli import main
 from clipbench.errors import UsageError
 from clipbench.parts import held, latest_run, unfinished
-from clipbench.storage import read_run
+from clipbench.storage import dump_json, read_run, run_to_json
+from clipbench.types import Run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor SIGKILL")
 KILLS = int(os.environ.get("CLIPBENCH_KILLS", "10"))
@@ -172,10 +174,19 @@ def test_a_folder_is_free_again_after_whatever_ended_its_session(tmp_path):
         pass
 
 
-def test_a_report_of_a_file_needs_a_folder_to_write_into(tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    assert main(["report", str(tmp_path / "empty")]) == 2
+def test_the_guide_has_the_table_of_states_that_the_code_has():
+    table = clipbench.parts.__doc__.partition("\n\n")[2].rpartition("\n\n")[0]
+    assert table.startswith("| state")
+    assert table in (Path(clipbench.parts.__file__).parent / "docs/results.md").read_text()
+
+
+def test_a_report_of_a_folder_without_a_run_or_of_a_file_without_a_folder_to_write_into_is_refused(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
     assert "run.json is not there" in capsys.readouterr().err
+    run = Run({"machine": {}, "software": {}}, id="a", time="2026-01-01T00:00:00+00:00")
+    (tmp_path / "run.json").write_text(dump_json({"clipbench": run_to_json(run)}))
+    assert main(["report", str(tmp_path / "run.json")]) == 2
+    assert "give a folder with -o DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
