@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -130,7 +130,7 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add = report.add_argument
     # fmt: off
     add("runs", type=Path, nargs="+", metavar="RUN", help="a run's JSON file, or a folder of them")
-    add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    add("-o", "--output", type=Path, metavar="DIR", help="folder to write into (default: the folder of results itself)")
     add("--no-images", action="store_true", help="leave pictures out")
     add("--redact", action="store_true", help="leave out pictures, captions and the names of items")
     # fmt: on
@@ -379,23 +379,29 @@ def _report(options: argparse.Namespace) -> int:
     from clipbench.data.dataset import DataOptions, Dataset
     from clipbench.experiments import all_experiments
     from clipbench.judge.compare import compare_runs
+    from clipbench.judge.references import judge
     from clipbench.judge.tolerances import read_rules
+    from clipbench.parts import held
     from clipbench.report.ranking import rankings_by_experiment
     from clipbench.report.story import Compared
     from clipbench.report.summary import write_report
     from clipbench.report.thumbs import FOLDER
-    from clipbench.storage import read_document, run_of, timings_of
+    from clipbench.storage import dump_json, run_to_json, timings_of, write_atomically
 
-    largest = options.max_file_size * 1_000_000
-    files = _run_files(options.runs)
-    read = [(path, document := read_document(path, largest), run_of(path, document)) for path in files]
-    if len(read) > 2 or len(options.runs) < len(files):  # two that are named stand as they are: base, head
-        read.sort(key=lambda one: one[2].time)
-    *before, (_, document, run) = read
-    earlier = [one for _, _, one in before]
+    read = _read_runs(options.runs, options.max_file_size * 1_000_000)
+    output = options.output or (options.runs[0] if len(options.runs) == len(read) == 1 else None)
+    if output is None or not (options.output or output.is_dir()):
+        raise UsageError("where to? give a folder with -o DIR; a folder of results alone is written into itself")
+    if len(read) > 2 or len(options.runs) < len(read):  # two that are named stand as they are: base, head
+        read.sort(key=lambda one: one.run.time)
+    *before, last = read
+    run, earlier = last.run, [one.run for one in before]
+    if last.is_unfinished:
+        beside = {r.key: {s.experiment: s for s in run.results if s.key.model == r.key.model} for r in run.results}
+        run = replace(run, results=tuple(replace(r, verdicts=judge(r, beside[r.key])) for r in run.results))
     compared = None
     if len(read) == 2:
-        compared = Compared(earlier[0], compare_runs(earlier[0], run, read_rules()), f"base {before[0][0].name}")
+        compared = Compared(earlier[0], compare_runs(earlier[0], run, read_rules()), f"base {before[0].path.name}")
         earlier = []
     pictured = {(r.experiment, r.dataset.name) for r in run.results if r.matrices}
     datasets: list[Dataset] = []
@@ -405,37 +411,59 @@ def _report(options: argparse.Namespace) -> int:
                 with suppress(DataUnavailableError):  # ids stand in the place of pictures
                     datasets.append(source.load())
     shows: Literal["all", "texts", "numbers"] = "numbers" if options.redact else "texts" if options.no_images else "all"
-    undrawn, unwritten = write_report(
-        run,
-        rankings_by_experiment(run),
-        options.output,
-        datasets,
-        compared=compared,
-        timings=timings_of(document),
-        earlier=earlier,
-        folders=list(dict.fromkeys(path.parent / FOLDER for path in files)),
-        shows=shows,
-    )
+    with held(output):
+        if last.is_unfinished:
+            write_atomically(output / "run.json", dump_json({"clipbench": run_to_json(run)}))
+        undrawn, unwritten = write_report(
+            run,
+            rankings_by_experiment(run),
+            output,
+            datasets,
+            compared=compared,
+            timings=timings_of(last.document),
+            earlier=earlier,
+            folders=list(dict.fromkeys(one.path.parent / FOLDER for one in read)),
+            shows=shows,
+        )
     for line in undrawn:
         print(f"clipbench: no figure: {sanitize(line)}", file=sys.stderr)
     if unwritten:
-        raise ClipbenchError(f"{options.output} is not complete: {'; '.join(unwritten)}")
-    print(f"wrote {options.output / 'summary.md'}, summary.html and figures/")
+        raise ClipbenchError(f"{output} is not complete: {'; '.join(unwritten)}")
+    print(f"wrote {output / 'summary.md'}, summary.html and figures/" + (", run.json" if last.is_unfinished else ""))
     return 0
 
 
-def _run_files(given: Sequence[Path]) -> list[Path]:
-    """The files named, and those with a run in the folders named. Raises: UsageError for a folder without any."""
-    files: list[Path] = []
+@dataclass(frozen=True)
+class _Read:
+    """A run that was read, and where from. `is_unfinished`: put together from what a session that was killed left."""
+
+    path: Path
+    document: "JsonObject"
+    run: "Run"
+    is_unfinished: bool = False
+
+
+def _read_runs(given: Sequence[Path], largest: int) -> list[_Read]:
+    """The runs of files, the latest one of folders of results, and all of other folders. Raises: UsageError for one without any."""
+    from clipbench.parts import OPENING, latest_run
+    from clipbench.storage import read_document, run_of
+
+    found: list[_Read] = []
     for path in given:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = [file for file in sorted(path.rglob("*.json")) if _holds_run(file)]
-        if not found:
-            raise UsageError(f"{path} holds no run; make some with `pytest benchmarks --benchmark-autosave`")
-        files += found
-    return files
+        files = [path]
+        if any((path / name).exists() for name in ("run.json", "parts", OPENING)):
+            run, is_unfinished = latest_run(path, largest)
+            if is_unfinished:
+                found.append(_Read(path / "run.json", {}, run, True))
+                continue
+            files = [path / "run.json"]
+        elif path.is_dir():
+            files = [file for file in sorted(path.rglob("*.json")) if _holds_run(file)]
+            if not files:
+                raise UsageError(f"{path} holds no run; make some with `pytest benchmarks --benchmark-autosave`")
+        documents = [(file, read_document(file, largest)) for file in files]
+        found += [_Read(file, document, run_of(file, document)) for file, document in documents]
+    return found
 
 
 def _holds_run(path: Path) -> bool:
@@ -475,7 +503,7 @@ def _compare(options: argparse.Namespace) -> int:
         before, head, rules, timings_of(after), only, accepted, options.speed, rows=options.head.parent
     )
     if options.anchor is not None:
-        anchor = read_base(options.anchor, "anchor")
+        anchor = read_base(options.anchor, "anchor", largest)
         comparison = with_anchor(comparison, compare_with(anchor, head, rules, None, only, {}, options.speed))
     comparison = _with_index(comparison, options, base, head)
     command = _compare_command(options)

@@ -27,7 +27,7 @@ from clipbench.errors import ClipbenchError, UsageError, closest
 from clipbench.experiments import all_experiments, experiment
 from clipbench.models.grammar import parse_arguments
 from clipbench.models.weights import go_offline
-from clipbench.paths import CACHE_VARIABLE
+from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES
 from clipbench.settings import FILE, NO_SETTINGS, PROJECT, Replacing, Settings, option_value, settings_for
 from clipbench.types import Precision
 
@@ -133,6 +133,8 @@ def _declare(add: Callable[..., Any]) -> None:
     add("--baseline", type=Path, metavar="RUN.json", help="judge the session against this stored run")
     add("--anchor", type=Path, metavar="RUN.json",
         help="judge the cumulative change against the run of a frozen release")
+    add("--max-file-size", type=int, default=LARGEST_RUN_BYTES // 1_000_000, metavar="MB",
+        help="the largest baseline or anchor that is read, in 1,000,000 bytes (default: %(default)s)")
     add("--accept", action="append", metavar="CELL", default=None,
         help="accept what a cell says, by its id as it was printed, with --reason; repeatable")
     add("--only", action="append", metavar="GLOB", default=None,
@@ -179,6 +181,7 @@ class Options:
     benchmark_json: Path | None = None
     baseline: Path | None = None
     anchor: Path | None = None
+    largest_run_bytes: int = LARGEST_RUN_BYTES
     accept: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     allow_inconclusive: bool = False
@@ -246,6 +249,7 @@ class Options:
             benchmark_json=path(given.get("benchmark_json")),
             baseline=path(given["baseline"]),
             anchor=path(given["anchor"]),
+            largest_run_bytes=given["max_file_size"] * 1_000_000,
             accept=tuple(given["accept"] or ()),
             only=tuple(given["only"] or ()),
             reason=(given["reason"] or "").strip(),

@@ -11,17 +11,27 @@ import getpass
 import json
 import os
 import shutil
+import signal
+import threading
+import unittest
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pytest
 
-from clipbench.errors import ClipbenchError, DataUnavailableError, UsageError, WeightsUnavailableError, sanitize
+from clipbench.errors import (
+    ClipbenchError,
+    DataUnavailableError,
+    EncoderError,
+    UsageError,
+    WeightsUnavailableError,
+    sanitize,
+)
 from clipbench.paths import benchmarks
 
 if TYPE_CHECKING:
@@ -38,6 +48,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SUGGESTED = "ViT-B/16"
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT")
+"""They end a session as Ctrl-C does: runners that cancel, schedulers, a terminal that closes."""
 _PLUGIN = "clipbench-benchmarks"
 _OFFERED = pytest.StashKey[bool]()
 _SETTINGS = pytest.StashKey[Any]()
@@ -182,10 +194,14 @@ class BenchmarkSession:
             for spec in resolve(options.models, options.pretrained, options.activation, options.model_args)
         }
         self._session: Session | None = None if config.option.collectonly else self._make_session()
-        self._pictures = ExitStack()
+        self._cleanup = ExitStack()
         self._item: pytest.Item | None = None
         self._benchmarks: dict[str, tuple[Key, ...]] = {}
-        self._ran: set[str] = set()
+        self._is_ending = False
+        self._begun: set[str] = set()
+        self._ended: set[str] = set()
+        self._passed: set[str] = set()
+        self._reported: set[str] = set()
         self._problems: list[str] = []
         self._lines: list[str] = []
         self._errors: list[str] = []
@@ -217,7 +233,8 @@ class BenchmarkSession:
             ("anchor", self.options.anchor),
         ]
         try:
-            bases = [read_base(path, kind) for kind, path in given if path is not None and path.exists()]
+            largest = self.options.largest_run_bytes
+            bases = [read_base(path, kind, largest) for kind, path in given if path is not None and path.exists()]
         except RunFormatError as error:
             raise UsageError(str(error)) from error
         return tuple(base.of(self._models_in(base)) for base in bases)
@@ -257,8 +274,8 @@ class BenchmarkSession:
             cells = cells_of(base.run, keys, self.options.speed)
             known |= cells.keys()
             for cell in named_cells(cells, self.options.only):
-                nodeid = f"{base.kind}::{cell}"
-                item = CellItem.from_parent(session, name=cell, nodeid=nodeid, running=self, base=base)
+                nodeid = sanitize(f"{base.kind}::{cell}")
+                item = CellItem.from_parent(session, name=sanitize(cell), nodeid=nodeid, running=self, base=base)
                 self._cells[nodeid] = (base, cell)
                 items.append(item)
         check_accepted(self.options.accept if self._bases else (), known)
@@ -292,7 +309,7 @@ class BenchmarkSession:
             lines.append("clipbench rows: every one by the reference path (--no-optimizations)")
         elif options.cache is not None:
             lines.append(f"clipbench cache: {options.cache}")
-        return lines
+        return [sanitize(line) for line in lines]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run every benchmark once per model and, where it asks for one, per data set; the scope keeps a model's tests together."""
@@ -343,12 +360,16 @@ class BenchmarkSession:
             self.config._benchmarksession.json = None  # type: ignore[attr-defined]  # pytest-benchmark's handle on the config
         several = len({(i.path, i.callspec.params["subject"]) for i in found}) > 1
         if self._session is not None and several and not self.options.no_optimizations:
-            self._pictures.enter_context(kept_pictures(picture_budget_bytes()))
-        if self._bases:
-            try:
+            self._cleanup.enter_context(kept_pictures(picture_budget_bytes()))
+        try:
+            if self._bases:
                 items += self._make_cells(session)
-            except UsageError as error:
-                raise pytest.UsageError(str(error)) from error
+            if self._session is not None and self._asked():
+                from clipbench.parts import held
+
+                self._cleanup.enter_context(held(self.options.results))
+        except (UsageError, OSError) as error:
+            raise pytest.UsageError(str(error)) from error
 
     def judge_cell(self, base: Base, nodeid: str) -> None:
         """Assert what a cell says. Raises: pytest's failure for one that fails, or is inconclusive and nobody allows that."""
@@ -364,10 +385,8 @@ class BenchmarkSession:
         self._judged_cells[nodeid] = cell
         if cell.outcome in ("pass", "note") or (cell.outcome == "inconclusive" and self.options.allow_inconclusive):
             return
-        way_out = f"\n  to accept it: {cell.way_out}" if cell.way_out else ""
-        pytest.fail(
-            f"{name}: {cell.outcome} against {base.name}\n  " + "\n  ".join(cell.reasons) + way_out, pytrace=False
-        )
+        way_out = [f"  to accept it: {cell.way_out}"] if cell.way_out else []
+        _fail(f"{name}: {cell.outcome} against {base.name}", *(f"  {reason}" for reason in cell.reasons), *way_out)
 
     def _comparison(self, base: Base) -> Comparison:
         """The comparison with a base, made once: what it holds and nobody measured yet is measured first."""
@@ -378,7 +397,7 @@ class BenchmarkSession:
                 self._comparisons[base.kind] = error
         found = self._comparisons[base.kind]
         if isinstance(found, Exception):
-            pytest.fail(f"{base.name} could not be compared with: {type(found).__name__}: {found}", pytrace=False)
+            _fail(f"{base.name} could not be compared with: {type(found).__name__}: {found}")
         return found
 
     def _compare(self, base: Base) -> Comparison:
@@ -401,7 +420,11 @@ class BenchmarkSession:
             self._rules(),
             timings_of(_benchmark_json(self.config)),
             self.options.only,
-            {cell: self.options.reason for cell in self.options.accept if f"{base.kind}::{cell}" in self._cells},
+            {
+                cell: self.options.reason
+                for cell in self.options.accept
+                if sanitize(f"{base.kind}::{cell}") in self._cells
+            },
             self.options.speed,
             measured.rescored(base.run),
             self.options.results,
@@ -446,25 +469,84 @@ class BenchmarkSession:
         """Remember which test is running."""
         self._item = item
 
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """End at a signal as at Ctrl-C, and let nobody leave the process by `os._exit` with a status of 0 before the end."""
+
+        def end(number: int, frame: object) -> None:
+            if not self._is_ending:  # what is written by then is written whole
+                session.shouldstop = reason = f"{signal.Signals(number).name} ended the session"
+                raise pytest.exit.Exception(reason)  # an encoder that catches it is left after its test
+
+        for name in SIGNALS if threading.current_thread() is threading.main_thread() else ():
+            number = getattr(signal, name, None)  # Windows has only the first
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                self._cleanup.callback(signal.signal, number, signal.signal(number, end))
+        leave, own = os._exit, os.getpid()
+
+        def leave_in_the_middle(status: int) -> NoReturn:
+            leave(status or int(os.getpid() == own))  # a forked child's status is its own affair
+
+        self._cleanup.callback(setattr, os, "_exit", leave)
+        os._exit = leave_in_the_middle
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Remember which benchmarks began."""
+        self._begun |= {nodeid} & self._asked()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Remember which benchmarks came to an end: one in which the session stopped did not."""
+        self._ended |= {nodeid} & self._asked()
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Remember which benchmarks returned: that alone is a pass, whatever another plugin reports."""
+        result = yield
+        self._passed |= {item.nodeid} & self._asked()
+        return result
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember which benchmarks ran and which failed."""
-        if report.nodeid not in self._benchmarks and report.nodeid not in self._cells:
-            return
-        if report.when == "call" or not report.passed:
-            self._ran.add(report.nodeid)
-        if report.failed:
+        """Remember what failed, in words."""
+        if report.failed and report.nodeid in self._asked():
             message = report.longreprtext.strip().splitlines() or [""]
+            self._reported.add(report.nodeid)
             said = message[0 if len(message) < 8 else -1]
             if self.options.redact and report.nodeid in self._benchmarks:
                 said = "see the verdicts, and the session's log (--redact)"
             self._problems.append(f"{report.nodeid.partition('::')[2]}: {said}")
+
+    def _asked(self) -> set[str]:
+        """The tests that this session is about."""
+        return {*self._benchmarks, *self._cells}
+
+    def _did_not_pass(self, run: Run) -> list[str]:
+        """What was asked for and did not pass, in words: what the plan and the cells say, less what was seen to pass.
+
+        The one place that decides whether a session is red; how a test ended (an error, a skip, an expected failure, an exit) is not
+        asked. Without --require-all a skip that is named and an inconclusive reference are allowed, and nothing else.
+        """
+        judged, problems = self._judged_cells, " ".join(self._problems)
+        allowed = ("pass", "note", *(["inconclusive"] if self.options.allow_inconclusive else []))
+        cells = [node for node in self._cells if node not in judged or judged[node].outcome not in allowed]
+        found = [f"{node} did not come to its end" for node in self._asked() - self._ended if node not in cells]
+        found += [f"{node} did not pass" for node in cells if node not in self._reported]
+        found += [f"{name} could not be loaded" for name in self.session.failed_to_load() if name not in problems]
+        if self.options.require_all:
+            tests = self._ended - self._passed - self._reported - set(cells)
+            found += [f"{node.partition('::')[2]} did not pass (--require-all)" for node in sorted(tests)]
+            found += [f"{skip.key}: {skip.reason}" for skip in run.skipped if skip.reason not in problems]
+            for r in run.results:
+                words = [f"{v.outcome}: {v.finding}" for v in r.verdicts if v.outcome in ("fail", "inconclusive")]
+                words += [r.provenance.left_out] if r.provenance.left_out else []
+                found += [f"{r.key}: {word}" for word in words if word not in problems]
+            found += self._held_to_nothing(run)
+        return found
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
         """Put the run into what pytest-benchmark saves (--benchmark-save, --benchmark-autosave)."""
         from clipbench.storage import run_to_json
 
-        if self._ran:
+        if self._begun:
             output_json["clipbench"] = run_to_json(self.session.run())
 
     @pytest.hookimpl(wrapper=True)
@@ -473,55 +555,51 @@ class BenchmarkSession:
 
         Judged before the others finish, so that JUnit's file holds the verdicts; written after them, whatever they raise.
         """
-        if not self._ran:
-            if self._cells and session.exitstatus == pytest.ExitCode.OK:
+        self._is_ending = True
+        if not self._begun:
+            asked = self._cells or (self._session is not None and self._benchmarks)
+            if asked and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             return (yield)
         timings: JsonObject = {}
         with self._surviving("pytest-benchmark's timings"):
             timings = _benchmark_json(self.config)
-        failing = self._judge(timings)
-        if failing and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        with self._surviving("judging"):
+            self._judge()
         try:
             return (yield)
+        except BaseException:
+            self._errors.append("another plugin failed at the end of the session")
+            raise
         finally:
+            document: JsonObject = {}
             with self._surviving("writing the run's files"):
-                self._write(timings, session)
-            if self._errors and session.exitstatus == pytest.ExitCode.OK:
+                document = self._write(timings)
+            if (self._problems or self._errors) and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            if self.options.baseline and self.options.update_baseline:
+                with self._surviving(f"baseline {self.options.baseline}"):
+                    self._end_in_baseline(self.options.baseline, session, document)
 
-    def _judge(self, timings: JsonObject) -> bool:
-        """Judge what was measured against references, baseline and anchor; True when that fails the session."""
+    def _judge(self) -> None:
+        """Judge what was measured against references, baseline and anchor; what stands against a green is a problem."""
         measured = self.session
-        left = [key for node, keys in self._benchmarks.items() if node not in self._ran for key in keys]
+        left = [key for node, keys in self._benchmarks.items() if node not in self._ended for key in keys]
         for key, count in Counter(left).items():
-            measured.skip(key, f"the session ended before {count} of its benchmarks ran")
+            measured.skip(key, f"the session ended before {count} of its benchmarks did")
         with self._surviving("timing fresh processes"):
             self._time_processes()
         for key in measured.results:
             with self._surviving(f"judging {key}"):
                 measured.verdicts(key)
-        run, reported = measured.run(), " ".join(self._problems)
-        unloaded = [f"{name} could not be loaded" for name in measured.failed_to_load() if name not in reported]
-        self._judged = self._with_bases(run)
-        unheld = self._held_to_nothing(self._judged)
-        self._problems += [*unloaded, *unheld]
         self._lines += [f"NOTE: {problem}" for problem in measured.cache_problems]
-        return bool(self._standing() or unheld or measured.failed_to_load() or self._errors)
-
-    def _standing(self) -> list[str]:
-        """The cells that stand against a green: failed, inconclusive where nobody allows that, or never judged."""
-        allowed = ("pass", "note", *(["inconclusive"] if self.options.allow_inconclusive else []))
-        judged = self._judged_cells
-        return [node for node in self._cells if node not in judged or judged[node].outcome not in allowed]
+        self._judged = self._with_bases(measured.run())
+        self._problems += self._did_not_pass(self._judged)
 
     def _held_to_nothing(self, run: Run) -> list[str]:
         """What --require-all fails though no test did: models that were measured, and held to no reference."""
         from clipbench.judge.references import judged_by
 
-        if not self.options.require_all:
-            return []
         what = "was measured and held to no reference (--require-all); give one: --baseline run.json"
         found = [f"{label} {what}" for label, kinds in judged_by(run).items() if not kinds]
         self._lines += [f"FAIL: {line}" for line in found]
@@ -565,7 +643,9 @@ class BenchmarkSession:
             accepted += [accepted_entry(cell, _author(), date) for cell in cells if cell.is_accepted]
         return replace(run, accepted=tuple(accepted))
 
-    def _write(self, timings: JsonObject, session: pytest.Session) -> None:
+    def _write(self, timings: JsonObject) -> JsonObject:
+        """Write the run and its reports; return the run's document."""
+        from clipbench.parts import unfinished
         from clipbench.report.ranking import rankings_by_experiment
         from clipbench.report.summary import write_report
         from clipbench.storage import dump_json, run_to_json, timings_of, write_atomically
@@ -600,12 +680,11 @@ class BenchmarkSession:
             shutil.rmtree(self.session.parts, ignore_errors=True)
             with suppress(OSError):  # another session's parts are in it
                 self.session.parts.parent.rmdir()
-        if self.options.baseline and self.options.update_baseline:
-            stands = self._against_update(session, run)
-            if stands:
-                self._lines.append(f"baseline {self.options.baseline} stays as it is: {'; '.join(stands)}")
-            else:
-                self._update_baseline(self.options.baseline, document)
+            self._lines += [
+                f"NOTE: results of a session that was killed are kept: clipbench report {os.path.relpath(folder)} -o DIR"
+                for folder in unfinished(self.options.results)
+            ]
+        return document
 
     def _compared(self) -> Compared | None:
         """This run held to its bases, as far as cells were judged; None where there is no base."""
@@ -626,18 +705,31 @@ class BenchmarkSession:
             comparison = with_anchor(comparison, anchored)
         return Compared(first.run, comparison, " and ".join(f"{base.kind} {base.path.name}" for base, _ in found))
 
-    def _against_update(self, session: pytest.Session, run: Run) -> list[str]:
-        """Why this session's run does not become the baseline."""
+    def _end_in_baseline(self, baseline: Path, session: pytest.Session, document: JsonObject) -> None:
+        """Last of all: the run becomes the baseline, or is kept from it, which fails the session."""
+        failed = session.exitstatus != pytest.ExitCode.OK
+        stands = ["the session did not pass"] if failed else self._against_update()
+        if not failed:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED  # until it is written
+        if stands:
+            self._lines.append(f"baseline {baseline} stays as it is: {'; '.join(stands)}")
+        else:
+            self._update_baseline(baseline, document)
+            session.exitstatus = pytest.ExitCode.OK
+
+    def _against_update(self) -> list[str]:
+        """Why a run that passed does not become the baseline."""
         from clipbench.judge.baseline import not_a_baseline
 
-        if session.exitstatus != pytest.ExitCode.OK or self._errors:
-            return ["the session did not pass"]
-        allowed = [node for node, cell in self._judged_cells.items() if cell.outcome in ("fail", "inconclusive")]
-        found = [f"{node} is {self._judged_cells[node].outcome}" for node in allowed if node.startswith("baseline::")]
-        found += not_a_baseline(run, self._rules()) if not any(base.kind == "baseline" for base in self._bases) else []
-        if found:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        return found
+        judged, run = self._judged_cells, self._judged or self.session.run()
+        found = [
+            f"{node} is {cell.outcome}"
+            for node, cell in judged.items()
+            if node.startswith("baseline::") and cell.outcome in ("fail", "inconclusive")
+        ]
+        return found + (
+            not_a_baseline(run, self._rules()) if not any(b.kind == "baseline" for b in self._bases) else []
+        )
 
     def _update_baseline(self, baseline: Path, document: JsonObject) -> None:
         """Write the baseline, and say what changed."""
@@ -647,7 +739,9 @@ class BenchmarkSession:
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         compared = self._comparisons.get("baseline")
         comparison = None if isinstance(compared, Exception) else compared
-        changed = update_baseline(baseline, document, reason, _author(), date, comparison, protected)
+        changed = update_baseline(
+            baseline, document, reason, _author(), date, comparison, protected, self.options.largest_run_bytes
+        )
         first = "there was no baseline before: this is the first" if comparison is None else "changed:"
         self._lines.append(f"baseline {baseline} written ({reason}); {first}")
         self._lines += [f"  {line}" for line in changed]
@@ -655,9 +749,10 @@ class BenchmarkSession:
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the summary in short: the verdict, what is inconclusive first, where the files are, what to do next."""
-        if not self._ran:
+        if not self._begun:
             for base in self._bases if self._cells else ():
-                terminalreporter.write_line(f"{base.name}: NOT JUDGED (0 of {len(self._cells)} cells)", red=True)
+                line = f"{base.name}: NOT JUDGED (0 of {len(self._cells)} cells)"
+                terminalreporter.write_line(sanitize(line), red=True)
             return
         from clipbench.models.zoo import zoo
         from clipbench.report.story import answer_lines, answers
@@ -673,15 +768,15 @@ class BenchmarkSession:
             terminalreporter.write_line(sanitize(f"ERROR: {error}"), red=True)
         if not self._errors:
             summary = os.path.relpath(self.options.results / "summary.md", self.config.invocation_params.dir)
-            terminalreporter.write_line(f"files: {summary} (also summary.html, run.json, figures/)")
+            terminalreporter.write_line(f"files: {sanitize(summary)} (also summary.html, run.json, figures/)")
         if set(self.specs) == {"lite"}:
             size = f"{zoo()[SUGGESTED].download_bytes / 1e6:,.0f} MB"
             terminalreporter.write_line(f"lite is a smoke model, not CLIP. Next, a real CLIP (downloads {size} once):")
             terminalreporter.write_line(f"    pytest benchmarks --model {SUGGESTED}")
 
     def pytest_unconfigure(self) -> None:
-        """Let go of pictures, model and cache."""
-        self._pictures.close()
+        """Let go of pictures, model and cache, and of what was put in the place of Python's own."""
+        self._cleanup.close()
         if self._session is not None:
             self._session.close()
 
@@ -730,25 +825,22 @@ class Subject:
         """
         (result,) = self.measure(experiment, dataset=dataset)
         if self._require_all and (lost := result.provenance.left_out):
-            pytest.fail(f"{experiment} of {self.spec.label}: {lost} (--require-all)", pytrace=False)
+            _fail(f"{experiment} of {self.spec.label}: {lost} (--require-all)")
         verdicts = [v for v in self._session.verdicts(result.key) if v.metric in (metrics or (v.metric,))]
         for verdict in verdicts:
             self._note(result, verdict)
         failing = [v for v in verdicts if v.outcome == "fail" or (self._require_all and v.outcome == "inconclusive")]
         if failing:
-            lines = [
-                f"{sanitize(f'{v.outcome}: {v.finding}')}\n    {sanitize(f'{v.kind} reference: {v.reference}')}"
-                for v in failing
-            ]
-            pytest.fail(f"{sanitize(str(result.key))}\n  " + "\n  ".join(lines), pytrace=False)
+            pairs = [(f"  {v.outcome}: {v.finding}", f"    {v.kind} reference: {v.reference}") for v in failing]
+            _fail(str(result.key), *(line for pair in pairs for line in pair))
         return result
 
     def skip(self, key: Key, reason: str) -> None:
         """Skip the test and note why in the run; under --require-all, fail."""
         self._session.skip(key, reason)
         if self._require_all:
-            pytest.fail(f"{key.experiment} of {self.spec.label}: {reason} (--require-all)", pytrace=False)
-        pytest.skip(reason)
+            _fail(f"{key.experiment} of {self.spec.label}: {reason} (--require-all)")
+        pytest.skip(sanitize(reason))
 
     def time(self, metric: str, benchmark: Any = None) -> Score:
         """Return a speed metric, with what is timed together with it recorded in the speed result.
@@ -788,10 +880,14 @@ class Subject:
         """What `measure` returns. Where it cannot be had or fails, that is noted of `key` and of what is asked with it."""
         from clipbench.session import NotLoadedError
 
+        problem: ClipbenchError
         try:
             return measure()
         except ClipbenchError as error:
             problem = error
+        except (unittest.SkipTest, pytest.skip.Exception, pytest.xfail.Exception) as error:
+            what = f"{type(error).__name__} was raised while it was measured, and what an encoder raises skips nothing"
+            problem = EncoderError(f"{key}: {what}: {error}")
         for other in also:
             self._session.skip(other, str(problem))
         if isinstance(problem, WeightsUnavailableError | DataUnavailableError):
@@ -799,7 +895,12 @@ class Subject:
         self._session.skip(key, str(problem))
         if isinstance(problem, NotLoadedError):
             pytest.skip(str(problem))
-        pytest.fail(str(problem), pytrace=False)
+        raise pytest.fail.Exception(sanitize(str(problem)), pytrace=False)
+
+
+def _fail(*lines: str) -> NoReturn:
+    """Fail the test with these lines, which quote files."""
+    pytest.fail("\n".join(map(sanitize, lines)), pytrace=False)
 
 
 def _author() -> str:

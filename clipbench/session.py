@@ -36,9 +36,9 @@ from clipbench.models.encoder import Encoder
 from clipbench.models.weights import go_offline
 from clipbench.models.zoo import ModelSpec, resolve
 from clipbench.options import Options
-from clipbench.paths import file_name
+from clipbench.parts import write_part
 from clipbench.redact import LEFT_OUT, pseudonym, redacted
-from clipbench.storage import dump_json, result_to_json, write_atomically
+from clipbench.storage import dump_json, result_to_json
 from clipbench.types import JsonObject, Key, Plan, Result, Run, Skip, SubjectRecord, Verdict
 
 SOFTWARE = (
@@ -197,6 +197,7 @@ class Session:
                 self.record(spec, one, dataset, measured)
                 if measured.images is not None and spec.name not in self.traces:
                     self.traces[spec.name] = trace_of(embedder.encoder)
+                    self._keep()
             except ClipbenchError as error:
                 self._errors[key] = error
                 raise
@@ -238,11 +239,10 @@ class Session:
         result = replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as))
         if result.key in self.results:
             result = replace(result, scores={**self.results[result.key].scores, **result.scores})
-        content = dump_json(result_to_json(result))  # a number that is no number is refused here
+        dump_json(result_to_json(result))  # a number that is no number is refused here
         self.results[result.key] = result
+        self._keep(result)
         try:
-            if self.parts is not None:
-                write_atomically(self.parts / part_name(result.key), content)
             if self.options.save_embeddings and measured.text_image is not None:
                 from clipbench.saved_rows import SavedRows, write_rows
 
@@ -250,6 +250,17 @@ class Session:
         except OSError as error:
             self.unwritten.append(f"{result.key}: {error}")
         return result
+
+    def _keep(self, result: Result | None = None) -> None:
+        """Write what a session that is killed would lose: its plan, what is known of its models, and a result."""
+        if self.parts is None:
+            return
+        models = tuple(self.subjects.values()), tuple(self.traces.values())
+        opening = Run(environment(self.resources.device), (), (), *models, self.plan, self.id, self.time)
+        try:
+            write_part(self.parts, opening, result)
+        except OSError as error:
+            self.unwritten.append(f"{result.key if result else 'the session'}: {error}")
 
     def verdicts(self, key: Key) -> tuple[Verdict, ...]:
         """Return the verdicts of a result against its references: judged when first asked, and only once."""
@@ -307,11 +318,6 @@ def planned(models: Iterable[str], experiments: Iterable[str], options: Options)
     """Return the keys of these experiments on every data set that they have with these options, model after model."""
     asked = [(name, dataset) for name in experiments for dataset in options.datasets_of(name)]
     return tuple(Key(name, model, dataset) for model in models for name, dataset in asked)
-
-
-def part_name(key: Key) -> str:
-    """Return the file name of a key's part."""
-    return file_name(key, ".json")
 
 
 def subject_of(spec: ModelSpec, encoder: Encoder, options: Options) -> SubjectRecord:

@@ -394,7 +394,7 @@ def read_document(path: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> JsonObj
     try:
         return check_document(path, read_json(path, largest_bytes, parse_float=_finite_number))
     except TooLargeError as error:
-        raise RunFormatError(f"{error}; `clipbench compare` and `report` read it with --max-file-size MB") from error
+        raise RunFormatError(f"{error}; --max-file-size MB raises that") from error
     except (DataError, DataUnavailableError) as error:
         raise RunFormatError(f"{error}; {_HINT}") from error
 

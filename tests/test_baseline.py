@@ -203,6 +203,29 @@ def test_a_first_baseline_measured_all_that_was_asked_for_and_repeats(head, word
     assert all(words in line for line in found)
 
 
+def test_a_baseline_that_is_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path):
+    shared, link = tmp_path / "shared/base.json", tmp_path / "here.json"
+    link.symlink_to(shared)
+    update(link, natural())
+    update(link, natural(), reason="again")
+    assert link.is_symlink()
+    assert [entry["reason"] for entry in history_of(shared)] == ["because", "again"]
+
+
+def test_a_baseline_larger_than_is_read_is_neither_read_nor_replaced(tmp_path):
+    path = tmp_path / "base.json"
+    update(path, natural())
+    before = path.read_text()
+    with pytest.raises(RunFormatError, match="--max-file-size MB raises that"):
+        update(
+            path,
+            natural(),
+            comparison=compare_with(read_base(path, "baseline"), read_run(path), RULES),
+            largest_bytes=99,
+        )
+    assert path.read_text() == before
+
+
 def test_a_document_that_is_no_run_is_never_written(tmp_path):
     with pytest.raises(RunFormatError):
         update_baseline(tmp_path / "base.json", {"clipbench": {"schema": 1}}, "r", "a", "d", None)

@@ -245,6 +245,7 @@ def test_an_image_has_the_ascending_set_of_its_classes_and_none_when_it_has_no_b
         "images_absent": 0,
         "images_without_labels_kept": 1,
         "labels_from_crowd_boxes_only": 1,
+        "links_followed": 0,
     }
 
 
@@ -269,6 +270,7 @@ def test_captions_beyond_five_blank_and_duplicate_ones_and_images_without_are_ha
         "blank_captions_dropped": 2,
         "captions_beyond_five_dropped": 2,
         "duplicate_captions_kept": 2,
+        "links_followed": 0,
     }
     assert dataset.options["split"] == "val2017"
 
@@ -456,23 +458,41 @@ def test_a_file_name_that_leaves_the_root_is_refused_whether_or_not_something_is
         read(root)
 
 
-def test_a_link_that_leaves_the_root_is_refused_and_one_that_stays_is_followed(root, tmp_path):
-    picture = root / "val2017/1.png"
-    inside, outside = root / "kept.png", tmp_path / "outside.png"
-    picture.rename(inside)
-    picture.symlink_to(inside)
+def test_links_in_the_folder_are_followed_wherever_they_lead_and_counted(root, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    assert coco_crops(root).exclusions["links_followed"] == 0
+    for picture in sorted((root / "val2017").iterdir()):  # as hubs, DVC and git-annex lay files out
+        picture.rename(store / picture.name)
+        picture.symlink_to(store / picture.name)
     assert len(coco_crops(root)) == 4
-    inside.rename(outside)
-    picture.unlink()
-    picture.symlink_to(outside)
-    with pytest.raises(DataError, match=r"'1\.png', which leaves"):
+    for read in (coco_crops, coco_multilabel, coco_retrieval):
+        found = read(root)
+        assert found.exclusions["links_followed"] == len({item.image.path for item in found.items})
+
+
+@pytest.mark.parametrize("target", ["nowhere", "1.png", "/dev/zero"])
+def test_a_link_that_leads_to_no_file_is_an_absent_image(root, target):
+    (root / "val2017/1.png").unlink()
+    (root / "val2017/1.png").symlink_to(target)
+    assert coco_crops(root).exclusions["images_absent"] == 1
+
+
+def test_a_name_that_leaves_the_root_behind_a_link_is_refused(root, tmp_path):
+    (tmp_path / "store/inner").mkdir(parents=True)
+    (root / "val2017/1.png").rename(tmp_path / "store/1.png")
+    (root / "val2017/linked").symlink_to(tmp_path / "store/inner")
+    edit(root, INSTANCES, lambda c: c["images"][0].update(file_name="linked/../1.png"))
+    with pytest.raises(DataError, match=r"leaves .*: refused"):
         coco_crops(root)
 
 
 def test_an_image_folder_that_is_itself_a_link_is_followed(root, tmp_path):
     (root / "val2017").rename(tmp_path / "disk")
     (root / "val2017").symlink_to(tmp_path / "disk")
-    assert len(coco_crops(root)) == 4
+    found = coco_crops(root)
+    assert len(found) == 4
+    assert found.exclusions["links_followed"] > 0
 
 
 @pytest.mark.parametrize("name", ["no such folder/x.png", ".", "..", "x" * 5000, "1.png/x"])

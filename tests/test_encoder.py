@@ -69,6 +69,12 @@ def test_a_row_without_a_direction_cannot_be_normalised(row, words):
         unit_rows(np.array([[1.0, 1.0], row]))
 
 
+@pytest.mark.parametrize("raw", [np.ones((1, 2), complex), torch.ones((1, 2), dtype=torch.complex64), [[1j, 2]]])
+def test_complex_rows_are_refused_not_cut_to_their_real_part(raw):
+    with pytest.raises(EncoderError, match="complex numbers"):
+        checked_rows(raw, 1, "test")
+
+
 def test_your_own_encoders_rows_are_what_it_gives_as_float32():
     encoder = custom(ColourEncoder())
     assert encoder.encode_images(RED).tolist() == [[155.0, -100.0, -100.0]]

@@ -51,7 +51,7 @@ def test_the_study_is_its_eight_images_in_its_own_order_with_their_captions(root
 def test_the_split_is_every_captioned_image_in_the_order_of_ids(root, captions):
     dataset = roco_split(root)
     assert [item.id for item in dataset.items] == sorted(captions)
-    assert dataset.exclusions == {"images_absent": 0, "blank_captions_dropped": 0}
+    assert dataset.exclusions == {"images_absent": 0, "blank_captions_dropped": 0, "links_followed": 0}
     assert dataset.items[0].image.open().mode == "RGB"
 
 
@@ -61,7 +61,7 @@ def test_absent_images_and_blank_captions_are_dropped_and_counted(root):
         file.write("ROCO_95000\tnever downloaded\nROCO_95001\t \n")
     dataset = roco_split(root)
     assert len(dataset) == 11
-    assert dataset.exclusions == {"images_absent": 2, "blank_captions_dropped": 1}
+    assert dataset.exclusions == {"images_absent": 2, "blank_captions_dropped": 1, "links_followed": 0}
 
 
 @pytest.mark.parametrize("lost", ["image", "caption"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from fakes import ColourEncoder, custom
 
+import clipbench.parts
 import clipbench.session
 from clipbench.data.dataset import Source
 from clipbench.errors import DataError, EncoderError
@@ -13,7 +14,8 @@ from clipbench.experiments import experiment
 from clipbench.models.device import Resources
 from clipbench.models.zoo import ModelSpec
 from clipbench.options import Options
-from clipbench.session import Session, part_name, planned
+from clipbench.parts import part_name
+from clipbench.session import Session, planned
 from clipbench.types import Key
 
 pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
@@ -59,7 +61,7 @@ def test_a_full_disk_costs_the_file_and_not_the_result(session, monkeypatch):
     def full(path, content):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(clipbench.session, "write_atomically", full)
+    monkeypatch.setattr(clipbench.parts, "write_atomically", full)
     assert session.measure(SPEC, NATURAL).scores
     assert "No space left" in session.unwritten[0]
 

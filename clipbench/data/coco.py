@@ -19,7 +19,18 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from clipbench.data.dataset import Choice, DataOptions, Dataset, ImageRef, Item, Root, Source, find_images, required
+from clipbench.data.dataset import (
+    Choice,
+    DataOptions,
+    Dataset,
+    ImageRef,
+    Item,
+    Root,
+    Source,
+    count_links,
+    find_images,
+    required,
+)
 from clipbench.data.packaged import packaged_coco
 from clipbench.errors import DataError, DataUnavailableError, UsageError
 from clipbench.paths import read_json
@@ -81,6 +92,7 @@ def _crops(opened: "_Instances", crop: str, name: str = "") -> Dataset:
     """One item for each box that has an area in its image."""
     exclusions = Counter(crowd_boxes_kept=0, crowd_boxes_dropped=0, empty_boxes_dropped=0, outside_boxes_dropped=0)
     exclusions.update(boxes_of_absent_images_dropped=0, images_absent=len(opened.index.imgs) - len(opened.refs))
+    exclusions["links_followed"] = count_links(opened.refs.values())
     items = []
     for image_id, annotations in sorted(opened.index.imgToAnns.items()):
         if image_id not in opened.refs:
@@ -122,6 +134,7 @@ def coco_multilabel(root: Path, images: Images | None = None) -> Dataset:
         "images_absent": len(opened.index.imgs) - len(opened.refs),
         "images_without_labels_kept": sum(not item.labels for item in items),
         "labels_from_crowd_boxes_only": only_crowd,
+        "links_followed": count_links(opened.refs.values()),
     }
     return opened.dataset(items, exclusions, {"split": opened.split})
 
@@ -156,6 +169,7 @@ def _captioned(
     """Items with their first captions, and what was left out."""
     exclusions = Counter(images_without_captions_dropped=0, blank_captions_dropped=0, captions_beyond_five_dropped=0)
     exclusions.update(duplicate_captions_kept=0, images_absent=len(names) - len(refs))
+    exclusions["links_followed"] = count_links(refs.values())
     items: list[Item] = []
     seen: set[str] = set()
     for image_id in sorted(refs):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -356,10 +356,10 @@ def required(root: Path, relative: str, layout: str) -> None:
 def find_images(root: Path, folder: str, names: Mapping[Key, str], named_by: Path) -> dict[Key, ImageRef]:
     """Return where each image is, under the keys of `names`; absent images are left out. No image is opened.
 
-    `names` are file names relative to `root / folder`; `named_by` is the file that gives them. A link inside the folder is followed only
-    to a place inside `root` or inside the folder's own target (so `val2017` itself may be a link).
+    `names` are file names relative to `root / folder`; `named_by` is the file that gives them. Links in the folder are
+    followed wherever they lead, as hubs, DVC and git-annex lay files out (see `count_links`): who laid out the folder chose them.
 
-    Raises: DataError for a name that leaves the root: absolute, through "..", or through a link.
+    Raises: DataError for a name that itself leaves the root, which the author of `named_by` chose: absolute, or through "..".
     """
     base = root / folder
     bounds = (os.path.realpath(root), os.path.realpath(base))
@@ -368,17 +368,22 @@ def find_images(root: Path, folder: str, names: Mapping[Key, str], named_by: Pat
     for key, name in names.items():
         path = base / name
         is_name = bool(name) and "\0" not in name and not Path(name).is_absolute()
-        if is_name and path.parent not in listed:
-            listed[path.parent] = _files_without_links(path.parent) if _inside(path.parent, bounds) else frozenset()
-        if is_name and path.name in listed[path.parent]:
-            found[key] = ImageRef(path)
-        elif not is_name or not _inside(path, bounds):
+        if not is_name or (".." in Path(name).parts and not _inside(path, bounds)):
             raise DataError(
                 f"{named_by} names the image {name!r}, which leaves {root}: refused; expected a file inside it"
             )
-        elif _is_file(path):
+        if path.parent not in listed:
+            listed[path.parent] = _files_without_links(path.parent)
+        if path.name in listed[path.parent] or _is_file(path):
             found[key] = ImageRef(path)
     return found
+
+
+def count_links(refs: Iterable[ImageRef]) -> int:
+    """Return how many of the images' files are links, or lie in a folder that is one."""
+    paths = [ref.path for ref in refs]
+    linked = {folder: folder.is_symlink() for folder in {path.parent for path in paths}}
+    return sum(linked[path.parent] or path.is_symlink() for path in paths)
 
 
 def _is_file(path: Path) -> bool:

@@ -6,7 +6,7 @@ Source: Pelka et al., Radiology Objects in COntext (ROCO), LABELS at MICCAI 2018
 from collections.abc import Mapping
 from pathlib import Path
 
-from clipbench.data.dataset import Dataset, Item, Root, find_images, required
+from clipbench.data.dataset import Dataset, Item, Root, count_links, find_images, required
 from clipbench.errors import DataError, DataUnavailableError
 from clipbench.paths import fixtures, read_text, read_toml
 
@@ -50,7 +50,11 @@ def roco_split(root: Path) -> Dataset:
         raise DataUnavailableError(
             f"none of the {len(captions)} images of captions.txt is in {folder}; expected {LAYOUT}"
         )
-    exclusions = {"images_absent": len(written) - len(items), "blank_captions_dropped": len(captions) - len(written)}
+    exclusions = {
+        "images_absent": len(written) - len(items),
+        "blank_captions_dropped": len(captions) - len(written),
+        "links_followed": count_links(item.image for item in items),
+    }
     return Dataset("roco_radiology", tuple(items), SOURCE, options={"split": SPLIT}, exclusions=exclusions)
 
 

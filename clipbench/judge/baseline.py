@@ -181,8 +181,11 @@ def update_baseline(
     date: str,
     comparison: Comparison | None,
     protected: Sequence[Path] = (),
+    largest_bytes: int = LARGEST_RUN_BYTES,
 ) -> tuple[str, ...]:
     """Write a run file as the baseline, whole or not at all, under a lock, with its history; return what changed in words.
+
+    Where the path is a link, the file that it leads to is the baseline, and stays one for everything else that leads there.
 
     `document`: the run file's JSON object. `comparison`: with the baseline that it replaces, None for the first one; the caller
     has seen that nothing in it stands against an update. `protected`: files that must stay as they are (anchors).
@@ -201,7 +204,7 @@ def update_baseline(
         )
     if path.resolve() in {p.resolve() for p in protected}:
         raise UsageError(f"{path} is also the anchor, which is frozen: give the baseline a file of its own")
-    head = run_of(path, check_document(path, document))
+    head, path = run_of(path, check_document(path, document)), path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_SECONDS):
@@ -209,10 +212,10 @@ def update_baseline(
             anchors: dict[Key, Result] = {}
             changed: tuple[str, ...] = ("the first baseline",)
             if path.exists():
-                before = read_base(path, "baseline")
+                before = read_base(path, "baseline", largest_bytes)
                 if comparison is None:
                     raise UsageError(f"{path} appeared meanwhile: compare with it before it is replaced")
-                history = read_document(path).get(HISTORY_KEY)
+                history = read_document(path, largest_bytes).get(HISTORY_KEY)
                 kept = history if isinstance(history, dict) else {}
                 anchors, changed = _next_anchors(before, head, comparison), _changes(comparison)
             entry = {"reason": reason.strip(), "author": author, "date": date, "changed": list(changed)}

@@ -114,8 +114,10 @@ class Encoder(Protocol):
 def checked_rows(raw: Any, n: int, what: str) -> Rows:
     """Return `raw`, a numpy array or a torch tensor on any device and of any float type, as (n, dim) float32.
 
-    Raises: EncoderError when it is not n rows, or a row is zero, NaN or infinite (the message names the row).
+    Raises: EncoderError when it is not n rows of real numbers, or a row is zero, NaN or infinite (the message names the row).
     """
+    if raw.is_complex() if hasattr(raw, "is_complex") else np.iscomplexobj(raw):
+        raise EncoderError(f"{what} returned complex numbers; return real ones: the imaginary part would be dropped")
     if hasattr(raw, "detach"):
         raw = raw.detach().float().cpu().numpy()
     try:
