@@ -57,6 +57,8 @@ def test_a_model_without_a_base_is_never_said_to_be_shipped():
     passed = replace(result, verdicts=(Verdict(result.key, "acc1", "floor", "pass", "because"),))
     told = [answers(Run({}, (one,)), None)[0].word for one in (passed, result)]
     assert told == ["Pass, no base", "Not judged"]
+    kept = replace(result, verdicts=(Verdict(result.key, "acc1", "baseline", "pass", "because"),))
+    assert "that is not all of it" in answers(Run({}, (kept,)), None)[0].reason
     (absent,) = answers(Run({}, (), (Skip(Key("natural", "RN50", "natural"), "no weights"),)), None)
     assert (absent.word, absent.reason) == ("Not measured", "no weights.")
     (failed,) = answers(Run({}, (passed,)), None, ["test_x: broken"])

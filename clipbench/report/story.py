@@ -125,6 +125,9 @@ def _unheld(about: str, model: str, run: Run, problems: Sequence[str]) -> Answer
         return Answer(about, "note", "Not measured", _sentence(skipped), "mend that, and measure again")
     if worst == "pass" and kinds:
         held = f"Every reference that it was held to holds ({count}); it was compared with no base."
+        if kinds & set(BASES):  # the cells of subject, trace and completeness are not kept in a run
+            held = f"What the run keeps of its comparison with a base holds ({count}); that is not all of it."
+            hint = "clipbench report BASE HEAD -o DIR says all that changed"
         return Answer(about, "pass", "Pass, no base", held, hint)
     return Answer(about, "note", WORDS["note"], "It was measured, and its quality was held to nothing.", hint)
 
