@@ -125,11 +125,11 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "report",
         help="write the summary of a run file again; of two, what changed; of more, their history",
         description="Runs are ordered by the time at which they were made, oldest first; the last one is reported. A folder stands for "
-        "the runs in it, such as pytest-benchmark's .benchmarks (--benchmark-autosave, --benchmark-storage).",
+        "its latest run, also of a session that was killed, where it is one of results; else for the runs in it (pytest-benchmark's .benchmarks).",
     )
     add = report.add_argument
     # fmt: off
-    add("runs", type=Path, nargs="+", metavar="RUN", help="a run's JSON file, or a folder of them")
+    add("runs", type=Path, nargs="+", metavar="RUN", help="a run's JSON file, or a folder of results or runs")
     add("-o", "--output", type=Path, metavar="DIR", help="folder to write into (default: the folder of results itself)")
     add("--no-images", action="store_true", help="leave pictures out")
     add("--redact", action="store_true", help="leave out pictures, captions and the names of items")
