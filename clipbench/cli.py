@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -215,7 +215,7 @@ def _report(options: argparse.Namespace) -> int:
             if (name, source.name) in pictured:
                 with suppress(DataUnavailableError):  # the figures show ids in place of pictures
                     datasets[source.name] = source.load()
-    with held(output):
+    with held(output) if options.run.is_dir() else nullcontext():
         if parts:
             write_atomically(output / "run.json", dump_json({"clipbench": run_to_json(run)}))
         undrawn, unwritten = write_report(run, rankings_by_experiment(run), output, datasets)
