@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -411,7 +411,7 @@ def _report(options: argparse.Namespace) -> int:
                 with suppress(DataUnavailableError):  # ids stand in the place of pictures
                     datasets.append(source.load())
     shows: Literal["all", "texts", "numbers"] = "numbers" if options.redact else "texts" if options.no_images else "all"
-    with held(output):
+    with held(output) if options.runs[0].is_dir() else nullcontext():
         if last.is_unfinished:
             write_atomically(output / "run.json", dump_json({"clipbench": run_to_json(run)}))
         undrawn, unwritten = write_report(

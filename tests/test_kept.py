@@ -25,7 +25,7 @@ from clipbench.types import Run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor SIGKILL")
 KILLS = int(os.environ.get("CLIPBENCH_KILLS", "10"))
-MODELS = [f"Model{k}" for k in range(8)]
+MODELS = [f"Model{k}" for k in range(4)]
 MODULE = (
     ENCODERS
     + "import os, signal, time\n"
