@@ -125,7 +125,7 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "report",
         help="write the summary of a run file again; of two, what changed; of more, their history",
         description="Runs are ordered by the time at which they were made, oldest first; the last one is reported. A folder stands for "
-        "its latest run, also of a session that was killed, where it is one of results; else for the runs in it (pytest-benchmark's .benchmarks).",
+        "its latest run, also of a session that was killed, where it is one of results; else for all runs in it (.benchmarks).",
     )
     add = report.add_argument
     # fmt: off
