@@ -338,6 +338,11 @@ class Options:
         """Return the names of the data sets that an experiment has with these options. Raises: UsageError for an unknown one."""
         return [source.name for source in experiment(name).sources(self.data)]
 
+    def own_data(self, name: str) -> list[str]:
+        """Return those of an experiment's data sets that somebody gave, by whatever option: the others are packaged, and public."""
+        packaged = {source.name for source in experiment(name).sources(DataOptions())}
+        return [source for source in self.datasets_of(name) if source not in packaged]
+
     def _keep_offline(self) -> None:
         """Before data of a hub are looked at."""
         if self.offline and any(str(path).startswith(PREFIX) for _, path in self.data.folders(DATASET_ROOT)):

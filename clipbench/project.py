@@ -26,7 +26,7 @@ EXAMPLES = """
 examples:
   clipbench run                                             the embedded model, packaged pictures, no network
   clipbench run --model ViT-B/16 --device cuda              a real CLIP
-  clipbench run --model acme.clip:load --zero-shot shop=data/shop
+  clipbench run --model acme.clip:load --dataset shop=data/shop
   clipbench run --baseline ci/base.json --update-baseline --reason "first release"
   clipbench run --baseline ci/base.json --require-all --junitxml clipbench.xml
   clipbench run -k zero_shot -x                             pytest's own options work, too (pytest --help)
@@ -103,7 +103,7 @@ def _checked(session: "Session") -> Iterator[tuple[str, bool]]:
             yield f"data      {name} ({one.name}): {len(dataset):,} pictures{classes}", False
         except ClipbenchError as error:
             yield f"problem   data {name} ({one.name}): {error}", True
-    for spec in resolve(options.models, options.pretrained, options.activation):
+    for spec in resolve(options.models, options.pretrained, options.activation, options.model_args):
         started = time.perf_counter()
         try:
             encoder = session.embedder(spec).encoder
@@ -130,8 +130,8 @@ def _asked_data(options: "Options") -> Iterator[tuple["Experiment", str]]:
     from clipbench.experiments import all_experiments
 
     for one in all_experiments().values():
-        if one.root is not None and options.data.folders(one.root):
-            yield from ((one, name) for name in options.datasets_of(one.name))
+        if one.name in (options.experiments or (one.name,)):
+            yield from ((one, name) for name in options.own_data(one.name))
 
 
 def _encoded(session: "Session", spec: "ModelSpec", one: "Experiment", name: str) -> Iterator[tuple[str, bool]]:
@@ -255,7 +255,9 @@ baseline = "ci/{{device}}-{{precision}}.json"  # ci/cpu-fp32.json, ci/nvidia-l4-
 # max-cosine-distance = 0.001  # no item's row may move further: for owners of an index
 # tolerance = {{ acc1 = 0.02 }}  # the drop that is allowed; `clipbench power --items N` says what N items decide
 
-# [zero-shot]  # a folder of class folders is a data set
+# experiments = ["zero_shot", "retrieval", "speed"]  # these alone: a model of one domain is not held to the packaged pictures
+
+# [dataset]  # class folders, metadata.jsonl, COCO's JSON, shards: it is found out what lies there
 # shop = "data/shop"
 
 # [prompts]

@@ -276,8 +276,7 @@ class Session:
 
     def _keeps(self, name: str) -> bool:
         """Are the names of an experiment's items kept inside? Those of data that somebody gave are, packaged ones are public."""
-        root = experiment(name).root
-        return self.options.redact and root is not None and bool(self.options.data.folders(root))
+        return self.options.redact and bool(self.options.own_data(name))
 
     def failed_to_load(self) -> list[str]:
         """Return the models that are there but could not be loaded: never a pass."""

@@ -113,7 +113,6 @@ def factory(): raise RuntimeError("no weights in this branch")
         (SHOP.replace("planted_model:Model", "broken:Wide"), "texts 3; a dual encoder gives both the same dim"),
         (SHOP.replace("planted_model:Model", "broken:Raising"), "ArithmeticError: no row today"),
         (SHOP.replace("planted_model:Model", "broken:factory"), "RuntimeError: no weights in this branch"),
-        (SHOP.replace("data/shop", "data"), "data shop (zero_shot): no class folder of 1"),
         (SHOP + "[prompts]\nshopp = ['a {}']\n", "prompts of shopp: there is no such data set here (shop)"),
         (
             SHOP + "[[floor]]\nexperiment = 'zero_shot'\ndataset = 'shopp'\nmetrics = ['acc1']\nat_least = 0.5\n",
@@ -130,10 +129,24 @@ def test_check_names_each_problem(host, capsys, text, words):
     sys.modules.pop("broken", None)
 
 
-def test_check_refuses_what_cannot_be_meant(host, capsys):
-    (host / "clipbench.toml").write_text("modle = 'lite'")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("modle = 'lite'", "did you mean model"),
+        (SHOP.replace("data/shop", "data"), "no class folder of 1"),
+        (SHOP.replace("zero-shot", "dataset").replace("data/shop", "acme"), "--dataset shop="),
+    ],
+)
+def test_check_refuses_what_cannot_be_meant(host, capsys, text, words):
+    (host / "clipbench.toml").write_text(text)
     assert main(["check"]) == 2
-    assert "did you mean model" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
+
+
+def test_check_finds_data_whatever_option_gives_it(host, capsys):
+    (host / "clipbench.toml").write_text(SHOP.replace("zero-shot", "dataset"))
+    assert main(["check"]) == 0
+    assert "data      shop (zero_shot): " in capsys.readouterr().out
 
 
 def test_init_writes_settings_and_a_workflow_that_fit_the_repository_and_replaces_nothing(host, capsys):

@@ -17,7 +17,7 @@ model = "planted_model:Model"
 device = "cpu"
 redact = true
 baseline = "base.json"
-[zero-shot]
+[dataset]
 shop = "data/shop"
 [[must_pass]]
 experiment = "zero_shot"
