@@ -143,6 +143,16 @@ def test_check_refuses_what_cannot_be_meant(host, capsys, text, words):
     assert words in capsys.readouterr().err
 
 
+def test_one_s_own_data_alone_make_a_first_baseline_and_hold_another_factory_to_it(host):
+    (host / "planted_other.py").write_text("from planted import PlantedEncoder as Model\n")
+    settings = f'require-all = true\nbaseline = "base.json"\nexperiments = ["zero_shot"]\n{SHOP.replace("zero-shot", "dataset")}'
+    (host / "clipbench.toml").write_text(settings)
+    assert clipbench("run", "--update-baseline", "--reason", "first").returncode == 0
+    done = clipbench("run", "--model", "planted_other:Model")
+    assert done.returncode == 0, done.stdout
+    assert "PASS: " in done.stdout
+
+
 def test_check_finds_data_whatever_option_gives_it(host, capsys):
     (host / "clipbench.toml").write_text(SHOP.replace("zero-shot", "dataset"))
     assert main(["check"]) == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from clipbench.errors import UsageError
-from clipbench.judge.compare import Cell, Comparison, Exact, SpeedMode, cell_of, compare_runs, reason_of
+from clipbench.judge.compare import Cell, Comparison, Exact, SpeedMode, cell_of, compare_runs, reason_of, under_one_name
 from clipbench.judge.rows import Change, trace_verdict
 from clipbench.judge.tolerances import Rules
 from clipbench.paths import LARGEST_RUN_BYTES
@@ -140,7 +140,9 @@ def with_verdicts(head: Run, base: Base, comparison: Comparison) -> Run:
                 expected=expected,
             )
             found.setdefault(v.key, []).append(said)
-    results = tuple(replace(r, verdicts=(*r.verdicts, *found.get(r.key, ()))) for r in head.results)
+    known = under_one_name(base.run, head).results
+    pairs = zip(head.results, known, strict=True)
+    results = tuple(replace(r, verdicts=(*r.verdicts, *found.get(as_in_base.key, ()))) for r, as_in_base in pairs)
     return replace(head, results=results)
 
 

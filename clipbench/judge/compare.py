@@ -260,7 +260,7 @@ def compare_runs(
 
     Raises: UsageError for a name in `only` or `accepted` that is no cell, or a run with two results of one key.
     """
-    head = _under_one_name(base, head)
+    head = under_one_name(base, head)
     before, after = _by_key(base, "base"), _by_key(head, "head")
     again = {result.key: result for result in rescored}
     pairs = [Pair(result, again.get(key, after[key])) for key, result in before.items() if key in after]
@@ -372,8 +372,8 @@ def matches(cell: str, pattern: str, experiments: Iterable[str] = ()) -> bool:
     return fnmatch.fnmatchcase(cell, pattern.replace("[", "\0").replace("]", "[]]").replace("\0", "[[]"))
 
 
-def _under_one_name(base: Run, head: Run) -> Run:
-    """Head with base's name for the one encoder of somebody's own that each of them has: `acme:fp32` and `acme:int8` are one subject
+def under_one_name(base: Run, head: Run) -> Run:
+    """Return head with base's name for the one encoder of somebody's own that each of them has: `acme:fp32` and `acme:int8` are one subject
     whose loader changed."""
     names = [
         [s.model for s in run.subjects if str(s.asked.get("loader", "")).partition(" ")[0] == "factory"]
