@@ -18,6 +18,10 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("random", deadline=None)
 settings.load_profile("repeatable")
 
+# Workers share the cores: threads that wait for each other's cores take many times as long. Before anything imports torch.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 # Before anything imports the hub's client: a unit test that would reach for a network fails at once, by name.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -26,6 +30,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for module in pkgutil.walk_packages(clipbench.__path__, "clipbench."):
     if not module.name.endswith("__main__") and module.name.split(".")[1] not in ("benchmarks", "fixtures"):
         importlib.import_module(module.name)
+
+
+def pytest_runtest_setup(item):
+    """Skip what needs a CUDA device where there is none."""
+    import torch
+
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip(f"needs a CUDA device: torch {torch.__version__} finds none here")
 
 
 @pytest.fixture(scope="session")

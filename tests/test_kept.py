@@ -182,7 +182,7 @@ def test_the_guide_has_the_table_of_states_that_the_code_has():
 
 def test_a_report_of_a_folder_without_a_run_or_of_a_file_without_a_folder_to_write_into_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
-    assert "run.json is not there" in capsys.readouterr().err
+    assert "holds no run" in capsys.readouterr().err
     run = Run({"machine": {}, "software": {}}, id="a", time="2026-01-01T00:00:00+00:00")
     (tmp_path / "run.json").write_text(dump_json({"clipbench": run_to_json(run)}))
     assert main(["report", str(tmp_path / "run.json")]) == 2

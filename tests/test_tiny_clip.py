@@ -78,7 +78,7 @@ def test_everything_of_the_model_can_be_observed(encoder):
     assert {type(module.gelu) for name, module in encoder.model.named_modules() if name.endswith("mlp")} == {QuickGELU}
     assert observed["weights"]
     assert len(observed["tensors"]) == len(encoder.model.state_dict())
-    assert encoder.optimized().names("texts") == ("cut_texts",)
+    assert encoder.optimized().names("texts") == ("cut_texts", "shared_beginnings", "words_tokenized_once")
     assert encoder.count_truncated(["a red circle", "a red circle " * 20]) == 1
 
 
@@ -91,7 +91,7 @@ def test_its_words_are_its_own(encoder):
 
 
 def test_the_factory_is_a_model_of_the_command_line_and_shows_everything_there_too(one_thread):
-    spec = ModelSpec("tiny_clip:encoder", "factory", "factory")
+    spec = ModelSpec("tiny_clip:encoder", "factory", "factory", location="tiny_clip:encoder")
     found = load_encoder(spec, Resources(), offline=True)
     assert found.identity.name == "tiny_clip:encoder"
     assert found.observed()["tensors"]
