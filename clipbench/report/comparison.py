@@ -122,7 +122,11 @@ def to_pull_request(
 
     All text of the runs is escaped. `gallery` knows captions, `head` its models' names; `most`: bytes, beyond which less is shown.
     """
-    blocks: list[Block] = [Heading(headline(comparison), 2), *model_answers(comparison, head)]
+    said, comma, losses = headline(comparison).partition(
+        ", a significant loss"
+    )  # of what passes: not in the largest letters
+    blocks: list[Block] = [Heading(said, 2), *model_answers(comparison, head)]
+    blocks += [Paragraph(f"{comma[2:].capitalize()}{losses}.")] if losses else []
     blocks += change_blocks(comparison, "the base", _has_several(comparison), level=3)
     blocks += item_blocks(comparison, gallery or Gallery([]), level=3)
     blocks += index_blocks(comparison.index)

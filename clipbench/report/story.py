@@ -70,6 +70,9 @@ def answers(run: Run, compared: Compared | None, problems: Sequence[str] = ()) -
     return found
 
 
+WORSE: Mapping[Outcome, str] = {"fail": "fail", "inconclusive": "are inconclusive"}
+
+
 def model_answers(comparison: Comparison, head: Run | None = None, name: str = "the base") -> list[Answer]:
     """Return for each model of a comparison whether it may be shipped, why, and what to do next; `head` knows its own name."""
     models, own = (
@@ -97,9 +100,11 @@ def _held(about: str, model: str, comparison: Comparison, name: str, problems: S
     counts = Counter("accepted" if cell.is_accepted else cell.outcome for cell in cells)
     count = ", ".join(f"{counts[word]} {word}" for word in ("fail", "inconclusive", "pass", "accepted") if counts[word])
     first = next((_gist(cell, comparison) for cell in sorted(pressing, key=_weight)), "")
-    reason = f"Held to {name}: {count or 'nothing was compared'}."
+    reason = f"Of {len(cells)} checks against {name}: {count}." if count else f"Nothing was compared with {name}."
     if first or others:
-        reason = f"{_sentence(first or others[0])} {reason}"
+        more = sum(v.outcome == worst and bool(v.metric) for cell in pressing for v in cell.verdicts) - 1
+        rest = f" Metrics that {WORSE[worst]} beside it: {more}." if more > 0 and worst in WORSE else ""
+        reason = f"{_sentence(first or others[0])}{rest} {reason}"
     elif worst == "pass":
         reason = f"Nothing that was compared is worse beyond what is allowed. {reason}"
     return Answer(about, worst, WORDS[worst], reason, _next(worst, pressing, comparison, model))
