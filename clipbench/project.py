@@ -228,6 +228,9 @@ def workflow(ci: str, folder: Path) -> str:
     (found,) = re.findall(rf"<!-- {ci} -->\n```yaml\n(.*?)```", guide, flags=re.DOTALL)
     own = "-r requirements.txt" if (folder / "requirements.txt").exists() else ""
     own = "-e ." if not own and any((folder / name).exists() for name in ("pyproject.toml", "setup.py")) else own
+    head = folder / ".git" / "HEAD"
+    if head.is_file() and head.read_text(encoding="utf-8", errors="replace").strip() == "ref: refs/heads/master":
+        found = found.replace("branches: [main]", "branches: [master]")
     return str(found).replace("-r requirements.txt", own).replace("pip install  ", "pip install ")
 
 

@@ -717,7 +717,8 @@ class BenchmarkSession:
         if not failed:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED  # until it is written
         if stands:
-            self._lines.append(f"baseline {baseline} stays as it is: {'; '.join(stands)}")
+            kept = "stays as it is" if baseline.exists() else "is not written"
+            self._lines.append(f"baseline {baseline} {kept}: {'; '.join(stands)}")
         else:
             self._update_baseline(baseline, document)
             session.exitstatus = pytest.ExitCode.OK

@@ -171,13 +171,15 @@ def _floor(where: str, row: Mapping[str, Any]) -> Floor:
 
     floor = strict_row(where, {"models": ["*"], "weights": "*", "source": "the project's settings", **row}, Floor)
     try:
-        names = [spec.name for spec in experiment(floor.experiment).metrics]
+        kinds = {spec.name: spec.kind for spec in experiment(floor.experiment).metrics}
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     for metric in floor.metrics:
-        if metric not in names:
-            likely = closest(metric, names) or ", ".join(names)
+        if metric not in kinds:
+            likely = closest(metric, kinds) or ", ".join(kinds)
             raise UsageError(f"{where}: {floor.experiment} has no metric {metric!r}; did you mean {likely}?")
+        if kinds[metric] in ("rate", "mean", "probability", "cosine") and not -1 <= floor.at_least <= 1:
+            raise UsageError(f"{where}: at_least = {floor.at_least:g}, and {metric} is a fraction; write 0.85 for 85 %")
     return floor
 
 

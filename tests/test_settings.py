@@ -68,6 +68,7 @@ def test_a_table_of_pyproject_is_as_good_and_a_pyproject_without_one_is_nobodys(
             "unknown experiment 'zeroshot'; closest: zero_shot",
         ),
         ("[[floor]]\nexperiment = 'zero_shot'\ndataset = 'a'\nmetrics = ['acc2']\nat_least = 0.5", "did you mean acc"),
+        ("[[floor]]\nexperiment = 'zero_shot'\ndataset = 'a'\nmetrics = ['acc1']\nat_least = 85", "acc1 is a fraction"),
         ("[[floor]]\nexperiment = 'zero_shot'\nmetrics = ['acc1']\nat_least = 0.5", "the key 'dataset' is missing"),
         ("[floor]\nexperiment = 'zero_shot'", r"expected rows of \[\[floor\]\]"),
         ("[prompts]\nshop = ['a photo']", 'one "{}" in each'),
@@ -156,9 +157,9 @@ def test_an_encoder_a_data_set_a_floor_and_prompts_make_a_gate(run, pytester):
 
 
 def test_a_floor_that_is_missed_fails_with_its_source(run):
-    done = run(SHOP + FLOOR.format(1.01))
+    done = run(SHOP + FLOOR.format("1.0"))
     assert done.ret == 1
-    done.stdout.fnmatch_lines(["*acc1 is*the floor is 1.01*", "*floor reference: what the shop needs*"])
+    done.stdout.fnmatch_lines(["*acc1 is*the floor is 1*", "*floor reference: what the shop needs*"])
 
 
 def test_what_settings_say_of_gates_means_nothing_in_a_session_that_is_none(run):

@@ -576,7 +576,8 @@ class _Judge:
         flips = PLANNED_FLIPS if is_planned else min(0.5, max(float(np.mean(o.change**2)), 1 / len(o.ids)))
         room = tolerance if is_planned else tolerance - max(0.0, -float(o.change.mean()))
         if room < tolerance / 10:
-            return "no number of items is likely to exclude it: the loss is about what is allowed"
+            how = "about" if room > -tolerance / 10 else "more than"
+            return f"no number of items is likely to exclude it: the loss is {how} what is allowed"
         items = items_that_decide(flips, room, self.rules.alpha)
         return f"about {items:,} items would decide, where {flips:.1%} of them flip"
 

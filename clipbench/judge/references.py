@@ -462,7 +462,8 @@ def _above_chance(result: Result, contract: Contract, metric: str) -> tuple[Outc
         return "pass", f"{at}, better than chance, which is {contract.chance:.4g} (p = {p:.2g})"
     needed = int(binom.isf(CHANCE_ALPHA, found.n, contract.chance)) + 1
     reason = f"{at}, not shown to be better than chance, which is {contract.chance:.4g} (p = {p:.2g}; {needed} of {found.n} would be)"
-    return "inconclusive", f"{reason}: are these weights trained, and for captions in English?"
+    asked = "are these weights trained, and for captions in English? A model of one domain leaves it out: --experiments NAMES"
+    return "inconclusive", f"{reason}: {asked}"
 
 
 def _expected_failure(

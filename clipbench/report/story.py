@@ -70,6 +70,7 @@ def answers(run: Run, compared: Compared | None, problems: Sequence[str] = ()) -
     return found
 
 
+ASKED = "what was asked for"
 WORSE: Mapping[Outcome, str] = {"fail": "fail", "inconclusive": "are inconclusive"}
 
 
@@ -106,7 +107,11 @@ def _held(about: str, model: str, comparison: Comparison, name: str, problems: S
         rest = f" Metrics that {WORSE[worst]} beside it: {more}." if more > 0 and worst in WORSE else ""
         reason = f"{_sentence(first or others[0])}{rest} {reason}"
     elif worst == "pass":
-        reason = f"Nothing that was compared is worse beyond what is allowed. {reason}"
+        asked = [
+            v.reason for cell in cells for v in cell.verdicts if v.kind == "subject" and v.reason.startswith(ASKED)
+        ]
+        allowed = "".join(f" {_sentence(f'{said}: its rows were allowed to move')}" for said in asked)
+        reason = f"Nothing that was compared is worse beyond what is allowed.{allowed} {reason}"
     return Answer(about, worst, WORDS[worst], reason, _next(worst, pressing, comparison, model))
 
 
@@ -161,6 +166,8 @@ def _gist(cell: Cell, comparison: Comparison) -> str:
     """The worst of a cell in one clause: metric and data set, base to head, by how much."""
     deciding = [v for v in cell.verdicts if v.outcome == cell.found]
     verdict = min(deciding, key=lambda v: (v.metric == "", (v.head or 0.0) - (v.base or 0.0)))
+    if verdict.kind == "reference":  # a floor may move while the metric stands still
+        return f"{name_of(verdict.key, verdict.metric)}: {verdict.reason}"
     spec = comparison.specs.get((verdict.key, verdict.metric), EXACT)
     if verdict.base is None or verdict.head is None:
         return f"{about_of(verdict)}: {verdict.reason}"
