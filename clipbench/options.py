@@ -72,7 +72,7 @@ def add_options(add: Callable[..., Any], settings: Settings = NO_SETTINGS) -> No
 
 
 def declared_options() -> Mapping[str, Mapping[str, Any]]:
-    """Return what argparse is told of each option, by its name in Python, and as `names` how it is spelt."""
+    """Return the arguments to argparse for each option, by its name in Python, and as `names` how it is spelt."""
     found: dict[str, Mapping[str, Any]] = {}
 
     def note(*names: str, **how: Any) -> None:

@@ -80,7 +80,7 @@ def settings_for(given: str | None, start: Path, declared: Callable[[], Mapping[
 
 
 def read_settings(path: Path, declared: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """Return the settings in a TOML file. `declared`: what argparse was told of each option, by its name in Python.
+    """Return the settings in a TOML file. `declared`: the arguments to argparse for each option, by its name in Python.
 
     Raises: DataUnavailableError for a file that is absent; DataError for one that is no TOML, or rows of a table that cannot be meant;
     UsageError for an unknown key (with the closest), an option that a value does not fit, an unknown experiment or metric.

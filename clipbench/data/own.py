@@ -26,7 +26,7 @@ from clipbench.data.folders import (
 from clipbench.errors import DataError, DataUnavailableError
 from clipbench.paths import read_json
 
-EXPECTED = "expected metadata.jsonl or metadata.csv, COCO's annotations, webdataset shards (.tar), or a folder of images a class"
+EXPECTED = "expected metadata.jsonl or metadata.csv, COCO's annotations, webdataset shards (.tar), or a folder of images for each class"
 _MOST_LISTED = 4
 
 

@@ -99,7 +99,7 @@ def change_of(base: Run, head: Run, name: str) -> Change | None:
 
 
 def _loader(record: SubjectRecord) -> str:
-    """What loaded a subject, with what it was told to load."""
+    """What loaded a subject, with what it was asked to load."""
     loader, weights = (str(record.asked.get(key, "")) for key in ("loader", "weights"))
     if loader.partition(" ")[0] == "factory":
         return loader if " " in loader else f"factory {record.model}"

@@ -248,7 +248,7 @@ def _graph(folder: Path, name: str) -> Path:
 
 
 def _output(session: Any, file: Path) -> str:
-    """The name of the graph's rows. Raises: DataError where it cannot be told."""
+    """The name of the graph's rows. Raises: DataError where the graph does not say."""
     outputs = session.get_outputs()
     named = next((name for name in OUTPUTS for one in outputs if one.name == name), None)
     flat = [one.name for one in outputs if len(one.shape) == 2]

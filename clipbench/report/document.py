@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from clipbench.errors import sanitize
-from clipbench.types import Outcome, Score
+from clipbench.types import MetricSpec, Outcome, Score
 
 # An underscore inside a word (a metric's name) is plain text in GitHub's Markdown; every other special character is escaped.
 _MARKDOWN = re.compile(r"([\\`*{}\[\]<>#|~!&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
@@ -247,15 +247,20 @@ def aligned(table: Table, indent: int = 2) -> Iterator[str]:
         yield " " * indent + cells.rstrip()
 
 
-def value_text(score: Score) -> str:
-    """Return a score as people read it: with its interval where it has one, counts with separators, times with units."""
-    value, spec = score.value, score.spec
+def with_unit(spec: MetricSpec, value: float) -> str:
+    """Return a size, a time or a rate a second in the unit that people read; "" for what has none of these."""
     if spec.kind == "bytes":
         return f"{value / 2**20:,.0f} MiB"
     if spec.kind == "seconds":
         return f"{value * 1e3:,.2f} ms"
-    if spec.kind == "per_second":
-        return f"{value:,.1f} {spec.unit or '/s'}"
+    return f"{value:,.1f} {spec.unit or '/s'}" if spec.kind == "per_second" else ""
+
+
+def value_text(score: Score) -> str:
+    """Return a score as people read it: with its interval where it has one, counts with separators, times with units."""
+    value, spec = score.value, score.spec
+    if text := with_unit(spec, value):
+        return text
     if score.interval is not None:
         low, high = score.interval
         text = f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from clipbench.judge.compare import COMPLETE, Cell, Comparison, ItemChange
 from clipbench.judge.references import judged_by
 from clipbench.judge.trace import STAGES, sentence
-from clipbench.report.document import Answer, Block, Details, Heading, Paragraph, Shown, Table, Thumb
+from clipbench.report.document import Answer, Block, Details, Heading, Paragraph, Shown, Table, Thumb, with_unit
 from clipbench.report.thumbs import Gallery
 from clipbench.types import Key, MetricSpec, ModelIdentity, Outcome, Result, Run, Verdict, overall
 
@@ -231,12 +231,8 @@ def about_of(verdict: Verdict) -> str:
 
 def plain_value(spec: MetricSpec, value: float) -> str:
     """Return a value without its interval, in its unit."""
-    if spec.kind == "bytes":
-        return f"{value / 2**20:,.0f} MiB"
-    if spec.kind == "seconds":
-        return f"{value * 1e3:,.2f} ms"
-    if spec.kind == "per_second":
-        return f"{value:,.1f} {spec.unit or '/s'}"
+    if text := with_unit(spec, value):
+        return text
     if spec.kind == "rate" or (spec.kind == "mean" and abs(value) <= 1 and not spec.unit):
         return f"{100 * value:.1f} %"
     if spec.kind == "count" or (float(value).is_integer() and abs(value) > 1):
