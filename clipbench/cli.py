@@ -445,17 +445,19 @@ class _Read:
 
 def _read_runs(given: Sequence[Path], largest: int) -> list[_Read]:
     """The runs of files, the latest one of folders of results, and all of other folders. Raises: UsageError for one without any."""
-    from clipbench.parts import OPENING, latest_run
+    from clipbench.parts import OPENING, latest_run, unfinished
     from clipbench.storage import read_document, run_of
 
     found: list[_Read] = []
     for path in given:
         files = [path]
-        if any((path / name).exists() for name in ("run.json", "parts", OPENING)):
+        if unfinished(path) or (path / OPENING).exists():
             run, is_unfinished = latest_run(path, largest)
             if is_unfinished:
                 found.append(_Read(path / "run.json", {}, run, True))
                 continue
+            files = [path / "run.json"]
+        elif (path / "run.json").exists():
             files = [path / "run.json"]
         elif path.is_dir():
             files = [file for file in sorted(path.rglob("*.json")) if _holds_run(file)]
@@ -494,7 +496,8 @@ def _compare(options: argparse.Namespace) -> int:
     settings = _settings(options.settings)
     options.settings = settings.path and str(settings.path)
     options.speed = options.speed or settings.options.get("speed", "note")
-    options.max_cosine_distance = options.max_cosine_distance or settings.options.get("max_cosine_distance")
+    if options.max_cosine_distance is None:
+        options.max_cosine_distance = settings.options.get("max_cosine_distance")
     rules = with_options(settings.judged_by(), options.tolerance, options.alpha, known)
     rules = replace(rules, row_limit=options.max_cosine_distance)
     only = [name for pattern in options.only for name in pattern.split(",") if name]
