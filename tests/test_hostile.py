@@ -311,6 +311,31 @@ def test_a_run_of_many_models_costs_figures_and_pairs_of_some_of_them(tmp_path, 
     assert "4 results after the first 2" in (tmp_path / "summary.md").read_text()
 
 
+@pytest.mark.fault("a figure that cannot be drawn")
+@pytest.mark.parametrize(
+    "error", [RuntimeError, TypeError, AttributeError, AssertionError, KeyError, OSError, MemoryError, RecursionError]
+)
+def test_whatever_drawing_raises_costs_that_figure_alone(tmp_path, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error("no such font")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    run = Run(ENVIRONMENT, tuple(matching(np.eye(8), NAMES, f"m{k}") for k in range(2)))
+    undrawn, unwritten = write_report(run, rankings_by_experiment(run), tmp_path, [])
+    assert [f"{error.__name__}: " in line for line in undrawn] == [True] * 3  # two results, one ranking
+    assert unwritten == []
+    assert all("no such font" in (tmp_path / name).read_text() for name in ("summary.md", "summary.html"))
+
+
+@pytest.mark.fault("a figure that cannot be drawn")
+def test_figures_that_cannot_be_written_cost_no_page(tmp_path):
+    (tmp_path / "figures").write_text("in the folder's place")
+    undrawn, unwritten = write_report(a_run(), (), tmp_path, [])
+    assert undrawn == []
+    assert [line.startswith("natural-RN50") for line in unwritten] == [True]
+    assert all("natural of RN50" in (tmp_path / name).read_text() for name in ("summary.md", "summary.html"))
+
+
 def test_a_text_of_what_is_no_letter_is_refused(tmp_path):
     arrays = {name: np.eye(2, dtype=np.float32) for name in ("image_rows", "text_rows")}
     arrays |= {"text_image": np.arange(2), "image_ids": np.array(["a", "b"]), "text_ids": np.array(["a", "b"])}

@@ -77,7 +77,7 @@ SLICES_NOTE = (
 MOST_SLICES = 50
 
 REPORT_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, OSError, ImportError, MemoryError)
-"""What matplotlib raises for its settings, fonts and size, and what a damaged run file leads to: the loss of one file."""
+"""What a damaged run file leads to when its pages are made: the loss of these."""
 LONGEST_ERROR = 300
 MOST_DRAWN = 100
 """Results of a run that get a figure, which takes about half a second."""
@@ -120,7 +120,7 @@ def write_report(
         try:
             drawn = result if shows != "numbers" else replace(result, matrices={})
             content = figure_of(drawn, at_hand.get(result.dataset.fingerprint))
-        except REPORT_ERRORS as error:
+        except Exception as error:  # noqa: BLE001  # matplotlib raises anything for settings, fonts and size: the loss of one figure
             undrawn.append(
                 f"{result.experiment} of {result.model.label} on {result.dataset.name}: {_error_text(error)}"
             )
@@ -131,7 +131,7 @@ def write_report(
     for title, found in ranked:
         try:
             ranking = ranking_figure(title, found)
-        except REPORT_ERRORS as error:
+        except Exception as error:  # noqa: BLE001  # matplotlib raises anything for settings, fonts and size: the loss of one figure
             undrawn.append(f"ranking of {title}: {_error_text(error)}")
             continue
         if _written(folder / "figures" / ranking_file(title), ranking, unwritten):
