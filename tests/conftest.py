@@ -54,6 +54,18 @@ def tiny_models(tmp_path_factory):
 
 
 @pytest.fixture
+def homeless(monkeypatch):
+    """Make this process one of a user who is in no list, and has neither a name nor a home in the environment."""
+
+    def missing(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pytest.importorskip("pwd", reason="Windows has no such list"), "getpwuid", missing)
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
 def run(pytester, monkeypatch):
     """Run pytest on benchmark files in an empty folder with the encoders above importable; return (result, folder)."""
     pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")

@@ -144,6 +144,16 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path: Pat
     assert builds == ["built"]
 
 
+@pytest.mark.fault("a user without name or home")
+@pytest.mark.usefixtures("homeless")
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is Linux's")
+def test_without_a_home_folder_the_way_out_is_named(builds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(WeightsUnavailableError, match="XDG_CACHE_HOME"):
+        lite_directory()
+    assert builds == []
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is Linux's")
 def test_the_cache_is_where_xdg_says_and_is_not_made_by_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))

@@ -322,6 +322,13 @@ def test_a_shard_whose_names_are_paths_writes_nowhere_else(shards, tmp_path):
     assert all((tmp_path / "cache") in item.image.path.parents for item in dataset.items)
 
 
+@pytest.mark.fault("a user without name or home")
+def test_without_a_home_folder_shards_name_the_way_out(shards, homeless, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(ClipbenchError, match=r"cannot be unpacked to the user's cache: .*set XDG_CACHE_HOME"):
+        load("zero_shot", dataset={"wds": shards()})
+
+
 def test_a_limit_takes_the_same_items_whatever_their_order_and_stands_in_the_protocol(folder):
     refs = ImageRef(folder / "pictures" / "red.png")
     items = tuple(Item(str(k), refs, labels=(k % 3,)) for k in range(50))

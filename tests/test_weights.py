@@ -16,6 +16,7 @@ import torch
 from fakes import TINY_VIT
 from safetensors.torch import save
 
+from clipbench.cli import main
 from clipbench.errors import WeightsUnavailableError
 from clipbench.models import weights
 
@@ -132,6 +133,14 @@ def test_offline_looks_in_openais_own_cache_and_believes_only_a_whole_file(tmp_p
         weights.fetch_tag("ViT-B/16", "openai", {"url": address.format(other)}, offline=True)
     right = {"url": address.format(hashlib.sha256(b"whole").hexdigest())}
     assert weights.fetch_tag("ViT-B/16", "openai", right, offline=True) == Path(file)
+
+
+@pytest.mark.fault("a user without name or home")
+def test_without_a_home_folder_a_tag_is_unavailable_and_models_are_listed(homeless, capsys):
+    with pytest.raises(WeightsUnavailableError, match=r"looked in .*~/\.cache/clip.*--pretrained PATH"):
+        weights.fetch_tag("ViT-B/16", "openai", {"url": "https://openaipublic.azureedge.net/clip/a/b.pt"}, offline=True)
+    assert main(["models"]) == 0
+    assert "ViT-B/16" in capsys.readouterr().out
 
 
 def test_the_message_names_the_tag_where_it_looked_and_the_ways_out(tmp_path, monkeypatch):

@@ -133,10 +133,15 @@ def _sharded(name: str, path: Path) -> Found:
 
 
 def _cache() -> Path:
-    """Where pictures are unpacked to."""
+    """Where pictures are unpacked to. Raises: DataUnavailableError."""
     import platformdirs
 
-    return Path(platformdirs.user_cache_path("clipbench"))
+    try:
+        return Path(platformdirs.user_cache_path("clipbench")).expanduser()
+    except RuntimeError as error:  # a user without a home folder
+        raise DataUnavailableError(
+            f"pictures cannot be unpacked to the user's cache: {error}; set XDG_CACHE_HOME"
+        ) from error
 
 
 def _listed(name: str, path: Path) -> Found:

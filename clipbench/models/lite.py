@@ -290,8 +290,11 @@ def lite_directory(cache: Path | None = None) -> Path:
     Raises: WeightsUnavailableError when a package is missing or the folder cannot be written; CheckpointError as `pinned_bytes`.
     """
     require_packages()
-    root = lite_cache_directory() if cache is None else cache
-    folder = root.expanduser().resolve() / f"lite-{recipe_key()}"
+    try:
+        root = (lite_cache_directory() if cache is None else cache).expanduser().resolve()
+    except RuntimeError as error:  # a user without a home folder
+        raise _cannot_be_kept("the user's cache", error) from error
+    folder = root / f"lite-{recipe_key()}"
     files = None if _is_intact(folder) else build_files()
     try:
         if files is not None:
@@ -301,11 +304,15 @@ def lite_directory(cache: Path | None = None) -> Path:
         if not file.is_file() or file.read_bytes() != config.encode():
             write_atomically(file, config)
     except OSError as error:
-        raise WeightsUnavailableError(
-            f"the embedded model lite cannot be kept in {folder}: {error}; make room there, or set XDG_CACHE_HOME to a "
-            f"folder that can be written"
-        ) from error
+        raise _cannot_be_kept(str(folder), error) from error
     return folder
+
+
+def _cannot_be_kept(folder: str, error: Exception) -> WeightsUnavailableError:
+    return WeightsUnavailableError(
+        f"the embedded model lite cannot be kept in {folder}: {error}; make room there, or set XDG_CACHE_HOME to a "
+        f"folder that can be written"
+    )
 
 
 def _is_intact(folder: Path) -> bool:

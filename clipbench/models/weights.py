@@ -100,6 +100,10 @@ def _places(configuration: Mapping[str, Any], looked: list[str]) -> Iterator[Pat
                 yield Path(found)
     address = str(configuration.get("url", ""))
     if address:
-        file = Path("~/.cache/clip").expanduser() / address.rsplit("/", 1)[-1]
+        try:
+            file = Path("~/.cache/clip").expanduser() / address.rsplit("/", 1)[-1]
+        except RuntimeError:
+            looked.append("~/.cache/clip, and this user has no home folder")
+            return
         looked.append(str(file))
         yield file
