@@ -365,8 +365,9 @@ def test_a_wrong_folder_is_unavailable_and_the_missing_part_of_the_layout_is_nam
         (b"[1, 2]", r"is \[1, 2\]; expected an object"),
         (b'{"images": []}', "lacks the key"),
         (b"[" * 100_000, "is not the expected JSON: it is nested too deeply"),
+        (b'{"images": [{"id": ' + b"9" * 5000 + b"}]}", "is not the expected JSON: a whole number of 5,000 digits"),
     ],
-    ids=["malformed", "cut off", "empty", "not UTF-8", "not an object", "no tables", "bottomless"],
+    ids=["malformed", "cut off", "empty", "not UTF-8", "not an object", "no tables", "bottomless", "long number"],
 )
 @pytest.mark.parametrize(("read", "name"), [(coco_crops, INSTANCES), (coco_retrieval, CAPTIONS)])
 def test_a_file_that_is_no_annotation_file_is_named_with_the_position(root, read, name, content, message):
@@ -407,6 +408,7 @@ MISSING = object()
         ("annotations", "id", 11, "annotation 11 appears twice"),
         ("images", "id", 1, "image 1 appears twice"),
         ("images", "file_name", 5, "image 3 has file_name = 5; expected a text"),
+        ("images", "file_name", "\ud800.jpg", r"image 3 has file_name = '\ud800.jpg'; expected a text"),
         ("images", "width", 0, "image 3 has width = 0; expected a whole number of pixels above 0"),
         ("categories", "name", " ", "category 17 has name = ' '; expected a text that is not blank"),
         ("categories", "name", "person", "more than one category is called 'person'"),

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from clipbench.cli import main
 from clipbench.data.folders import class_set, labelled_folder
 from clipbench.errors import ClipbenchError, DataError, sanitize
+from clipbench.judge.baseline import read_base
 from clipbench.judge.tolerances import read_rules
 from clipbench.models.zoo import checkpoint_config
 from clipbench.options import declared_options
@@ -152,6 +153,7 @@ NO_FILES = {
 }
 READERS = {
     "run": read_run,
+    "baseline": lambda path: read_base(path, "baseline"),
     "index": read_index,
     "queries": read_queries,
     "rows": read_rows,

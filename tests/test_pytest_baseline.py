@@ -1,6 +1,7 @@
 """Baselines and anchors through the plugin: judged, updated on purpose, never by accident."""
 
 import json
+import os
 from xml.etree import ElementTree
 
 import pytest
@@ -68,6 +69,45 @@ def test_a_session_that_fails_never_becomes_the_baseline(run, pytester):
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*is not written: the session did not pass"])
     assert not (pytester.path / "base.json").exists()
+
+
+@pytest.mark.fault("files that cannot be written")
+def test_a_session_whose_files_cannot_be_written_never_becomes_the_baseline(run, pytester):
+    arguments = ("--baseline", "base.json", "--update-baseline", "--reason", "again")
+    assert run(*arguments).ret == pytest.ExitCode.OK
+    before = (pytester.path / "base.json").read_bytes()
+    (pytester.path / "results/summary.md").unlink()
+    (pytester.path / "results/summary.md").mkdir()
+    result = run(*arguments)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        ["*stays as it is: the session did not pass", "ERROR: *could not be written: summary.md*"]
+    )
+    assert (pytester.path / "base.json").read_bytes() == before
+
+
+@pytest.mark.fault("an error while judging")
+@pytest.mark.parametrize("what", ["clipbench.session.judge", "clipbench.judge.baseline.compare_with"])
+def test_an_error_while_judging_costs_the_verdict_and_never_the_run(run, pytester, monkeypatch, what):
+    def fail(*arguments, **more):
+        raise ValueError("could not convert string to float: 'a'")
+
+    run("--benchmark-json", "base.json", "--results", "first")
+    monkeypatch.setattr(what, fail)
+    result = run("--baseline", "base.json")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        ["*base.json could not be compared with: ValueError: could not convert string*", "FAIL: *"]
+    )
+    assert json.loads((pytester.path / "results/run.json").read_text())["clipbench"]["results"]
+    assert (pytester.path / "results/summary.md").read_text().startswith("# clipbench summary\n\n**Do not ship")
+
+
+@pytest.mark.fault("a user without name or home")
+def test_a_user_without_a_name_updates_the_baseline(run, pytester, homeless):
+    assert run("--baseline", "base.json", "--update-baseline", "--reason", "first").ret == pytest.ExitCode.OK
+    kept = json.loads((pytester.path / "base.json").read_text())["clipbench_baseline"]["history"]
+    assert [entry["author"] for entry in kept] == [f"user {os.getuid()}"]
 
 
 def test_an_anchor_is_never_written(run, pytester):
