@@ -9,6 +9,7 @@ import sys
 import pytest
 from fakes import TINY_RESNET, TINY_VIT
 from hypothesis import settings
+from robustness import pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401  # hooks: the fault table
 from running import ENCODERS, NATURAL
 
 import clipbench

@@ -160,6 +160,7 @@ def test_an_update_touches_nothing_but_a_baseline(tmp_path, name, content, more,
     assert kept == ([(name, content)] if content else [])
 
 
+@pytest.mark.fault("two sessions at once")
 def test_two_sessions_do_not_write_one_baseline_at_once(tmp_path, monkeypatch):
     from filelock import FileLock
 
@@ -172,6 +173,7 @@ def twice(run):
     return replace(run, results=run.results * 2)
 
 
+@pytest.mark.fault("a run file that lies")
 @pytest.mark.parametrize(
     ("run", "words"), [(run_of(), "has no results"), (twice(run_of(natural())), "two results of natural of ViT-B/32")]
 )
@@ -203,6 +205,7 @@ def test_a_first_baseline_measured_all_that_was_asked_for_and_repeats(head, word
     assert all(words in line for line in found)
 
 
+@pytest.mark.fault("two sessions at once")
 def test_a_baseline_that_is_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path):
     shared, link = tmp_path / "shared/base.json", tmp_path / "here.json"
     link.symlink_to(shared)
@@ -212,6 +215,7 @@ def test_a_baseline_that_is_a_link_stays_one_and_what_it_leads_to_is_written(tmp
     assert [entry["reason"] for entry in history_of(shared)] == ["because", "again"]
 
 
+@pytest.mark.fault("what is no file")
 def test_a_baseline_larger_than_is_read_is_neither_read_nor_replaced(tmp_path):
     path = tmp_path / "base.json"
     update(path, natural())
@@ -232,6 +236,7 @@ def test_a_document_that_is_no_run_is_never_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("files that cannot be written")
 def test_an_update_that_cannot_be_written_leaves_the_old_baseline(tmp_path, monkeypatch):
     path = tmp_path / "base.json"
     update(path, natural())

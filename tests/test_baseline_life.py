@@ -181,6 +181,7 @@ def test_nothing_turns_a_red_cell_green(session, way):
         assert any(f"fail: {QUALITY}" in line for line in result.outlines)
 
 
+@pytest.mark.fault("an encoder or plugin that leaves")
 @pytest.mark.parametrize("how", ["pytest.skip('not today')", "item.add_marker(pytest.mark.xfail)"])
 def test_a_conftest_that_skips_cells_leaves_them_unjudged_and_red(session, pytester, how):
     assert session(*update("first")).ret == 0

@@ -203,6 +203,7 @@ def test_a_stale_row_is_found_out_by_the_sample_and_nothing_kept_beside_it_is_us
     assert counts(measure()[0]) == ALL
 
 
+@pytest.mark.fault("rows that are none")
 @pytest.mark.parametrize("row", [np.full(32, np.nan), np.zeros(32), np.ones(0)], ids=["NaN", "zero", "empty"])
 def test_a_stored_row_that_is_no_finite_row_is_encoded_again(measure, tmp_path, written, row):
     expected, _ = measure()
@@ -214,6 +215,7 @@ def test_a_stored_row_that_is_no_finite_row_is_encoded_again(measure, tmp_path, 
     assert sum(counts(result).values()) == 67
 
 
+@pytest.mark.fault("a cache that is damaged")
 def test_a_damaged_file_costs_the_cache_and_no_result(measure, tmp_path):
     expected, _ = measure()
     (tmp_path / "cache" / FILE).write_bytes(b"noise" * 10_000)

@@ -76,6 +76,7 @@ def test_a_folder_without_a_cache_is_said_to_be_one(tmp_path, capsys, made):
     assert (list(folder.iterdir()) if made else folder.exists()) in ([], False)
 
 
+@pytest.mark.fault("a cache that is damaged")
 @pytest.mark.parametrize("options", [[], ["--clear"]])
 @pytest.mark.parametrize("content", [b"no database\n" * 1_000, b"SQLite format 3\0" + bytes(range(256)) * 100])
 def test_a_damaged_file_is_exit_code_2_and_stays(tmp_path, capsys, options, content):
@@ -94,6 +95,7 @@ def test_a_file_in_the_folders_place_is_exit_code_2(tmp_path, capsys, options):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.fault("a cache that is damaged")
 def test_a_cache_behind_a_link_is_cleared_whole(folder, tmp_path, capsys):
     path, kept = folder / FILE, tmp_path / "elsewhere"
     path.rename(kept)

@@ -232,6 +232,7 @@ def test_another_mask_than_the_models_is_refused(weights: Tensors) -> None:
     assert "1 unexpected: attn_mask" in refusal(clip(1), {**weights, "attn_mask": torch.zeros(77, 77)})
 
 
+@pytest.mark.fault("weights that no model holds")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_one_broken_value_anywhere_is_refused_by_name(weights: Tensors, dtype: torch.dtype, value: float) -> None:
@@ -332,6 +333,7 @@ def test_the_container_is_told_by_content_and_not_by_suffix(tmp_path: Path, lega
     assert read_checkpoint(saved(tmp_path / "really_torch.safetensors", legacy=legacy)).container == "torch"
 
 
+@pytest.mark.fault("what is no checkpoint")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -360,11 +362,13 @@ def test_what_is_no_checkpoint_is_named_as_what_it_is(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.fault("what is no checkpoint")
 def test_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a folder"):
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.fault("what is no checkpoint")
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -372,6 +376,7 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "pipe")
 
 
+@pytest.mark.fault("what is no checkpoint")
 @pytest.mark.parametrize("keep", [0.05, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("container", ["safetensors", "torch", "legacy"])
 def test_a_file_cut_short_is_truncated_or_corrupt(tmp_path: Path, container: str, keep: float) -> None:
@@ -386,6 +391,7 @@ def test_a_file_cut_short_is_truncated_or_corrupt(tmp_path: Path, container: str
         read_checkpoint(path)
 
 
+@pytest.mark.fault("what is no checkpoint")
 def test_a_flipped_bit_in_a_torch_file_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "weights.pt")
     content = bytearray(path.read_bytes())
@@ -394,6 +400,7 @@ def test_a_flipped_bit_in_a_torch_file_is_refused(tmp_path: Path) -> None:
         read_checkpoint(written(path, bytes(content)))
 
 
+@pytest.mark.fault("what is no checkpoint")
 def test_a_torch_storage_that_claims_more_than_its_record_is_refused(tmp_path: Path) -> None:
     path, bad = saved(tmp_path / "weights.pt"), tmp_path / "bad.pt"
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(bad, "w") as new:
@@ -418,6 +425,7 @@ class Evaluate(Touch):
         return eval, (f"__import__('pathlib').Path({str(self.canary)!r}).touch()",)
 
 
+@pytest.mark.fault("code in a checkpoint")
 @pytest.mark.parametrize("payload", [Touch, Evaluate])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_call_hidden_in_a_torch_file_is_refused_by_name_and_never_made(
@@ -430,6 +438,7 @@ def test_a_call_hidden_in_a_torch_file_is_refused_by_name_and_never_made(
     assert not canary.exists()
 
 
+@pytest.mark.fault("code in a checkpoint")
 @pytest.mark.parametrize("payload", [Touch, Evaluate])
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_raw_pickle_is_never_run(tmp_path: Path, payload: type[Touch], protocol: int) -> None:
@@ -447,6 +456,7 @@ def test_the_payloads_of_these_tests_do_run_where_they_are_let(tmp_path: Path) -
         assert canary.exists()
 
 
+@pytest.mark.fault("code in a checkpoint")
 def test_a_whole_pickled_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
     path = saved(tmp_path / "model.pt", torch.nn.Linear(2, 2))
     with pytest.raises(CheckpointError, match=r"it asks for torch\.nn\.modules\.linear\.Linear; .*save its state_dict"):
@@ -595,6 +605,7 @@ def test_an_archive_without_declared_buffers_gives_every_tensor(
     assert set(read_torchscript(old)) - set(half.state_dict()) == {"neither"}
 
 
+@pytest.mark.fault("code in a checkpoint")
 def test_another_archive_than_openais_is_refused_unread_with_the_way_out(archive: Path, tmp_path: Path) -> None:
     for path in (archive, save_scripted(RunsOnLoad(), tmp_path / "runs.pt")):
         with pytest.raises(
@@ -608,6 +619,7 @@ def test_openais_archives_are_nine() -> None:
     assert len(openai_archives()) == 9
 
 
+@pytest.mark.fault("code in a checkpoint")
 def test_not_even_an_archive_that_is_known_makes_anything_but_modules_and_tensors(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

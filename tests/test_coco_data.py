@@ -306,6 +306,7 @@ def test_karpathys_rows_without_cocoid_or_filepath_are_read_by_imgid_from_val201
     assert [item.image.path for item in coco_retrieval(karpathy_root).items] == [karpathy_root / "val2014/2.png"]
 
 
+@pytest.mark.fault("annotations that lie")
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -355,6 +356,7 @@ def test_a_wrong_folder_is_unavailable_and_the_missing_part_of_the_layout_is_nam
         read(root / "nowhere")
 
 
+@pytest.mark.fault("JSON and TOML made to harm")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -386,6 +388,7 @@ def test_a_byte_order_mark_is_no_error(root):
 MISSING = object()
 
 
+@pytest.mark.fault("annotations that lie")
 @pytest.mark.parametrize(
     ("table", "key", "value", "message"),
     [
@@ -427,6 +430,7 @@ def test_a_malformed_instance_row_is_named_by_file_id_and_key(root, table, key, 
         assert INSTANCES in str(caught.value)
 
 
+@pytest.mark.fault("annotations that lie")
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -448,6 +452,7 @@ def test_a_malformed_caption_row_is_named_by_file_id_and_key(root, key, value, m
     assert CAPTIONS in str(caught.value)
 
 
+@pytest.mark.fault("paths that leave their folder")
 @pytest.mark.parametrize(
     "name", ["../../x.jpg", "/etc/hosts", "", "a\0b", "../../coco-neighbour/x.jpg", "deep/../../../x"]
 )
@@ -460,6 +465,7 @@ def test_a_file_name_that_leaves_the_root_is_refused_whether_or_not_something_is
         read(root)
 
 
+@pytest.mark.fault("links in a folder of pictures")
 def test_links_in_the_folder_are_followed_wherever_they_lead_and_counted(root, tmp_path):
     store = tmp_path / "store"
     store.mkdir()
@@ -473,6 +479,7 @@ def test_links_in_the_folder_are_followed_wherever_they_lead_and_counted(root, t
         assert found.exclusions["links_followed"] == len({item.image.path for item in found.items})
 
 
+@pytest.mark.fault("links in a folder of pictures")
 @pytest.mark.parametrize("target", ["nowhere", "1.png", "/dev/zero"])
 def test_a_link_that_leads_to_no_file_is_an_absent_image(root, target):
     (root / "val2017/1.png").unlink()
@@ -480,6 +487,7 @@ def test_a_link_that_leads_to_no_file_is_an_absent_image(root, target):
     assert coco_crops(root).exclusions["images_absent"] == 1
 
 
+@pytest.mark.fault("paths that leave their folder")
 def test_a_name_that_leaves_the_root_behind_a_link_is_refused(root, tmp_path):
     (tmp_path / "store/inner").mkdir(parents=True)
     (root / "val2017/1.png").rename(tmp_path / "store/1.png")
@@ -489,6 +497,7 @@ def test_a_name_that_leaves_the_root_behind_a_link_is_refused(root, tmp_path):
         coco_crops(root)
 
 
+@pytest.mark.fault("links in a folder of pictures")
 def test_an_image_folder_that_is_itself_a_link_is_followed(root, tmp_path):
     (root / "val2017").rename(tmp_path / "disk")
     (root / "val2017").symlink_to(tmp_path / "disk")

@@ -63,6 +63,7 @@ def test_a_folder_that_does_not_exist_is_a_usage_error(run):
     assert "--coco" in result.stderr.str()
 
 
+@pytest.mark.fault("annotations that lie")
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -81,6 +82,7 @@ def test_malformed_annotations_fail_with_one_line_and_no_traceback(run, root, ch
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+@pytest.mark.fault("a broken picture")
 def test_a_truncated_image_is_left_out_and_under_require_all_fails_by_name(run, root, pytester):
     picture = root / "val2017" / "000002.png"
     picture.write_bytes(picture.read_bytes()[:60])

@@ -108,6 +108,7 @@ def test_github_annotates_failures_as_errors_and_appends_the_summary(pair, capsy
     assert summary.read_text().startswith("before\n## FAIL")
 
 
+@pytest.mark.fault("text that steers", "text that hides or links")
 @pytest.mark.parametrize("form", ["text", "markdown", "github"])
 def test_text_of_a_run_steers_nothing(tmp_path, capsys, form):
     ids = [EVIL, *(f"i{k}" for k in range(4999))]
@@ -198,6 +199,7 @@ def broken():
     }
 
 
+@pytest.mark.fault("a run file that lies")
 @pytest.mark.parametrize("words", list(broken()))
 @pytest.mark.parametrize("which", ["base", "head"])
 def test_bad_input_is_exit_code_2_and_one_line(tmp_path, capsys, words, which):

@@ -216,6 +216,7 @@ def test_impossible_aspect_is_refused_by_name(dicom):
         read_dicom(dicom(RAMP, PixelAspectRatio=[100, 1]))
 
 
+@pytest.mark.fault("a broken picture")
 @pytest.mark.parametrize("kept", [0, 1, 100, 140, 300, -1, -500])
 def test_truncated_file_is_a_data_error_that_names_it(dicom, kept):
     path = dicom(np.arange(1600, dtype=np.uint8).reshape(40, 40))
@@ -225,6 +226,7 @@ def test_truncated_file_is_a_data_error_that_names_it(dicom, kept):
         read_dicom(path)
 
 
+@pytest.mark.fault("a broken picture")
 def test_file_that_is_no_dicom_is_a_data_error_that_names_it(tmp_path):
     path = tmp_path / "picture.dcm"
     Image.new("RGB", (4, 4)).save(path, format="PNG")
@@ -232,6 +234,7 @@ def test_file_that_is_no_dicom_is_a_data_error_that_names_it(tmp_path):
         read_dicom(path)
 
 
+@pytest.mark.fault("a broken picture")
 def test_header_without_pixels_is_a_data_error_that_names_it(dicom):
     path = dicom(RAMP)
     header = pydicom.dcmread(path)

@@ -45,6 +45,7 @@ def test_rows_may_come_as_torch_tensors_of_any_float_type(dtype):
     np.testing.assert_array_equal(rows, [[3.0, 4.0]])
 
 
+@pytest.mark.fault("rows that are none")
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
@@ -61,6 +62,7 @@ def test_anything_but_one_finite_row_an_input_is_refused_by_name(raw, words):
         checked_rows(raw, 2, "test")
 
 
+@pytest.mark.fault("rows that are none")
 @pytest.mark.parametrize(
     ("row", "words"), [([0.0, 0.0], "a zero row"), ([np.nan, 1.0], "NaN"), ([np.inf, 1.0], "infinity")]
 )
@@ -69,6 +71,7 @@ def test_a_row_without_a_direction_cannot_be_normalised(row, words):
         unit_rows(np.array([[1.0, 1.0], row]))
 
 
+@pytest.mark.fault("rows that are none")
 @pytest.mark.parametrize("raw", [np.ones((1, 2), complex), torch.ones((1, 2), dtype=torch.complex64), [[1j, 2]]])
 def test_complex_rows_are_refused_not_cut_to_their_real_part(raw):
     with pytest.raises(EncoderError, match="complex numbers"):
@@ -82,6 +85,7 @@ def test_your_own_encoders_rows_are_what_it_gives_as_float32():
     assert encoder.encode_texts(["a red one"]).tolist() == [[155.0, -100.0, -100.0]]
 
 
+@pytest.mark.fault("rows that are none")
 def test_your_own_encoder_with_nan_is_refused():
     with pytest.raises(EncoderError, match="fake: encode_images returned NaN"):
         custom(NanEncoder()).encode_images(RED)

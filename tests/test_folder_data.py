@@ -149,6 +149,7 @@ def test_an_unknown_name_without_a_folder_lists_the_names_that_ship():
         class_set("cifar11")
 
 
+@pytest.mark.fault("paths that leave their folder")
 def test_a_name_cannot_reach_another_file_than_the_rows_that_ship():
     with pytest.raises(UsageError, match="no class names ship"):
         class_set("../roco_study")

@@ -63,6 +63,7 @@ def is_plain(text):
 # --- text
 
 
+@pytest.mark.fault("a name that is no UTF-8", "text that steers", "text that hides or links")
 @given(st.text(st.characters(codec=None)))
 def test_sanitized_text_is_one_plain_line_that_is_no_command_and_stays_so(text):
     shown = sanitize(text)
@@ -74,15 +75,18 @@ def test_sanitized_text_is_one_plain_line_that_is_no_command_and_stays_so(text):
     assert sanitize("plain text, naïve 猫 👍") == "plain text, naïve 猫 👍"
 
 
+@pytest.mark.fault("text that steers")
 def test_what_is_not_plain_is_shown_escaped():
     assert sanitize("a\x1b[31m\u202eb\udce9") == r"a\x1b[31m\u202eb\udce9"
 
 
+@pytest.mark.fault("text that steers")
 def test_every_error_of_ours_is_one_plain_line():
     assert is_plain(str(DataError(ODD)))
     assert "\n" not in str(ClipbenchError(ODD))
 
 
+@pytest.mark.fault("a name that is no UTF-8", "text that steers", "text that hides or links")
 @pytest.mark.parametrize("render", [to_markdown, lambda blocks: to_html(blocks[:3], ODD)], ids=["Markdown", "HTML"])
 def test_a_page_holds_none_of_it(render):
     blocks = [Heading(ODD), Paragraph(ODD), Table((ODD,), [(ODD,)]), Code(ODD), Details(ODD, [Paragraph(ODD)])]
@@ -92,10 +96,12 @@ def test_a_page_holds_none_of_it(render):
     page.encode()
 
 
+@pytest.mark.fault("text that hides or links")
 def test_no_address_in_a_page_becomes_a_link():
     assert "@e" not in to_markdown([Paragraph("a@evil.example @team")])
 
 
+@pytest.mark.fault("a name that is no UTF-8", "text that steers", "text that hides or links")
 @pytest.mark.parametrize("form", ["text", "markdown", "github", "json"])
 def test_a_comparison_of_runs_full_of_it_is_plain_and_keeps_its_exit_code(tmp_path, capsys, form, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
@@ -111,6 +117,7 @@ def test_a_comparison_of_runs_full_of_it_is_plain_and_keeps_its_exit_code(tmp_pa
     assert all(is_plain(page.read_text(encoding="utf-8")) for page in pages)
 
 
+@pytest.mark.fault("a name that is no UTF-8")
 def test_a_terminal_of_few_letters_costs_no_verdict(tmp_path):
     path = stored(tmp_path / "run.json", a_run("猫"))
     command = [sys.executable, "-m", "clipbench", "compare", str(path), str(path)]
@@ -118,6 +125,7 @@ def test_a_terminal_of_few_letters_costs_no_verdict(tmp_path):
     assert done.returncode in (0, 3), done.stderr
 
 
+@pytest.mark.fault("models of one spelling")
 def test_two_models_never_share_a_figure(tmp_path):
     results = tuple(matching(np.eye(8), NAMES, name) for name in ("enc:a_b", "enc_a:b"))
     write_report(Run(ENVIRONMENT, results), (), tmp_path, [])
@@ -125,6 +133,7 @@ def test_two_models_never_share_a_figure(tmp_path):
     assert file_name(("a", ODD), ".png").isascii()
 
 
+@pytest.mark.fault("a name that is no UTF-8")
 def test_a_folder_that_is_no_utf8_has_a_class_that_a_tokenizer_takes(tmp_path):
     for name in (b"caf\xe9", b"dog"):
         (tmp_path / os.fsdecode(name)).mkdir()
@@ -165,6 +174,7 @@ READERS = {
 }
 
 
+@pytest.mark.fault("what is no file")
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_what_is_no_file_is_refused_at_once(tmp_path, kind, reader):
@@ -177,6 +187,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, kind, reader):
     )
 
 
+@pytest.mark.fault("what is no file")
 @pytest.mark.parametrize("command", ["compare", "report"])
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_a_command_ends_with_2_and_one_line(tmp_path, kind, command):
@@ -186,6 +197,7 @@ def test_a_command_ends_with_2_and_one_line(tmp_path, kind, command):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault("what is no file")
 def test_a_run_file_is_no_larger_than_the_option_says(tmp_path, capsys):
     path = stored(tmp_path / "run.json", junk="x" * 2_000_000)
     assert main(["compare", str(path), str(path), "--max-file-size", "1"]) == 2
@@ -194,6 +206,7 @@ def test_a_run_file_is_no_larger_than_the_option_says(tmp_path, capsys):
     assert "--max-file-size 3" in capsys.readouterr().out
 
 
+@pytest.mark.fault("what is no file")
 def test_a_sparse_file_is_refused_by_its_size_before_it_is_read(tmp_path):
     path = tmp_path / "run.json"
     path.touch()
@@ -204,6 +217,7 @@ def test_a_sparse_file_is_refused_by_its_size_before_it_is_read(tmp_path):
         assert "bytes" in message
 
 
+@pytest.mark.fault("what is no file")
 def test_a_file_that_changes_size_is_read_to_the_size_it_had(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("{}")
@@ -229,6 +243,7 @@ JSONS = {
 }
 
 
+@pytest.mark.fault("JSON and TOML made to harm")
 @pytest.mark.parametrize("kind", JSONS)
 def test_hostile_json_is_refused_in_bounded_time(tmp_path, kind):
     path = tmp_path / "run.json"
@@ -290,6 +305,7 @@ RUNS = {
 }
 
 
+@pytest.mark.fault("a run file that lies")
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_run_that_lies_costs_a_line_or_a_verdict_and_never_a_traceback(tmp_path, kind):
     path, good = tmp_path / "run.json", stored(tmp_path / "good.json")
@@ -301,6 +317,7 @@ def test_a_run_that_lies_costs_a_line_or_a_verdict_and_never_a_traceback(tmp_pat
         assert (name, code in "0123") == ("", True), (arguments, name, code)
 
 
+@pytest.mark.fault("a figure that cannot be drawn")
 def test_a_run_of_many_models_costs_figures_and_pairs_of_some_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr("clipbench.report.summary.MOST_DRAWN", 2)
     monkeypatch.setattr("clipbench.judge.ranking.MOST_RANKED", 3)
@@ -359,6 +376,7 @@ TOMLS = {
 }
 
 
+@pytest.mark.fault("JSON and TOML made to harm")
 @pytest.mark.parametrize("kind", TOMLS)
 @pytest.mark.parametrize("name", ["rules", "classes"])
 def test_hostile_toml_is_refused_in_bounded_time(tmp_path, kind, name):
@@ -371,6 +389,7 @@ def test_hostile_toml_is_refused_in_bounded_time(tmp_path, kind, name):
     assert kind in ("DataError", "TooLargeError"), (kind, message)
 
 
+@pytest.mark.fault("code in a run file")
 @pytest.mark.parametrize("command", ["compare", "report", "power"])
 def test_a_run_file_makes_nothing_import_or_connect(tmp_path, command):
     """The models and data sets that it names are modules here, and importing one, or a socket, ends the process."""
@@ -401,6 +420,7 @@ def test_a_run_file_makes_nothing_import_or_connect(tmp_path, command):
 # --- writing
 
 
+@pytest.mark.fault("a writer that was killed")
 def test_what_a_killed_writer_left_goes_with_the_next_write_and_a_live_ones_stays(tmp_path):
     old, live, foreign = (tmp_path / name for name in (".run.json.abc.part", ".run.json.def.part", ".run.jsonx.part"))
     for path in (old, live, foreign):
@@ -411,6 +431,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_and_a_live_ones_stay
     assert sorted(path.name for path in tmp_path.iterdir()) == [".run.json.def.part", ".run.jsonx.part", "run.json"]
 
 
+@pytest.mark.fault("a writer that was killed")
 def test_the_folder_is_flushed_after_the_rename(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(os, "fsync", lambda handle: seen.append(Path(f"/proc/self/fd/{handle}").readlink()))
@@ -419,6 +440,7 @@ def test_the_folder_is_flushed_after_the_rename(tmp_path, monkeypatch):
     assert len(seen) == 2
 
 
+@pytest.mark.fault("files that cannot be written")
 def test_a_file_system_that_flushes_no_folder_is_no_error_and_a_broken_disk_is(tmp_path, monkeypatch):
     flush = os.fsync
 

@@ -96,6 +96,7 @@ PICKLES = {
 }
 
 
+@pytest.mark.fault("a small checkpoint that asks for much")
 @pytest.mark.parametrize("container", ["zip", "legacy"])
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_pickle_that_asks_for_too_much_is_refused(tmp_path, kind, container):
@@ -227,6 +228,7 @@ FILES = {
 }
 
 
+@pytest.mark.fault("a small checkpoint that asks for much")
 @pytest.mark.parametrize("kind", FILES)
 def test_a_small_file_costs_no_time_and_no_memory(tmp_path, kind):
     path = FILES[kind](tmp_path / "bad.pt")
@@ -237,6 +239,7 @@ def test_a_small_file_costs_no_time_and_no_memory(tmp_path, kind):
     assert (name, message) == ("", str(kind.startswith("TorchScript")))
 
 
+@pytest.mark.fault("a small checkpoint that asks for much")
 def test_a_name_of_many_prefixes_is_stripped_in_linear_time(tmp_path):
     path = prefixed(tmp_path / "bad.safetensors")
     name, message = outcome(lambda: [*read_checkpoint(path).tensors], seconds=10)
@@ -265,6 +268,7 @@ SAFE = {
 }
 
 
+@pytest.mark.fault("what is no checkpoint")
 @pytest.mark.parametrize("kind", SAFE)
 def test_a_hostile_safetensors_header_is_refused(tmp_path, kind):
     path = tmp_path / "bad.safetensors"
@@ -273,6 +277,7 @@ def test_a_hostile_safetensors_header_is_refused(tmp_path, kind):
     assert name == "CheckpointError", (name, message)
 
 
+@pytest.mark.fault("a checkpoint that changes")
 @pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])
 def test_what_was_read_is_what_was_hashed_whatever_becomes_of_the_file(tmp_path, save):
     path = tmp_path / "weights.pt"
@@ -289,6 +294,7 @@ def test_what_was_read_is_what_was_hashed_whatever_becomes_of_the_file(tmp_path,
     assert outcome(read) == ("", expected)
 
 
+@pytest.mark.fault("a checkpoint that changes")
 @pytest.mark.parametrize("change", ["overwritten", "cut", "replaced"])
 @pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])
 def test_a_file_that_changes_between_hashing_and_loading_is_read_as_it_was_hashed(tmp_path, monkeypatch, save, change):
@@ -310,6 +316,7 @@ def test_a_file_that_changes_between_hashing_and_loading_is_read_as_it_was_hashe
     assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in WEIGHTS.items())
 
 
+@pytest.mark.fault("a small checkpoint that asks for much")
 def test_a_checkpoint_larger_than_the_memory_that_is_free_is_refused_unread(tmp_path):
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(WEIGHTS, path)
@@ -319,6 +326,7 @@ def test_a_checkpoint_larger_than_the_memory_that_is_free_is_refused_unread(tmp_
     assert "memory" in message
 
 
+@pytest.mark.fault("weights that no model holds")
 @pytest.mark.parametrize(("dtype", "value"), [(torch.float64, 1e300), (torch.float64, -1e39)])
 def test_a_number_that_the_cast_makes_infinite_is_refused(dtype, value):
     model = torch.nn.Linear(2, 2)
@@ -328,6 +336,7 @@ def test_a_number_that_the_cast_makes_infinite_is_refused(dtype, value):
         load_into(model, Checkpoint(tensors, "", "torch"), Path("file.pt"))
 
 
+@pytest.mark.fault("weights that no model holds")
 def test_a_number_that_only_half_precision_makes_infinite_is_refused_there():
     checkpoint = Checkpoint({"weight": torch.ones(2, 2), "bias": torch.tensor([1.0, 3e38])}, "", "torch")
     load_into(torch.nn.Linear(2, 2), checkpoint, Path("file.pt"))
@@ -335,6 +344,7 @@ def test_a_number_that_only_half_precision_makes_infinite_is_refused_there():
         load_into(torch.nn.Linear(2, 2).half(), checkpoint, Path("file.pt"))
 
 
+@pytest.mark.fault("text that steers")
 def test_names_in_a_checkpoint_reach_nobody_raw(tmp_path):
     torch.save({"x\n::error file=README.md,line=1::a\n\x1b]0;t\x07\x00": 1}, tmp_path / "bad.pt")
     with pytest.raises(CheckpointError) as caught:

@@ -25,6 +25,7 @@ from clipbench.storage import dump_json
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded as Linux does it")
 
 
+@pytest.mark.fault("a broken picture")
 def test_no_program_is_started_for_a_picture(tmp_path, monkeypatch):
     fake = tmp_path / "bin/gs"
     fake.parent.mkdir()
@@ -38,6 +39,7 @@ def test_no_program_is_started_for_a_picture(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.fault("a broken picture")
 @pytest.mark.parametrize("kind", ["DDS", "ICNS", "ICO", "IM", "PCX", "SGI", "TGA", "XBM", "MSP", "PDF", "PALM"])
 def test_a_format_that_nobody_has_is_none(tmp_path, kind):
     path = tmp_path / "a.png"
@@ -74,6 +76,7 @@ def png(path, width, height):
     return path
 
 
+@pytest.mark.fault("pictures larger than memory")
 @pytest.mark.parametrize("size", [(13_300, 13_300), (8_200, 8_200), (60_000, 60_000), (2_000_000, 100)])
 def test_a_picture_of_more_pixels_than_the_bound_is_refused_before_they_are_made(tmp_path, size):
     path = png(tmp_path / "a.png", *size)
@@ -82,6 +85,7 @@ def test_a_picture_of_more_pixels_than_the_bound_is_refused_before_they_are_made
     assert "a.png" in message
 
 
+@pytest.mark.fault("pictures larger than memory")
 def test_a_picture_of_the_bound_is_read_within_its_memory(tmp_path):
     path = png(tmp_path / "a.png", 8192, MAX_PIXELS // 8192)
     assert outcome(lambda: read_image(path).size, seconds=20, megabytes=500) == ("", "(8192, 8192)")
@@ -101,6 +105,7 @@ def coco(root, width, height, box):
     return root
 
 
+@pytest.mark.fault("pictures larger than memory")
 @pytest.mark.parametrize("crop", ["square", "tight"])
 @pytest.mark.parametrize("side", [80, 12_000, 40_000, 9_000_000])
 def test_a_box_of_a_picture_of_another_size_is_named_and_left_out_before_it_is_cut(tmp_path, side, crop):
@@ -115,11 +120,13 @@ def test_a_box_of_a_picture_of_another_size_is_named_and_left_out_before_it_is_c
     assert f"has 40 x 40 pixels, and its annotation says {side} x {side}" in message
 
 
+@pytest.mark.fault("pictures larger than memory")
 def test_a_box_beyond_its_picture_is_cut_within_the_published_padding(tmp_path):
     dataset = coco_crops(coco(tmp_path, 40, 40, [-9_000_000, 0, 9_999_999, 9_999_999]))
     assert outcome(lambda: dataset.items[0].image.open().size, megabytes=200)[0] == ""
 
 
+@pytest.mark.fault("pictures larger than memory")
 def test_a_part_larger_than_any_picture_is_refused(tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     ref = ImageRef(tmp_path / "a.png", crop=(0, 0, 100_000, 100_000))
@@ -135,6 +142,7 @@ DEEP = {
 }
 
 
+@pytest.mark.fault("deep pictures")
 @pytest.mark.parametrize("kind", DEEP)
 def test_a_picture_of_more_than_eight_bits_is_refused_with_the_option_that_converts_it(tmp_path, kind):
     name, pixels = DEEP[kind]
@@ -144,6 +152,7 @@ def test_a_picture_of_more_than_eight_bits_is_refused_with_the_option_that_conve
     assert read_image(tmp_path / name, True).mode == "RGB"
 
 
+@pytest.mark.fault("deep pictures")
 def test_deep_pictures_are_left_out_by_name_and_measured_where_that_was_asked_for(tmp_path):
     for colour in ("red", "blue"):
         (tmp_path / colour).mkdir()
@@ -158,6 +167,7 @@ def test_deep_pictures_are_left_out_by_name_and_measured_where_that_was_asked_fo
     assert result.protocol.options["high_bit_depth"] == "convert"
 
 
+@pytest.mark.fault("a broken picture")
 @pytest.mark.parametrize(
     "error", [RuntimeError, NotImplementedError, MemoryError, RecursionError, AssertionError, KeyError]
 )
@@ -172,6 +182,7 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
         read_image(tmp_path / "a.png")
 
 
+@pytest.mark.fault("links in a folder of pictures")
 def test_links_in_a_labelled_folder_are_followed_and_counted(tmp_path):
     store, root = tmp_path / "store", tmp_path / "root"
     (root / "red").mkdir(parents=True)
@@ -210,6 +221,7 @@ def dicom(path, *, deflated=False, rows=64, columns=64, **more):
     return path
 
 
+@pytest.mark.fault("pictures larger than memory")
 def test_a_deflated_dicom_is_read_and_a_bomb_is_not(tmp_path):
     assert read_dicom(dicom(tmp_path / "a.dcm", deflated=True)).size == (64, 64)
     bomb = dicom(tmp_path / "b.dcm", deflated=True, PixelData=bytes(600 << 20))
@@ -219,6 +231,7 @@ def test_a_deflated_dicom_is_read_and_a_bomb_is_not(tmp_path):
     assert "inflated" in message
 
 
+@pytest.mark.fault("pictures larger than memory")
 @pytest.mark.parametrize(
     "more",
     [

@@ -118,6 +118,7 @@ def models_of(run):
     return {result.model.name.removeprefix("known_encoders:") for result in run.results}
 
 
+@pytest.mark.fault("a session that is ended")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT"])
 def test_a_signal_ends_a_session_with_its_run_and_its_summary(start, tmp_path, name):
     session = start("Model0", "Signalled", "Model1", SIGNAL=name)
@@ -129,6 +130,7 @@ def test_a_signal_ends_a_session_with_its_run_and_its_summary(start, tmp_path, n
     assert not unfinished(tmp_path / "r")
 
 
+@pytest.mark.fault("a session that is ended")
 def test_an_encoder_that_catches_a_signal_ends_the_session_one_test_later(start, tmp_path):
     session = start("Deaf", "Model0")
     output = session.end()
@@ -136,6 +138,7 @@ def test_an_encoder_that_catches_a_signal_ends_the_session_one_test_later(start,
     assert models_of(read_run(tmp_path / "r/run.json")) == {"Deaf"}
 
 
+@pytest.mark.fault("a session that is ended")
 def test_what_a_killed_session_measured_is_reported_from_its_parts(start, tmp_path, capsys):
     session = start("Model0", "Signalled", "Model1", SIGNAL="SIGKILL")
     session.end()
@@ -150,6 +153,7 @@ def test_what_a_killed_session_measured_is_reported_from_its_parts(start, tmp_pa
     assert "the session was killed" in (tmp_path / "r/summary.md").read_text()
 
 
+@pytest.mark.fault("a session that is ended")
 def test_a_damaged_part_is_named(start, tmp_path, capsys):
     session = start("Model0", "Signalled", SIGNAL="SIGKILL")
     session.end()
@@ -159,6 +163,7 @@ def test_a_damaged_part_is_named(start, tmp_path, capsys):
     assert part.name in capsys.readouterr().err
 
 
+@pytest.mark.fault("two sessions at once")
 def test_a_second_session_on_a_folder_in_use_is_a_usage_error(run, pytester):
     with held(pytester.path / "results"):
         result = run()
@@ -167,6 +172,7 @@ def test_a_second_session_on_a_folder_in_use_is_a_usage_error(run, pytester):
     assert run().ret == pytest.ExitCode.OK
 
 
+@pytest.mark.fault("two sessions at once")
 def test_a_folder_is_free_again_after_whatever_ended_its_session(tmp_path):
     with pytest.raises(ZeroDivisionError), held(tmp_path):
         raise ZeroDivisionError
@@ -189,6 +195,7 @@ def test_a_report_of_a_folder_without_a_run_or_of_a_file_without_a_folder_to_wri
     assert "give a folder with -o DIR" in capsys.readouterr().err
 
 
+@pytest.mark.fault("a session that is ended")
 @pytest.mark.parametrize("seed", range(KILLS))
 def test_a_session_killed_at_a_random_moment_loses_nothing_that_was_finished(start, tmp_path, seed):
     chosen = random.Random(seed)

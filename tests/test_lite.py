@@ -61,6 +61,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.fault("the built model, exchanged")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_built_again(damage: str, tmp_path: Path, builds: list[str]) -> None:
     folder = lite_directory(tmp_path)
@@ -69,6 +70,7 @@ def test_a_damaged_cache_is_built_again(damage: str, tmp_path: Path, builds: lis
     assert len(builds) == 2
 
 
+@pytest.mark.fault("the built model, exchanged")
 def test_a_build_killed_at_any_write_leaves_no_usable_half(
     tmp_path: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +128,7 @@ folder = lite.lite_directory(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.fault("the built model, exchanged")
 def test_processes_that_build_and_break_the_cache_at_once_leave_a_good_one(tmp_path: Path, builds: list[str]) -> None:
     command = [sys.executable, "-c", RACE, str(tmp_path)]
     racing = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -136,6 +139,7 @@ def test_processes_that_build_and_break_the_cache_at_once_leave_a_good_one(tmp_p
     assert builds == []
 
 
+@pytest.mark.fault("files that cannot be written")
 def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path: Path, builds: list[str]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WeightsUnavailableError, match="XDG_CACHE_HOME") as caught:

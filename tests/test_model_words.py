@@ -80,6 +80,7 @@ def test_a_pattern_of_checkpoints_is_one_model_each_in_their_natural_order(tmp_p
         resolve(["ViT-B-32"], str(tmp_path / "*.safetensors"), "gelu")
 
 
+@pytest.mark.fault("options that cannot be meant")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -149,6 +150,7 @@ def test_a_folder_of_open_clip_is_loaded_with_its_own_preprocessing(folder):
     assert encoder.encode_texts(["a dog"]).shape == (1, 32)
 
 
+@pytest.mark.fault("code in a checkpoint")
 def test_a_folder_without_safetensors_is_refused_even_where_a_pickle_lies_there(folder):
     (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
     with pytest.raises(CheckpointError, match="save the weights as safetensors"):

@@ -617,8 +617,12 @@ READERS: dict[str, tuple[str, Callable[[Path], Callable[[random.Random], bytes]]
 }
 
 
+@pytest.mark.fault("a mutated file")
 @pytest.mark.parametrize("kind", READERS)
-def test_a_mutated_file_is_read_or_refused_by_one_of_our_errors(tmp_path: Path, kind: str) -> None:
+def test_a_mutated_file_is_read_or_refused_by_one_of_our_errors(
+    tmp_path: Path, kind: str, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("tries", COUNT)
     name, make, read = READERS[kind]
     mutate, path = make(tmp_path), tmp_path / name
 

@@ -83,6 +83,7 @@ def test_a_model_that_cannot_load_fails_once_and_its_other_tests_skip_naming_tha
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+@pytest.mark.fault("an encoder or plugin that leaves")
 def test_a_model_that_cannot_load_fails_the_session_even_where_its_failing_test_is_forgotten(run, pytester):
     pytester.makeconftest(
         """
@@ -116,6 +117,7 @@ def test_a_plan_measures_nothing_and_leaves_the_last_run_alone(run, pytester, op
     assert not (pytester.path / "results").exists()
 
 
+@pytest.mark.fault("a session that is ended")
 def test_an_interrupt_keeps_what_was_measured(run, pytester):
     result = run(model=["known_encoders:Oracle", "known_encoders:Interrupted"], no_reraise_ctrlc=True)
     assert result.ret == pytest.ExitCode.INTERRUPTED
@@ -179,6 +181,7 @@ def test_sessions_without_benchmarks_leave_no_files(pytester):
     assert not (pytester.path / "results").exists()
 
 
+@pytest.mark.fault("options that cannot be meant")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -276,6 +279,7 @@ def test_what_no_reference_speaks_of_passes_as_measured_and_fails_under_require_
     assert run("-k", "latency", "--require-all", files=labels).ret == pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.mark.fault("no network")
 def test_weights_that_cannot_be_had_skip_with_the_ways_out_and_under_require_all_fail(pytester, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -292,6 +296,7 @@ def test_weights_that_cannot_be_had_skip_with_the_ways_out_and_under_require_all
     pytester.runpytest_inprocess(*arguments, "--require-all").assert_outcomes(failed=4)
 
 
+@pytest.mark.fault("what is no checkpoint")
 def test_a_corrupt_checkpoint_fails_once_by_name_without_a_traceback(pytester):
     (pytester.path / "weights.pt").write_bytes(b"<html>not a checkpoint</html>")
     arguments = (
@@ -312,6 +317,7 @@ def test_a_corrupt_checkpoint_fails_once_by_name_without_a_traceback(pytester):
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+@pytest.mark.fault("files that cannot be written")
 def test_results_that_cannot_be_written_fail_the_session(run, floor, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
@@ -322,6 +328,7 @@ def test_results_that_cannot_be_written_fail_the_session(run, floor, monkeypatch
     result.stdout.fnmatch_lines(["ERROR: the run's files could not be written*No space left on device*"])
 
 
+@pytest.mark.fault("a figure that cannot be drawn")
 def test_a_figure_that_cannot_be_drawn_costs_neither_the_summary_nor_the_session(run, floor, monkeypatch, pytester):
     def draw(result, dataset):
         raise RuntimeError("latex could not be found")
@@ -359,6 +366,7 @@ def test_collecting_the_benchmarks_imports_no_torch(pytester):
     assert "EXIT 0 HEAVY []" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.fault("an error while judging")
 def test_every_error_at_the_end_of_a_session_is_named():
     session = object.__new__(BenchmarkSession)
     session._errors = []
@@ -376,6 +384,7 @@ def test_codspeed_is_answered_in_one_line(run, pytester):
     done.stderr.fnmatch_lines(["ERROR: CodSpeed takes the place of pytest-benchmark*run them without --codspeed*"])
 
 
+@pytest.mark.fault("files that cannot be written")
 def test_results_that_cannot_be_written_are_refused_before_anything_is_measured(run):
     done = run("--results", "/proc/nowhere")
     assert done.ret == pytest.ExitCode.USAGE_ERROR

@@ -129,6 +129,7 @@ def test_check_names_each_problem(host, capsys, text, words):
     sys.modules.pop("broken", None)
 
 
+@pytest.mark.fault("options that cannot be meant")
 @pytest.mark.parametrize(
     ("text", "words"),
     [

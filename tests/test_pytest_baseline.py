@@ -64,6 +64,7 @@ def test_the_first_baseline_says_that_nothing_was_judged_and_the_next_says_what_
     assert all(h["author"] and h["date"] for h in history)
 
 
+@pytest.mark.fault("files that cannot be written")
 def test_a_session_that_fails_never_becomes_the_baseline(run, pytester):
     result = run("--baseline", "base.json", "--update-baseline", "--reason", "hm", model="known_encoders:Nan")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -118,6 +119,7 @@ def test_an_anchor_is_never_written(run, pytester):
     assert (pytester.path / "anchor.json").read_bytes() == before
 
 
+@pytest.mark.fault("options that cannot be meant")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

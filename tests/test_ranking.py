@@ -254,6 +254,7 @@ def test_many_ties_are_counted_and_not_listed():
     assert "15 of 15 pairs are ties." in text
 
 
+@pytest.mark.fault("text that steers")
 def test_names_of_models_make_no_markup():
     evil = run(scored("<b>x</b>|$y$", right(90)), scored("z", right(10)))
     assert "<b>" not in to_html(ranking_blocks(rankings_by_experiment(evil)), "t")

@@ -363,6 +363,7 @@ def factory_run(name="payload:go"):
     return replace(saved, model=ModelIdentity(name, "factory"))
 
 
+@pytest.mark.fault("code in a run file")
 @pytest.mark.parametrize(
     ("more", "words"),
     [

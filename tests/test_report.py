@@ -67,6 +67,7 @@ def a_run(*outcomes, skipped=()):
     return Run({"machine": {"processor": "P"}, "software": {"torch": "2"}}, (result,), tuple(skipped))
 
 
+@pytest.mark.fault("text that steers")
 @given(st.text())
 def test_no_text_becomes_a_tag_in_html(text):
     page = to_html([Heading(text), Paragraph(text), Table(("h",), [(text,)]), Picture("figures/x.png", text)], text)
@@ -74,6 +75,7 @@ def test_no_text_becomes_a_tag_in_html(text):
     assert set(Tags(page).tags) <= set(ours.split())
 
 
+@pytest.mark.fault("text that steers")
 def test_untrusted_text_makes_no_tag_link_image_heading_or_column_in_markdown():
     text = to_markdown([Paragraph(EVIL), Table(("a", "b"), [(EVIL, "x")])])
     assert "<script>" not in text.replace("\\<", "")

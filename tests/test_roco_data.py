@@ -95,6 +95,7 @@ def test_a_folder_with_captions_but_none_of_their_images_is_unavailable(tmp_path
         roco_split(tmp_path)
 
 
+@pytest.mark.fault("annotations that lie", "paths that leave their folder")
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -113,6 +114,7 @@ def test_a_malformed_line_is_named_with_its_number_and_an_id_that_leaves_the_fol
         roco_split(root)
 
 
+@pytest.mark.fault("annotations that lie")
 def test_captions_that_are_not_utf8_are_named_with_the_byte(root):
     captions_file(root).write_bytes(b"ROCO_1\t caf\xe9\n")
     with pytest.raises(DataError, match=r"captions\.txt is not UTF-8: byte 11 is 0xe9"):

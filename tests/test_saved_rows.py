@@ -48,6 +48,7 @@ def test_rows_come_back_as_they_were_written(tmp_path, saved):
         np.testing.assert_array_equal(getattr(found, name), getattr(saved, name))
 
 
+@pytest.mark.fault("models of one spelling")
 def test_models_weights_precisions_and_items_have_files_of_their_own(tmp_path, saved):
     others = [
         replace(saved, model=replace(saved.model, pretrained="/some/where/tuned.pt")),
@@ -153,6 +154,7 @@ class Touches:
         return (open, (str(self.path), "w"))
 
 
+@pytest.mark.fault("code in a checkpoint")
 def test_a_pickled_index_is_refused_and_not_run(tmp_path):
     for name, write in (
         ("array.npy", lambda p: np.save(p, np.array([Touches(tmp_path / "ran")], dtype=object), allow_pickle=True)),
@@ -233,6 +235,7 @@ def test_save_embeddings_leaves_the_rows_beside_the_run_and_nothing_is_left_with
     assert found.dataset.fingerprint == result["dataset"]["fingerprint"]
 
 
+@pytest.mark.fault("files that cannot be written")
 def test_rows_that_cannot_be_saved_fail_the_session_and_keep_the_result(session, pytester, monkeypatch):
     def full(folder, rows):
         raise OSError(28, "No space left on device")

@@ -166,6 +166,7 @@ def test_cosines_and_lengths_are_read_back_to_a_step_and_what_no_step_holds_as_i
         np.testing.assert_allclose(found, lengths * np.float32(factor), rtol=1e-3)
 
 
+@pytest.mark.fault("a run file that lies")
 def test_columns_that_repeat_are_stored_deflated_and_never_swell_beyond_their_shape(tmp_path):
     entry = column([7] * 1000)
     assert entry["deflated"]
@@ -324,6 +325,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.fault("a run file that lies")
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_column_or_value_is_refused_in_one_line(tmp_path, name):
     change, words = DAMAGES[name]
@@ -346,6 +348,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.fault("a run file that lies")
 @pytest.mark.parametrize("words", BROKEN)
 def test_a_broken_run_file_gets_one_line_that_names_it(tmp_path, words):
     path = tmp_path / "broken.json"
@@ -364,13 +367,15 @@ def nodes(entry, place=()):
         yield from nodes(value, (*place, key))
 
 
-def test_a_value_of_another_type_is_refused_or_read_wherever_it_stands(tmp_path):
+@pytest.mark.fault("a run file that lies")
+def test_a_value_of_another_type_is_refused_or_read_wherever_it_stands(tmp_path, record_property):
     whole, path = (
         json.loads(dump_json({"clipbench": run_to_json(replace(a_run(), results=(full_result(),)))})),
         tmp_path / "broken.json",
     )
-    refused = 0
-    for place, value in zip(nodes(whole["clipbench"]), cycle([None, 3, "x", [], {}, -1.5, [[]]]), strict=False):
+    places, refused = list(nodes(whole["clipbench"])), 0
+    record_property("tries", len(places))
+    for place, value in zip(places, cycle([None, 3, "x", [], {}, -1.5, [[]]]), strict=False):
         entry = copy.deepcopy(whole)
         target = entry
         for key in ("clipbench", *place)[:-1]:
@@ -389,6 +394,7 @@ def test_a_missing_run_file_is_named(tmp_path):
         read_run(tmp_path / "gone.json")
 
 
+@pytest.mark.fault("files that cannot be written")
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "run.json"
     write_atomically(path, "first")

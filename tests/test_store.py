@@ -212,6 +212,7 @@ def test_full_is_a_problem_where_a_run_loses_what_it_put_itself(folder):
     assert second.problems == said
 
 
+@pytest.mark.fault("a cache that is damaged")
 @pytest.mark.parametrize(
     "statement",
     [
@@ -234,6 +235,7 @@ def test_a_corrupt_value_is_absent_deleted_and_counted(store, folder, statement)
     assert store.get(keys) == rows(*range(10))
 
 
+@pytest.mark.fault("a cache that is damaged")
 def test_the_whole_value_of_another_key_is_corrupt(store, folder):
     store.put(rows(1, 2))
     edit(folder, "UPDATE contents SET value = (SELECT value FROM contents WHERE id = 2)")
@@ -242,6 +244,7 @@ def test_the_whole_value_of_another_key_is_corrupt(store, folder):
     assert store.problems == ["1 entry of the cache was corrupt and is computed again"]
 
 
+@pytest.mark.fault("a cache that is damaged")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_begun_anew(folder, damage):
     store = RowStore(folder)
@@ -258,6 +261,7 @@ def test_a_damaged_file_is_begun_anew(folder, damage):
     assert [file.name for file in folder.iterdir()] == [FILE]
 
 
+@pytest.mark.fault("a cache that is damaged")
 @pytest.mark.parametrize("damage", ["start", "cut short", "text", "no tables"])
 def test_damage_under_an_open_store_is_survived_once_and_then_turns_it_off(store, folder, damage):
     for state in ("is begun anew", "is off for the rest of this run"):
@@ -269,6 +273,7 @@ def test_damage_under_an_open_store_is_survived_once_and_then_turns_it_off(store
     assert len(store.problems) == 2
 
 
+@pytest.mark.fault("a cache that is damaged")
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_bytes_are_wrong_no_wrong_value_is_found_and_nothing_raised(folder, seed):
     noise = random.Random(seed)
@@ -312,6 +317,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.fault("a cache that is damaged")
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_file_that_is_not_as_we_make_them_is_a_miss_once_and_never_an_error(folder, kind):
     store = RowStore(folder)
@@ -326,6 +332,7 @@ def test_a_file_that_is_not_as_we_make_them_is_a_miss_once_and_never_an_error(fo
         store.close()
 
 
+@pytest.mark.fault("a cache that is damaged")
 def test_another_versions_file_in_the_same_folder_stays_as_it_is(folder, monkeypatch):
     other = folder / FILE.replace("1", "99")
     folder.mkdir()
@@ -338,6 +345,7 @@ def test_another_versions_file_in_the_same_folder_stays_as_it_is(folder, monkeyp
     assert other.read_bytes() == b"theirs"
 
 
+@pytest.mark.fault("a cache that is damaged")
 def test_after_a_clock_was_set_back_what_is_new_stays_and_what_is_stale_goes(folder):
     store = RowStore(folder, limit_bytes=MIB)
     store.put(rows(*range(400)))
@@ -348,6 +356,7 @@ def test_after_a_clock_was_set_back_what_is_new_stays_and_what_is_stale_goes(fol
     store.close()
 
 
+@pytest.mark.fault("a cache that is damaged")
 def test_of_two_stores_on_a_damaged_file_one_removes_it_and_both_go_on(folder):
     stores = [RowStore(folder), RowStore(folder)]
     stores[0].put(rows(*range(500)))
@@ -358,6 +367,7 @@ def test_of_two_stores_on_a_damaged_file_one_removes_it_and_both_go_on(folder):
     assert [len(store.problems) for store in stores] == [1, 0]
 
 
+@pytest.mark.fault("files that cannot be written")
 @pytest.mark.parametrize("where", ["file", "under a file", "a folder in the file's place"])
 def test_a_folder_that_cannot_hold_a_store_is_refused(tmp_path, where):
     (tmp_path / "file").touch()
@@ -367,6 +377,7 @@ def test_a_folder_that_cannot_hold_a_store_is_refused(tmp_path, where):
         RowStore(tmp_path / path)
 
 
+@pytest.mark.fault("files that cannot be written")
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 @pytest.mark.parametrize("mode", [0o500, 0o400])
 def test_a_folder_that_may_not_be_written_is_refused(folder, mode):
@@ -383,6 +394,7 @@ def test_a_limit_that_holds_nothing_is_refused(folder):
     assert not folder.exists()
 
 
+@pytest.mark.fault("a cache in use")
 @pytest.mark.parametrize("limit_bytes", [MIB, 10 * MIB, 4 << 30])
 def test_a_full_disk_turns_the_store_off_and_what_was_kept_stays(folder, monkeypatch, limit_bytes):
     store = RowStore(folder, limit_bytes)
@@ -409,6 +421,7 @@ print(*store.problems)
 """
 
 
+@pytest.mark.fault("a cache in use")
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size there")
 def test_a_file_that_may_grow_no_further_turns_the_store_off_and_stays_sound(folder):
     said = child(FULL, folder).communicate(timeout=60)[0]
@@ -418,6 +431,7 @@ def test_a_file_that_may_grow_no_further_turns_the_store_off_and_stays_sound(fol
     assert (len(found) >= 100, intact(found), store.problems) == (True, True, [])
 
 
+@pytest.mark.fault("a cache in use")
 @pytest.mark.parametrize("at", ["opening", "put"])
 def test_a_lock_that_is_held_too_long_turns_the_store_off(folder, monkeypatch, at):
     monkeypatch.setattr("clipbench.embed.store.BUSY_SECONDS", 0.05)
@@ -430,6 +444,7 @@ def test_a_lock_that_is_held_too_long_turns_the_store_off(folder, monkeypatch, a
     assert off(store)
 
 
+@pytest.mark.fault("a cache in use")
 @pytest.mark.parametrize("limit_bytes", [MIB, 100 * MIB])
 def test_two_processes_write_and_read_at_once(folder, limit_bytes):
     program = """
@@ -457,6 +472,7 @@ print([p for p in store.problems if "full" not in p])
     assert describe(folder).bytes <= limit_bytes
 
 
+@pytest.mark.fault("a cache in use")
 @pytest.mark.parametrize("limit_bytes", [2 * MIB, 100 * MIB])
 def test_a_process_killed_in_the_midst_of_puts_leaves_every_value_intact(folder, limit_bytes):
     program = """
@@ -481,6 +497,7 @@ for part in itertools.count(int(sys.argv[3])):
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.fault("a cache in use")
 def test_a_store_that_another_process_cleared_goes_on_in_a_new_file(store, folder):
     store.put(rows(1))
     assert clear(folder) > 0
@@ -515,6 +532,7 @@ def test_clear_removes_the_stores_own_files_alone(store, folder):
     assert sorted(file.name for file in folder.iterdir()) == [f"{FILE}-notes", "mine.txt"]
 
 
+@pytest.mark.fault("a cache that is damaged")
 @pytest.mark.parametrize("act", [describe, clear])
 @pytest.mark.parametrize("damage", ["start", "cut short", "text"])
 def test_a_damaged_file_is_neither_described_nor_cleared(store, folder, damage, act):
@@ -527,6 +545,7 @@ def test_a_damaged_file_is_neither_described_nor_cleared(store, folder, damage, 
     assert (folder / FILE).read_bytes() == before
 
 
+@pytest.mark.fault("a cache in use")
 @pytest.mark.parametrize("act", [describe, clear])
 def test_a_store_in_use_is_neither_described_nor_cleared(store, folder, monkeypatch, act):
     monkeypatch.setattr("clipbench.embed.store.BUSY_SECONDS", 0.05)

@@ -105,6 +105,7 @@ def hub(tmp_path):
     server.server_close()
 
 
+@pytest.mark.fault("no network")
 def test_a_tag_is_downloaded_once_then_found_in_the_cache_and_offline_opens_no_connection(hub):
     missing = hub("offline")
     assert missing.startswith("ERROR WeightsUnavailableError no weights for tiny-vit with the tag 'openai' (offline)")
@@ -122,6 +123,7 @@ def test_a_corrupt_download_is_a_checkpoint_error(hub):
     assert hub().startswith("ERROR CheckpointError")
 
 
+@pytest.mark.fault("no network")
 def test_offline_looks_in_openais_own_cache_and_believes_only_a_whole_file(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / ".cache/clip/ViT-B-16.pt"
