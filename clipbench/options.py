@@ -6,6 +6,7 @@ set with a root of its own brings `--NAME ROOT` along.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -37,11 +38,12 @@ if TYPE_CHECKING:
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SPEEDS = ("off", "note", "gate")
 AS_GIVEN = ("pretrained", "activation", "device", "precision", "batch_size", "workers", "no_optimizations", "update_baseline",
-    "save_embeddings", "no_images", "redact", "require_all", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
+    "save_embeddings", "no_images", "redact", "resume", "require_all", "allow_inconclusive", "speed", "max_cosine_distance")  # fmt: skip
 """The options that a command line gives as they are meant."""
 
 
 FEWEST_ITEMS = 2
+TABLES_OF_SETTINGS = ("rules", "tolerances", "floors", "prompts")
 GATES: tuple[str, ...] = ("allow_inconclusive", "speed", "max_cosine_distance")
 """Options that are about cells of a base."""
 
@@ -128,8 +130,6 @@ def _declare(add: Callable[..., Any]) -> None:
     add("--results", type=Path, default=Path("results"), metavar="DIR",
         help="folder of the run's files (default: results)")
     add("--no-images", action="store_true", help="leave pictures out of summary.html, and keep none in DIR/thumbs")
-    add("--redact", action="store_true",
-        help="leave pictures, captions and names of items out of the summaries and figures: items are named by a hash")
     add("--baseline", type=Path, metavar="RUN.json", help="judge the session against this stored run")
     add("--anchor", type=Path, metavar="RUN.json",
         help="judge the cumulative change against the run of a frozen release")
@@ -151,7 +151,11 @@ def _declare(add: Callable[..., Any]) -> None:
     add("--save-embeddings", action="store_true",
         help="save the rows of retrieval experiments in DIR/embeddings, for `clipbench compare --index`")
     add("--redact", action="store_true",
-        help="call the items, captions, labels and files of data that you give by hashes, in the run and in every report")
+        help="call the items, captions, labels and files of data that you give by hashes, in the run and in every report, "
+        "which show no pictures")
+    add("--resume", "--skip-existing", action="store_true", dest="resume",
+        help="continue the session on DIR that did not come to its end: what it measured is taken over where everything is the same and a "
+        "sample of its rows, encoded again, is")
     add("--offline", action="store_true", help="open no internet connection (HF_HUB_OFFLINE=1 means the same)")
     add("--require-all", action="store_true", help="what is skipped, inconclusive, or held to nothing fails: what CI uses")
     # fmt: on
@@ -192,6 +196,7 @@ class Options:
     save_embeddings: bool = False
     no_images: bool = False
     redact: bool = False
+    resume: bool = False
     offline: bool = False
     require_all: bool = False
     settings: Settings = NO_SETTINGS
@@ -205,6 +210,19 @@ class Options:
     def is_gate(self) -> bool:
         """True where a stored run judges this one, or this one is to be stored: everything is executed then."""
         return self.baseline is not None or self.anchor is not None
+
+    def hashes(self) -> dict[str, str]:
+        """Return a hash of what each option was given, by its name: what a session must have alike that continues another."""
+        spelt, apart = {"models": "model", "cache_bytes": "cache-size"}, {"data", "settings", "results", "resume"}
+        apart |= {"benchmark_json", "largest_run_bytes"}
+        given = {
+            spelt.get(one.name, one.name): getattr(self, one.name) for one in fields(self) if one.name not in apart
+        }
+        given |= {root.option: self.data.folders(root) for root in data_roots()} | {"limit": self.data.limit}
+        given |= {choice.option: self.data.chosen(choice) for choice in data_choices()}
+        named = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+        named |= {f"{name} of the settings": getattr(self.settings, name) for name in TABLES_OF_SETTINGS}
+        return {name: hashlib.sha256(repr(value).encode()).hexdigest()[:16] for name, value in named.items()}
 
     @classmethod
     def from_pytest(cls, config: pytest.Config, settings: Settings = NO_SETTINGS) -> Options:
@@ -417,6 +435,12 @@ class Options:
             raise UsageError(
                 "--save-embeddings keeps ids and captions beside the rows, which --redact leaves out; drop one"
             )
+        if self.resume and self.update_baseline:
+            raise UsageError(
+                "--resume takes over what another session measured, and --update-baseline stores what this one did; drop one"
+            )
+        if self.resume and self.save_embeddings:
+            raise UsageError("--save-embeddings saves rows, and --resume takes over results without them; drop one")
         if self.only and self.update_baseline:
             raise UsageError("--only leaves cells unjudged, and --update-baseline needs all of them; drop one")
         if self.max_cosine_distance is not None and not 0 < self.max_cosine_distance <= 2:

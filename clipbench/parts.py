@@ -6,21 +6,24 @@
 | measured | `DIR/parts/ID/session.json`, and a file for each result, each written whole | is read by `clipbench report DIR` |
 | judged | the same | the same: references judge again |
 | assembled | `DIR/run.json`, after every other plugin's end | has its run |
-| reported | `summary.md`, `summary.html`, `figures/`; `parts/ID` goes | has all its files |
+| reported | `summary.md`, `summary.html`, `figures/`; `parts/ID` goes, where the session came to its end | has all its files |
 | status raised | the same | |
 | accepted | the baseline, last of all, under its own lock | |
 
 SIGTERM, SIGHUP and SIGQUIT end a session as Ctrl-C does: by way of all these states. SIGKILL and the lack of memory leave the second.
+What did not come to its end, however it ended, keeps its parts: `--resume` continues it (see `resume`).
 """
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from clipbench.errors import UsageError
+from clipbench.errors import ClipbenchError, DataError, DataUnavailableError, UsageError
 from clipbench.paths import LARGEST_RUN_BYTES, file_name, read_json
 from clipbench.storage import (
+    RunFormatError,
     check_document,
     dump_json,
     read_document,
@@ -33,6 +36,17 @@ from clipbench.storage import (
 from clipbench.types import Key, Result, Run, Skip
 
 OPENING = "session.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a session left in a folder: what it measured, unjudged; hashes of its options by their names, and of what each result was
+    made with."""
+
+    folder: Path
+    run: Run
+    asked: Mapping[str, str] = field(default_factory=dict)
+    made_with: Mapping[Key, Mapping[str, str]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -60,32 +74,65 @@ def part_name(key: Key) -> str:
     return file_name(key, ".json")
 
 
-def write_part(folder: Path, opening: Run, result: Result | None = None) -> None:
+def write_part(
+    folder: Path,
+    opening: Run,
+    asked: Mapping[str, str],
+    result: Result | None = None,
+    made_with: Mapping[str, str] | None = None,
+) -> None:
     """Write a result, and before it what is known of its session. Raises: OSError; ValueError for NaN or infinity."""
-    document = {"clipbench": run_to_json(replace(opening, results=(), skipped=()))}
+    document = {"clipbench": run_to_json(replace(opening, results=(), skipped=())), "asked": dict(asked)}
     write_atomically(folder / OPENING, dump_json(document))
     if result is not None:
-        write_atomically(folder / part_name(result.key), dump_json(result_to_json(result)))
+        entry = result_to_json(result) | {"made_with": dict(made_with or {})}
+        write_atomically(folder / part_name(result.key), dump_json(entry))
 
 
-def read_parts(folder: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> Run:
-    """Return the run of a session that was killed: what was measured, unjudged; the rest of its plan is skipped by name.
+def read_parts(folder: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> Parts:
+    """Return what a session left that did not come to its end; in its run the rest of its plan is skipped by name.
 
     Raises: RunFormatError for a folder without a session, and for a damaged file in it.
     """
     path = folder / OPENING
     document = read_document(path, largest_bytes)
     parts = sorted(part for part in folder.glob("*.json") if part.name != OPENING)
-    document["clipbench"]["results"] = [read_json(part, largest_bytes) for part in parts]
+    try:
+        entries = [read_json(part, largest_bytes) for part in parts]
+    except (DataError, DataUnavailableError) as error:
+        raise RunFormatError(f"{error}, or remove that file") from error
+    document["clipbench"]["results"] = entries
     run = run_of(path, check_document(path, document))
-    measured = {result.key for result in run.results}
+    made_with = {result.key: _texts(entry.get("made_with")) for result, entry in zip(run.results, entries, strict=True)}
     reason = "the session was killed before this was measured"
-    return replace(run, skipped=tuple(Skip(key, reason) for key in run.plan if key not in measured))
+    skipped = tuple(Skip(key, reason) for key in run.plan if key not in made_with)
+    return Parts(folder, replace(run, skipped=skipped), _texts(document.get("asked")), made_with)
+
+
+def _texts(entry: object) -> dict[str, str]:
+    """The entries of an object that are texts; {} of anything else."""
+    return {k: v for k, v in entry.items() if isinstance(v, str)} if isinstance(entry, dict) else {}
 
 
 def unfinished(results: Path) -> list[Path]:
     """Return the folders of sessions in a folder of results that were killed, or are at work."""
     return sorted(path.parent for path in results.glob(f"parts/*/{OPENING}"))
+
+
+def remove_parts(results: Path, own: Path, run: Run) -> list[Path]:
+    """Remove the parts of a session that came to its end, and those of others that it has all of; return the folders that stay."""
+    shutil.rmtree(own, ignore_errors=True)
+    stay, plan, measured = [], set(run.plan), {result.key for result in run.results}
+    for folder in unfinished(results):
+        with suppress(ClipbenchError):  # what is damaged stays, too
+            other = read_parts(folder).run
+            if set(other.plan) <= plan and {result.key for result in other.results} <= measured:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+        stay.append(folder)
+    with suppress(OSError):  # another session's parts are in it
+        own.parent.rmdir()
+    return stay
 
 
 def latest_run(folder: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> tuple[Run, bool]:
@@ -94,7 +141,7 @@ def latest_run(folder: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> tuple[Ru
     Raises: RunFormatError where there is none, or it is damaged.
     """
     folders = [folder] if (folder / OPENING).exists() else unfinished(folder)
-    found = [(read_parts(each, largest_bytes), True) for each in folders]
+    found = [(read_parts(each, largest_bytes).run, True) for each in folders]
     if not found or (folder / "run.json").exists():
         found.append((read_run(folder / "run.json", largest_bytes), False))
     return max(found, key=lambda one: (one[0].time, not one[1]))

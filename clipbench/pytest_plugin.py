@@ -10,7 +10,6 @@ import datetime
 import getpass
 import json
 import os
-import shutil
 import signal
 import threading
 import unittest
@@ -368,8 +367,23 @@ class BenchmarkSession:
                 from clipbench.parts import held
 
                 self._cleanup.enter_context(held(self.options.results))
+                if self.options.resume:
+                    self._resume(self._session)
         except (UsageError, OSError) as error:
             raise pytest.UsageError(str(error)) from error
+
+    def _resume(self, session: Session) -> None:
+        """Look what unfinished sessions left. Raises: UsageError where they were asked for something else, or a part is damaged."""
+        from clipbench.resume import results_left
+        from clipbench.storage import RunFormatError
+
+        try:
+            asked, largest = self.options.hashes(), self.options.largest_run_bytes
+            session.left = results_left(self.options.results, session.plan, asked, largest)
+        except RunFormatError as error:
+            raise UsageError(f"--resume: {error}; or leave --resume out and measure anew") from error
+        if not session.left:
+            session.notes.append(f"nothing that could be continued lies in {self.options.results}: all is measured")
 
     def judge_cell(self, base: Base, nodeid: str) -> None:
         """Assert what a cell says. Raises: pytest's failure for one that fails, or is inconclusive and nobody allows that."""
@@ -456,6 +470,8 @@ class BenchmarkSession:
         """The model under test: loaded when it is first asked for, freed before the next one."""
         running: BenchmarkSession = request.config.pluginmanager.get_plugin(_PLUGIN)  # type: ignore[assignment]  # it is this one
         yield Subject(running.specs[request.param], running.session, running._note)
+        if not running._is_ending:
+            running.session.encode_again()
         running.session.free()
 
     def _note(self, result: Result, verdict: Verdict) -> None:
@@ -592,7 +608,7 @@ class BenchmarkSession:
         for key in measured.results:
             with self._surviving(f"judging {key}"):
                 measured.verdicts(key)
-        self._lines += [f"NOTE: {problem}" for problem in measured.cache_problems]
+        self._lines += [f"NOTE: {note}" for note in (*measured.notes, *measured.cache_problems)]
         self._judged = self._with_bases(measured.run())
         self._problems += self._did_not_pass(self._judged)
 
@@ -650,7 +666,7 @@ class BenchmarkSession:
 
     def _write(self, timings: JsonObject) -> JsonObject:
         """Write the run and its reports; return the run's document."""
-        from clipbench.parts import unfinished
+        from clipbench.parts import remove_parts
         from clipbench.report.ranking import rankings_by_experiment
         from clipbench.report.summary import write_report
         from clipbench.storage import dump_json, run_to_json, timings_of, write_atomically
@@ -681,14 +697,14 @@ class BenchmarkSession:
         if errors or unwritten:
             what = "; ".join([*errors, *unwritten])
             self._errors.append(f"the run's files could not be written: {what}; free space or choose another --results")
-        elif self.session.parts is not None:
-            shutil.rmtree(self.session.parts, ignore_errors=True)
-            with suppress(OSError):  # another session's parts are in it
-                self.session.parts.parent.rmdir()
+        elif self.session.parts is not None and self._asked() <= self._ended:
+            stay = remove_parts(self.options.results, self.session.parts, run)
             self._lines += [
-                f"NOTE: results of a session that was killed are kept: clipbench report {os.path.relpath(folder)} -o DIR"
-                for folder in unfinished(self.options.results)
+                f"NOTE: results of a session that did not come to its end are kept: clipbench report {os.path.relpath(folder)} -o DIR"
+                for folder in stay
             ]
+        elif self.session.results:
+            self._lines.append("NOTE: the session did not come to its end; the same command with --resume continues it")
         return document
 
     def _compared(self) -> Compared | None:

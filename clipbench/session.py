@@ -9,7 +9,7 @@ import platform
 import sys
 import uuid
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +38,7 @@ from clipbench.models.zoo import ModelSpec, resolve
 from clipbench.options import Options
 from clipbench.parts import write_part
 from clipbench.redact import LEFT_OUT, pseudonym, redacted
+from clipbench.resume import Left, made_with, measured_again, rows_differ, why_not
 from clipbench.storage import dump_json, result_to_json
 from clipbench.types import JsonObject, Key, Plan, Result, Run, Skip, SubjectRecord, Verdict
 
@@ -56,13 +57,15 @@ class Session:
     """Holds at most one loaded encoder, the results so far, and what was skipped. Results survive any later failure.
 
     `parts`: a folder into which each result is written as soon as it is measured. `unwritten`: what could not be written, in
-    words; the results in memory are as good.
+    words; the results in memory are as good. `left`: what unfinished sessions left that this one continues. `notes`: what came of that.
     """
 
     options: Options
     resources: Resources
     progress: Progress = no_progress
     parts: Path | None = None
+    left: Mapping[Key, Sequence[Left]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
     time: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     plan: Plan = ()
@@ -193,11 +196,12 @@ class Session:
             one = experiment(key.experiment)
             dataset, embedder = self.dataset(one, key.dataset), self.embedder(spec)
             try:
-                measured = one.measure(embedder, dataset)
-                self.record(spec, one, dataset, measured)
-                if measured.images is not None and spec.name not in self.traces:
-                    self.traces[spec.name] = trace_of(embedder.encoder)
-                    self._keep()
+                if not self._continued(spec, one, dataset, embedder):
+                    measured = one.measure(embedder, dataset)
+                    self.record(spec, one, dataset, measured)
+                    if measured.images is not None and spec.name not in self.traces:
+                        self.traces[spec.name] = trace_of(embedder.encoder)
+                        self._keep()
             except ClipbenchError as error:
                 self._errors[key] = error
                 raise
@@ -226,22 +230,51 @@ class Session:
             part = whole.part([known.get(name, name) for name in images.ids], classes or whole.classes)
             if len(part) > 1 and (len(part) < len(whole) or part.classes != whole.classes):
                 spec = by_name[before.model.name]
-                embedder = self.embedder(spec)
-                result = result_of(one, embedder.encoder, part, one.measure(embedder, part))
-                result = redacted(result) if self._keeps(one.name) else result
-                found.append(replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as)))
+                found.append(self._result(spec, one, part, one.measure(self.embedder(spec), part)))
         return found
+
+    def _result(self, spec: ModelSpec, one: Experiment, dataset: Dataset, measured: Measured) -> Result:
+        result = result_of(one, self.embedder(spec).encoder, dataset, measured)
+        result = redacted(result) if self._keeps(one.name) else result
+        return replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as))
+
+    def _continued(self, spec: ModelSpec, one: Experiment, dataset: Dataset, embedder: Embedder) -> bool:
+        """Take a result over that an unfinished session left, where all that it depends on is the same; else note why not."""
+        why = ""
+        for left in self.left.get(key := Key(one.name, spec.name, dataset.name), ()):
+            now = self._made_with(spec, one, dataset)
+            if spec.name not in self.traces:
+                self.traces[spec.name] = trace_of(embedder.encoder)
+            trace = self.traces[spec.name]
+            against = why_not(left, now, trace)
+            if not against:
+                try:
+                    part, measured = measured_again(one, embedder, dataset, left)
+                    against = rows_differ(left, self._result(spec, one, part, measured), trace)
+                except Exception as error:  # noqa: BLE001  # whatever it is, the whole of it is measured, and may raise it
+                    against = f"a sample of it could not be encoded again: {error}"
+            if not against:
+                provenance = replace(left.result.provenance, resumed=left.time)
+                self.results[key] = replace(left.result, provenance=provenance, verdicts=())
+                self._keep(self.results[key], now)
+                return True
+            why = why or against
+        if why:
+            self.notes.append(f"{key} is measured anew: {why}")
+        return False
+
+    def _made_with(self, spec: ModelSpec, one: Experiment, dataset: Dataset) -> dict[str, str]:
+        encoder, where = self.embedder(spec).encoder, environment(self.resources.device)
+        return made_with(spec, encoder, self.subjects[spec.name], one, dataset, where)
 
     def record(self, spec: ModelSpec, one: Experiment, dataset: Dataset, measured: Measured) -> Result:
         """Keep what was measured, on disk too; scores of the same key recorded before are kept beside it."""
-        result = result_of(one, self.embedder(spec).encoder, dataset, measured)
-        result = redacted(result) if self._keeps(one.name) else result
-        result = replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as))
+        result = self._result(spec, one, dataset, measured)
         if result.key in self.results:
             result = replace(result, scores={**self.results[result.key].scores, **result.scores})
         dump_json(result_to_json(result))  # a number that is no number is refused here
         self.results[result.key] = result
-        self._keep(result)
+        self._keep(result, self._made_with(spec, one, dataset) if self.parts is not None else None)
         try:
             if self.options.save_embeddings and measured.text_image is not None:
                 from clipbench.saved_rows import SavedRows, write_rows
@@ -251,14 +284,14 @@ class Session:
             self.unwritten.append(f"{result.key}: {error}")
         return result
 
-    def _keep(self, result: Result | None = None) -> None:
+    def _keep(self, result: Result | None = None, made_with: Mapping[str, str] | None = None) -> None:
         """Write what a session that is killed would lose: its plan, what is known of its models, and a result."""
         if self.parts is None:
             return
         models = tuple(self.subjects.values()), tuple(self.traces.values())
         opening = Run(environment(self.resources.device), (), (), *models, self.plan, self.id, self.time)
         try:
-            write_part(self.parts, opening, result)
+            write_part(self.parts, opening, self.options.hashes(), result, made_with)
         except OSError as error:
             self.unwritten.append(f"{result.key if result else 'the session'}: {error}")
 

@@ -310,6 +310,7 @@ def result_from_json(entry: JsonObject) -> Result:
             tuple(how["broken"]),
             how.get("card", {}),
             tuple(how.get("must_pass", ())),
+            how.get("resumed", ""),
         ),
         tuple(_verdict(key, verdict) for verdict in entry["verdicts"]),
     )

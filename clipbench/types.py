@@ -263,7 +263,8 @@ class Provenance:
 
     `optimizations` name what was done otherwise than on the reference path; `exclusions` count items that were left out, changed
     or counted on purpose; `broken` names files that could not be decoded, the first 20. `card`: what a CUDA card was doing when a
-    speed was timed, see `models.device.card_state`. `must_pass`: items that fail a comparison alone.
+    speed was timed, see `models.device.card_state`. `must_pass`: items that fail a comparison alone. `resumed`: when the session began
+    that measured it and did not come to its end, see `resume`; "" where it was measured in the session of its run.
     """
 
     optimizations: tuple[str, ...] = ()
@@ -272,6 +273,7 @@ class Provenance:
     broken: tuple[str, ...] = ()
     card: Mapping[str, float] = field(default_factory=dict)
     must_pass: tuple[str, ...] = ()
+    resumed: str = ""
 
     @property
     def left_out(self) -> str:

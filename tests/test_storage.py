@@ -106,6 +106,7 @@ def full_result():
             ("x.jpg",),
             {"clock_mhz": 1755.0},
             ("a",),
+            "2026-01-01T00:00:00+00:00",
         ),
         (
             Verdict(KEY, "by_text", "floor", "fail", "too low", "a source", 0.7),

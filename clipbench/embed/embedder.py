@@ -5,6 +5,7 @@ The rule for every optimization: it is named in the result, a sample of its rows
 run, and where one disagrees, all rows of that tower are, in that result and in this encoder's later ones.
 """
 
+import copy
 import hashlib
 import random
 from collections import deque
@@ -127,6 +128,12 @@ class Embedder:
     def batch_size(self) -> int:
         """Items per batch of the reference path."""
         return self.resources.batch_size
+
+    def without_cache(self) -> "Embedder":
+        """Return this embedder with no row known yet: all are encoded, and are among those that `encode_again` draws from."""
+        found = copy.copy(self)
+        found.cache = EmbeddingCache()
+        return found
 
     def release_rows(self) -> None:
         """Let go of the rows in memory."""

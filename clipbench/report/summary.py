@@ -244,6 +244,9 @@ def _lines(run: Run, ranked: Ranked, problems: Sequence[str]) -> Iterator[str]:
         if lost := r.provenance.left_out:
             yield f"  left out: {r.experiment} of {r.model.name} on {r.dataset.name}: {lost}"
     yield from (f"  note: {line}" for line in dropped_optimizations(run))
+    for began in sorted({r.provenance.resumed for r in run.results} - {""}):
+        names = ", ".join(_about(r) for r in run.results if r.provenance.resumed == began)
+        yield f"  note: measured by the session that began {began} and did not come to its end, a sample encoded again: {names}"
     yield from ranking_lines(ranked)
 
 
@@ -400,10 +403,16 @@ def exclusion_blocks(run: Run) -> list[Block]:
 def encoding_blocks(run: Run) -> list[Block]:
     """Return a heading, a table with a row for each tower of a result that took or dropped an optimization, and a note."""
     rows = [
-        (r.model.name, r.experiment, tower, ", ".join(r.provenance.optimizations) or "-", _encoding_text(how))
+        (
+            r.model.name,
+            r.experiment,
+            tower,
+            ", ".join(r.provenance.optimizations) or "-",
+            _encoding_text(how, r.provenance.resumed),
+        )
         for r in run.results
         for tower, how in r.provenance.encoding.items()
-        if r.provenance.optimizations or how.dropped
+        if r.provenance.optimizations or how.dropped or r.provenance.resumed
     ]
     header = ("model", "experiment", "rows of", "optimizations of the result", "made")
     return _section("How rows were made", header, rows, ENCODING_NOTE)
@@ -614,8 +623,8 @@ def _environment(run: Run) -> list[Block]:
     return [Heading("Environment"), Table(("what", "value"), pairs)]
 
 
-def _encoding_text(how: Encoding) -> str:
-    words = [f"{how.n:,} rows"]
+def _encoding_text(how: Encoding, resumed: str) -> str:
+    words = [f"{how.n:,} rows", *([f"by the unfinished session that began {resumed}"] if resumed else [])]
     words += [f"{n:,} {name}" for n, name in ((how.shared, "shared"), (how.cached, "from the cache")) if n]
     if how.checked:
         words.append(f"{how.checked} checked, at most {how.largest_distance:.1e} away")
