@@ -214,7 +214,7 @@ class Options:
     def hashes(self) -> dict[str, str]:
         """Return a hash of what each option was given, by its name: what a session must have alike that continues another."""
         spelt, apart = {"models": "model", "cache_bytes": "cache-size"}, {"data", "settings", "results", "resume"}
-        apart |= {"benchmark_json", "largest_run_bytes"}
+        apart |= {"benchmark_json", "largest_run_bytes", "save_embeddings", "update_baseline", "reason"}
         given = {
             spelt.get(one.name, one.name): getattr(self, one.name) for one in fields(self) if one.name not in apart
         }

@@ -20,20 +20,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from clipbench.errors import ClipbenchError, DataError, DataUnavailableError, UsageError
-from clipbench.paths import LARGEST_RUN_BYTES, file_name, read_json
+from clipbench.errors import ClipbenchError, UsageError
+from clipbench.paths import LARGEST_RUN_BYTES, file_name
 from clipbench.storage import (
     RunFormatError,
     check_document,
     dump_json,
     read_document,
+    read_finite,
     read_run,
     result_to_json,
     run_of,
     run_to_json,
+    sha256_of_json,
     write_atomically,
 )
-from clipbench.types import Key, Result, Run, Skip
+from clipbench.types import JsonObject, Key, Plan, Result, Run, Skip
 
 OPENING = "session.json"
 
@@ -86,7 +88,7 @@ def write_part(
     write_atomically(folder / OPENING, dump_json(document))
     if result is not None:
         entry = result_to_json(result) | {"made_with": dict(made_with or {})}
-        write_atomically(folder / part_name(result.key), dump_json(entry))
+        write_atomically(folder / part_name(result.key), dump_json(entry | {"sha256": sha256_of_json(entry)}))
 
 
 def read_parts(folder: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> Parts:
@@ -97,16 +99,21 @@ def read_parts(folder: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> Parts:
     path = folder / OPENING
     document = read_document(path, largest_bytes)
     parts = sorted(part for part in folder.glob("*.json") if part.name != OPENING)
-    try:
-        entries = [read_json(part, largest_bytes) for part in parts]
-    except (DataError, DataUnavailableError) as error:
-        raise RunFormatError(f"{error}, or remove that file") from error
+    entries = [_read_part(part, largest_bytes) for part in parts]
     document["clipbench"]["results"] = entries
     run = run_of(path, check_document(path, document))
     made_with = {result.key: _texts(entry.get("made_with")) for result, entry in zip(run.results, entries, strict=True)}
     reason = "the session was killed before this was measured"
     skipped = tuple(Skip(key, reason) for key in run.plan if key not in made_with)
     return Parts(folder, replace(run, skipped=skipped), _texts(document.get("asked")), made_with)
+
+
+def _read_part(path: Path, largest_bytes: int) -> JsonObject:
+    """A result's entry. Raises: RunFormatError for one that is damaged, or is not what was written."""
+    entry = read_finite(path, largest_bytes)
+    if not isinstance(entry, dict) or entry.pop("sha256", None) != sha256_of_json(entry):
+        raise RunFormatError(f"{path} is not as it was written; remove it")
+    return entry
 
 
 def _texts(entry: object) -> dict[str, str]:
@@ -119,14 +126,15 @@ def unfinished(results: Path) -> list[Path]:
     return sorted(path.parent for path in results.glob(f"parts/*/{OPENING}"))
 
 
-def remove_parts(results: Path, own: Path, run: Run) -> list[Path]:
-    """Remove the parts of a session that came to its end, and those of others that it has all of; return the folders that stay."""
+def remove_parts(results: Path, own: Path, asked: Mapping[str, str], plan: Plan, largest_bytes: int) -> list[Path]:
+    """Remove the parts of a session that measured all it could, and those of others that were asked for the same, or for a part of its
+    plan; return the folders that stay."""
     shutil.rmtree(own, ignore_errors=True)
-    stay, plan, measured = [], set(run.plan), {result.key for result in run.results}
+    stay = []
     for folder in unfinished(results):
         with suppress(ClipbenchError):  # what is damaged stays, too
-            other = read_parts(folder).run
-            if set(other.plan) <= plan and {result.key for result in other.results} <= measured:
+            other = read_parts(folder, largest_bytes)
+            if other.asked == asked and set(other.run.plan) <= set(plan):
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
         stay.append(folder)

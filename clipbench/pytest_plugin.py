@@ -49,6 +49,7 @@ T = TypeVar("T")
 SUGGESTED = "ViT-B/16"
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT")
 """They end a session as Ctrl-C does: runners that cancel, schedulers, a terminal that closes."""
+UNAVAILABLE = (WeightsUnavailableError, DataUnavailableError)
 _PLUGIN = "clipbench-benchmarks"
 _OFFERED = pytest.StashKey[bool]()
 _SETTINGS = pytest.StashKey[Any]()
@@ -423,7 +424,7 @@ class BenchmarkSession:
             try:
                 measured.measure(self.specs[key.model], key)
             except (Exception, pytest.skip.Exception) as error:  # noqa: BLE001  # an encoder of somebody else's may raise anything
-                measured.skip(key, str(error) or type(error).__name__)
+                measured.skip(key, str(error) or type(error).__name__, isinstance(error, UNAVAILABLE))
         for key in measured.results:
             measured.verdicts(key)
         measured.encode_again()
@@ -471,7 +472,7 @@ class BenchmarkSession:
         running: BenchmarkSession = request.config.pluginmanager.get_plugin(_PLUGIN)  # type: ignore[assignment]  # it is this one
         yield Subject(running.specs[request.param], running.session, running._note)
         if not running._is_ending:
-            running.session.encode_again()
+            running.session.encode_again()  # what it raises is in the trace
         running.session.free()
 
     def _note(self, result: Result, verdict: Verdict) -> None:
@@ -697,14 +698,22 @@ class BenchmarkSession:
         if errors or unwritten:
             what = "; ".join([*errors, *unwritten])
             self._errors.append(f"the run's files could not be written: {what}; free space or choose another --results")
-        elif self.session.parts is not None and self._asked() <= self._ended:
-            stay = remove_parts(self.options.results, self.session.parts, run)
+        elif self.session.parts is not None and self._asked() <= self._ended and not self.session.unmeasured():
+            asked, largest = self.options.hashes(), self.options.largest_run_bytes
+            stay = remove_parts(self.options.results, self.session.parts, asked, run.plan, largest)
             self._lines += [
                 f"NOTE: results of a session that did not come to its end are kept: clipbench report {os.path.relpath(folder)} -o DIR"
                 for folder in stay
             ]
         elif self.session.results:
-            self._lines.append("NOTE: the session did not come to its end; the same command with --resume continues it")
+            given = (
+                ("--update-baseline", self.options.update_baseline),
+                ("--save-embeddings", self.options.save_embeddings),
+            )
+            without = "".join(f" and without {option}" for option, is_given in given if is_given)
+            self._lines.append(
+                f"NOTE: not all was measured; the same command with --resume{without} continues this session"
+            )
         return document
 
     def _compared(self) -> Compared | None:
@@ -910,11 +919,11 @@ class Subject:
         except (unittest.SkipTest, pytest.skip.Exception, pytest.xfail.Exception) as error:
             what = f"{type(error).__name__} was raised while it was measured, and what an encoder raises skips nothing"
             problem = EncoderError(f"{key}: {what}: {error}")
-        for other in also:
-            self._session.skip(other, str(problem))
-        if isinstance(problem, WeightsUnavailableError | DataUnavailableError):
+        is_absent = isinstance(problem, UNAVAILABLE)
+        for one in (key, *also):
+            self._session.skip(one, str(problem), is_absent)
+        if is_absent:
             self.skip(key, str(problem))
-        self._session.skip(key, str(problem))
         if isinstance(problem, NotLoadedError):
             pytest.skip(str(problem))
         raise pytest.fail.Exception(sanitize(str(problem)), pytrace=False)

@@ -4,8 +4,6 @@ A result is taken over where all that it was made with is the same (`made_with`)
 again, is. Whatever is not, and what keeps no rows (a model card, speed), is measured anew, and the session says why.
 """
 
-import hashlib
-import json
 import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +19,12 @@ from clipbench.experiments import Experiment, Measured
 from clipbench.judge.rows import Change, rows_moved, shared
 from clipbench.judge.tolerances import read_rules
 from clipbench.judge.trace import compare_traces, sentence
-from clipbench.models.encoder import Encoder, find_factory
+from clipbench.models.encoder import Encoder
 from clipbench.models.zoo import ModelSpec
 from clipbench.parts import Parts, read_parts, unfinished
+from clipbench.paths import fixtures
 from clipbench.redact import pseudonym
+from clipbench.storage import sha256_of_json
 from clipbench.types import JsonObject, Key, Plan, Result, SubjectRecord
 
 DEPENDS: Mapping[str, str] = {
@@ -37,8 +37,15 @@ DEPENDS: Mapping[str, str] = {
 }
 """What a result depends on, by the name that its part has for it, in words."""
 
-MOST_SOURCES = 10_000
-"""Files of Python that an encoder's distribution may have; more are not looked through."""
+MACHINE = ("processor", "cores", "architecture", "accelerator", "driver", "cuda", "tf32")
+"""What of a machine decides a row: not its memory nor its kernel, so that the next one of its kind may continue."""
+
+SOURCES = frozenset({".py", ".so", ".pyd", ".json", ".toml", ".yaml", ".yml", ".txt", ".csv"})
+MOST_FILES = 20_000
+"""A package may have so many files; in a larger one nobody looks for its source."""
+
+MOST_SHARED = 0.9
+"""Of the rows that are encoded again at least so many must be among those that were stored."""
 
 
 @dataclass(frozen=True)
@@ -78,26 +85,24 @@ def results_left(results: Path, plan: Plan, asked: Mapping[str, str], largest_by
 def _otherwise(parts: Parts, plan: Plan, asked: Mapping[str, str]) -> list[str]:
     """What a session was asked otherwise, by the options' names."""
     names = [name for name in asked.keys() | parts.asked.keys() if asked.get(name) != parts.asked.get(name)]
-    return sorted(names)[:5] or ([] if parts.run.plan == plan else ["other benchmarks, by -k or path"])
+    return sorted(names)[:5] or ([] if set(parts.run.plan) == set(plan) else ["other benchmarks, by -k or path"])
 
 
 def made_with(
-    spec: ModelSpec,
     encoder: Encoder,
+    source: str,
     subject: SubjectRecord,
     one: Experiment,
-    dataset: Dataset,
     environment: JsonObject,
 ) -> dict[str, str]:
-    """Return a hash of each of `DEPENDS`; "" where that is not known, which is like nothing."""
-    machine = {name: value for name, value in environment["machine"].items() if name != "threads"}
+    """Return a hash of each of `DEPENDS` but the data; "" where that is not known, which is like nothing. `source`: see `source_sha256`."""
+    machine = {name: value for name, value in environment["machine"].items() if name in MACHINE}
     return {
-        "software": _sha256(environment["software"]),
-        "machine": _sha256(machine),
+        "software": sha256_of_json(environment["software"]),
+        "machine": sha256_of_json(machine),
         "code": _code_sha256(one),
-        "model": _sha256([asdict(subject), asdict(encoder.identity), encoder.preprocessing]),
-        "source": _source_sha256(spec, encoder),
-        "data": _data_sha256(dataset),
+        "model": sha256_of_json([asdict(subject), asdict(encoder.identity), encoder.preprocessing]),
+        "source": source,
     }
 
 
@@ -109,6 +114,9 @@ def why_not(left: Left, now: Mapping[str, str], trace: JsonObject) -> str:
         )
     if changed := [words for name, words in DEPENDS.items() if not now[name] or left.made_with.get(name) != now[name]]:
         return f"changed since: {'; '.join(changed)}"
+    was, is_now = ((one["version"], *sorted(one["stages"]), "error" in one) for one in (left.trace, trace))
+    if was != is_now:
+        return "its trace shows other stages now"
     findings = compare_traces([left.trace], [trace])
     return sentence(findings, left.result.model.name) if any(found.moved for found in findings) else ""
 
@@ -142,6 +150,8 @@ def rows_differ(left: Left, again: Result, trace: JsonObject) -> str:
     for tower, after in again.evidence.items():
         both = shared(left.result.evidence[tower], after)
         moved = rows_moved(both.base, both.head, change, moves)
+        if len(both.base.ids) < MOST_SHARED * len(after.ids):
+            return f"of {len(after.ids):,} of its {tower}, encoded again, {len(both.base.ids):,} are among those that were stored"
         if both.changed or not moved.is_equivalent:
             return f"its {tower}, encoded again, differ: {moved.reason}"
     return ""
@@ -153,66 +163,64 @@ def measured_again(one: Experiment, embedder: Embedder, dataset: Dataset, left: 
     return part, one.measure(embedder.without_cache(), part)
 
 
-def _sha256(entry: object) -> str:
-    return hashlib.sha256(json.dumps(entry, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def _hashed(root: Path, files: Iterable[Path]) -> str:
     """A hash over files below a folder, by name and content; "" of none, and where one cannot be read."""
     try:
         found = [(path.relative_to(root).as_posix(), file_sha256(path)) for path in sorted(files)]
     except OSError:
         return ""
-    return _sha256(found) if found else ""
+    return sha256_of_json(found) if found else ""
+
+
+def _folder_sha256(root: Path) -> str:
+    """A hash over the sources and tables below a folder; "" where there is none, or more files than MOST_FILES."""
+    paths = list(islice(root.rglob("*"), MOST_FILES + 1))
+    return (
+        ""
+        if len(paths) > MOST_FILES
+        else _hashed(root, (path for path in paths if path.suffix in SOURCES and path.is_file()))
+    )
 
 
 @cache
 def package_sha256() -> str:
-    """Return a hash over this package's own files of Python and tables."""
-    root = Path(__file__).parent
-    return _hashed(root, (path for path in root.rglob("*") if path.suffix in (".py", ".toml", ".json", ".txt")))
+    """Return a hash over this package's own code, tables and fixtures, as they are when it is first asked for."""
+    return sha256_of_json([_folder_sha256(Path(__file__).parent), _folder_sha256(fixtures())])
 
 
-def _source_sha256(spec: ModelSpec, encoder: Encoder) -> str:
-    """A hash over what an encoder's rows come from beside what it says of itself: its factory's source, or the rows' own files."""
-    if spec.source == "embeddings":
-        return _hashed(Path(spec.location), (path for path in Path(spec.location).iterdir() if path.is_file()))
-    if spec.source != "factory":
-        return encoder.identity.weights_sha256
-    is_known = encoder.depends_on() is not None or bool(encoder.asked().get("config"))
-    return factory_source_sha256(spec.location) if is_known else ""
-
-
-def factory_source_sha256(name: str) -> str:
-    """Return a hash over the source of the package that `package.module:factory` lies in, of its module's file where it is in none.
-
-    "" where that is no Python, or more than 10,000 files.
-    """
-    find_factory(name)
-    module = name.partition(":")[0]
-    roots = [Path(root) for root in getattr(sys.modules[module.partition(".")[0]], "__path__", ())]
-    own = Path(getattr(sys.modules[module], "__file__", None) or "")
+def module_sha256(module: str) -> str:
+    """Return a hash over the package that an imported module lies in, over its own file where it is in none; "" where that is no Python."""
+    roots = [Path(root) for root in getattr(sys.modules.get(module.partition(".")[0]), "__path__", ())]
+    own = Path(getattr(sys.modules.get(module), "__file__", None) or "")
     if own.suffix != ".py":
         return ""
-    if not roots:
-        return _hashed(own.parent, [own])
-    found = [list(islice(root.rglob("*.py"), MOST_SOURCES + 1)) for root in roots]
-    hashes = [_hashed(root, files) for root, files in zip(roots, found, strict=True)]
-    return _sha256(hashes) if all(hashes) and max(map(len, found)) <= MOST_SOURCES else ""
+    hashes = [_folder_sha256(root) for root in roots] or [_hashed(own.parent, [own])]
+    return sha256_of_json(hashes) if all(hashes) else ""
+
+
+def source_sha256(spec: ModelSpec, encoder: Encoder) -> str:
+    """Return a hash over what an encoder's rows come from beside what it says of itself; "" where that is not known.
+
+    The package or file of a factory, whose encoder states a `config`; rows' own files; else the weights. To be asked for when the encoder
+    was just loaded: what is edited afterwards is not what runs.
+    """
+    if spec.source == "embeddings":
+        return _hashed(Path(spec.location), (path for path in Path(spec.location).iterdir() if path.is_file()))
+    if spec.source != "factory" or not spec.location:
+        return encoder.identity.weights_sha256
+    is_known = encoder.depends_on() is not None or bool(encoder.asked().get("config"))
+    return module_sha256(spec.location.partition(":")[0]) if is_known else ""
 
 
 def _code_sha256(one: Experiment) -> str:
-    """A hash over this package's code, and over the file of an experiment that lies outside of it; "" where that has none."""
+    """A hash over this package's code, and over that of an experiment that lies outside of it; "" where that is not known."""
     module = getattr(one.measure, "func", one.measure).__module__
-    if module.startswith("clipbench."):
-        return package_sha256()
-    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
-    own = _hashed(file.parent, [file])
-    return own and _sha256([package_sha256(), own])
+    own = "ours" if module.startswith("clipbench.") else module_sha256(module)
+    return own and sha256_of_json([package_sha256(), own])
 
 
-def _data_sha256(dataset: Dataset) -> str:
-    """A hash over what a result on these items depends on."""
+def data_sha256(dataset: Dataset) -> str:
+    """Return a hash over what a result on these items depends on."""
     items = [[item.id, item.group, item.languages, item.must_pass, item.image.converts_depth] for item in dataset.items]
     said = [dataset.name, dataset.fingerprint, dataset.prompts, dict(dataset.options), dict(dataset.exclusions), items]
-    return _sha256(said)
+    return sha256_of_json(said)

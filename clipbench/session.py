@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from clipbench.data.dataset import Dataset, Source, at_depth, kept_pictures, limited, picture_budget_bytes
@@ -38,13 +39,22 @@ from clipbench.models.zoo import ModelSpec, resolve
 from clipbench.options import Options
 from clipbench.parts import write_part
 from clipbench.redact import LEFT_OUT, pseudonym, redacted
-from clipbench.resume import Left, made_with, measured_again, rows_differ, why_not
+from clipbench.resume import (
+    Left,
+    data_sha256,
+    made_with,
+    measured_again,
+    package_sha256,
+    rows_differ,
+    source_sha256,
+    why_not,
+)
 from clipbench.storage import dump_json, result_to_json
 from clipbench.types import JsonObject, Key, Plan, Result, Run, Skip, SubjectRecord, Verdict
 
 SOFTWARE = (
     "clipbench", "torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "numpy", "pillow",
-    "safetensors", "scikit-image", "pydicom", "pycocotools", "scipy", "pytest", "pytest-benchmark",
+    "safetensors", "onnxruntime", "scikit-image", "pydicom", "pycocotools", "scipy", "pytest", "pytest-benchmark",
 )  # fmt: skip
 
 
@@ -58,6 +68,7 @@ class Session:
 
     `parts`: a folder into which each result is written as soon as it is measured. `unwritten`: what could not be written, in
     words; the results in memory are as good. `left`: what unfinished sessions left that this one continues. `notes`: what came of that.
+    `absent`: what cannot be had here (weights, data), by key.
     """
 
     options: Options
@@ -74,6 +85,8 @@ class Session:
     subjects: dict[str, SubjectRecord] = field(default_factory=dict)
     traces: dict[str, JsonObject] = field(default_factory=dict)
     unwritten: list[str] = field(default_factory=list)
+    absent: set[Key] = field(default_factory=set)
+    _source: str = ""
     _spec: ModelSpec | None = None
     _specs: set[ModelSpec] = field(default_factory=set)
     _embedder: Embedder | None = None
@@ -85,6 +98,7 @@ class Session:
 
     def __post_init__(self) -> None:
         """Raises: UsageError when the cache's folder cannot be one."""
+        package_sha256()  # of the code as it is now, not as it is when a result has been measured
         self._store = None
         if self.options.cache is not None:
             from clipbench.embed.store import RowStore
@@ -118,7 +132,7 @@ class Session:
         self.subjects[spec.name] = subject_of(spec, encoder, self.options)
         self._float32.enter_context(float32_as_asked(self.resources.device, self.resources.precision))
         cache = cache_of(encoder, self.resources.device, self._store, reads=not self.options.is_gate)
-        self._spec = spec
+        self._spec, self._source = spec, source_sha256(spec, encoder)
         self._specs.add(spec)
         self._embedder = Embedder(encoder, self.resources, cache, not self.options.no_optimizations, self.progress)
         return self._embedder
@@ -133,8 +147,8 @@ class Session:
                 trace["again"] = again = self._embedder.encode_again()
                 for found in again.values() if self.options.redact else ():
                     found["items"] = [pseudonym(item) for item in found["items"]]
-            except ClipbenchError as error:
-                trace["error"] = f"rows of this run could not be encoded again: {error}"
+            except Exception as error:  # noqa: BLE001  # somebody else's encoder: the trace says so, and fails its cell
+                trace["error"] = f"rows of this run could not be encoded again: {error or type(error).__name__}"
 
     def free(self) -> None:
         """Free the loaded encoder's memory."""
@@ -196,9 +210,10 @@ class Session:
             one = experiment(key.experiment)
             dataset, embedder = self.dataset(one, key.dataset), self.embedder(spec)
             try:
-                if not self._continued(spec, one, dataset, embedder):
+                made_with = self._made_with(spec, one)
+                if not self._continued(spec, one, dataset, made_with):
                     measured = one.measure(embedder, dataset)
-                    self.record(spec, one, dataset, measured)
+                    self.record(spec, one, dataset, measured, made_with)
                     if measured.images is not None and spec.name not in self.traces:
                         self.traces[spec.name] = trace_of(embedder.encoder)
                         self._keep()
@@ -238,11 +253,11 @@ class Session:
         result = redacted(result) if self._keeps(one.name) else result
         return replace(result, model=replace(result.model, name=spec.name, known_as=spec.known_as))
 
-    def _continued(self, spec: ModelSpec, one: Experiment, dataset: Dataset, embedder: Embedder) -> bool:
+    def _continued(self, spec: ModelSpec, one: Experiment, dataset: Dataset, now: Mapping[str, str]) -> bool:
         """Take a result over that an unfinished session left, where all that it depends on is the same; else note why not."""
-        why = ""
-        for left in self.left.get(key := Key(one.name, spec.name, dataset.name), ()):
-            now = self._made_with(spec, one, dataset)
+        why, embedder, key = "", self.embedder(spec), Key(one.name, spec.name, dataset.name)
+        now = {**now, "data": data_sha256(dataset)} if key in self.left else now
+        for left in self.left.get(key, ()):
             if spec.name not in self.traces:
                 self.traces[spec.name] = trace_of(embedder.encoder)
             trace = self.traces[spec.name]
@@ -263,18 +278,28 @@ class Session:
             self.notes.append(f"{key} is measured anew: {why}")
         return False
 
-    def _made_with(self, spec: ModelSpec, one: Experiment, dataset: Dataset) -> dict[str, str]:
+    def _made_with(self, spec: ModelSpec, one: Experiment) -> dict[str, str]:
+        """Hashes of what a result will depend on beside its data, taken before it is measured; {} where no part is written."""
+        if self.parts is None:
+            return {}
         encoder, where = self.embedder(spec).encoder, environment(self.resources.device)
-        return made_with(spec, encoder, self.subjects[spec.name], one, dataset, where)
+        return made_with(encoder, self._source, self.subjects[spec.name], one, where)
 
-    def record(self, spec: ModelSpec, one: Experiment, dataset: Dataset, measured: Measured) -> Result:
-        """Keep what was measured, on disk too; scores of the same key recorded before are kept beside it."""
+    def record(
+        self,
+        spec: ModelSpec,
+        one: Experiment,
+        dataset: Dataset,
+        measured: Measured,
+        made_with: Mapping[str, str] = MappingProxyType({}),
+    ) -> Result:
+        """Keep what was measured, on disk too; scores of the same key recorded before are kept beside it. `made_with`: see `resume`."""
         result = self._result(spec, one, dataset, measured)
         if result.key in self.results:
             result = replace(result, scores={**self.results[result.key].scores, **result.scores})
         dump_json(result_to_json(result))  # a number that is no number is refused here
         self.results[result.key] = result
-        self._keep(result, self._made_with(spec, one, dataset) if self.parts is not None else None)
+        self._keep(result, {**made_with, "data": data_sha256(dataset)} if made_with else {})
         try:
             if self.options.save_embeddings and measured.text_image is not None:
                 from clipbench.saved_rows import SavedRows, write_rows
@@ -302,14 +327,19 @@ class Session:
             self._verdicts[key] = judge(self.results[key], beside, self.options.settings.floors)
         return self._verdicts[key]
 
-    def skip(self, key: Key, reason: str) -> None:
-        """Note that something was not measured, and why."""
+    def skip(self, key: Key, reason: str, is_absent: bool = False) -> None:
+        """Note that something was not measured, and why. `is_absent`: what it needs cannot be had here."""
+        self.absent |= {key} if is_absent else set()
         reason = LEFT_OUT if self._keeps(key.experiment) else reason
         self.skipped[key, reason] = Skip(key, reason)
 
     def _keeps(self, name: str) -> bool:
         """Are the names of an experiment's items kept inside? Those of data that somebody gave are, packaged ones are public."""
         return self.options.redact and bool(self.options.own_data(name))
+
+    def unmeasured(self) -> list[Key]:
+        """Return what was planned, could be had and has no result: a session with any is unfinished."""
+        return [key for key in self.plan if key not in self.results and key not in self.absent]
 
     def failed_to_load(self) -> list[str]:
         """Return the models that are there but could not be loaded: never a pass."""

@@ -9,6 +9,7 @@ import binascii
 import dataclasses
 import errno
 import glob
+import hashlib
 import json
 import math
 import os
@@ -392,8 +393,13 @@ def read_run(path: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> Run:
 
 def read_document(path: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> JsonObject:
     """Return a run file's whole JSON object, checked against the schema. Raises: RunFormatError as `read_run`."""
+    return check_document(path, read_finite(path, largest_bytes))
+
+
+def read_finite(path: Path, largest_bytes: int = LARGEST_RUN_BYTES) -> Any:
+    """Return the JSON value in a file. Raises: RunFormatError for what is no JSON, or holds NaN or infinity; as `read_run`."""
     try:
-        return check_document(path, read_json(path, largest_bytes, parse_float=_finite_number))
+        return read_json(path, largest_bytes, parse_float=_finite_number)
     except TooLargeError as error:
         raise RunFormatError(f"{error}; --max-file-size MB raises that") from error
     except (DataError, DataUnavailableError) as error:
@@ -523,6 +529,11 @@ def _flush_folder(folder: Path) -> None:
                 raise
         finally:
             os.close(handle)
+
+
+def sha256_of_json(entry: Any) -> str:
+    """Return the SHA-256 (hex) of a JSON value, whatever the order of its keys. Raises: ValueError for NaN and infinity."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def dump_json(entry: JsonObject) -> str:

@@ -128,7 +128,7 @@ def test_a_signal_ends_a_session_with_its_run_and_its_summary(start, tmp_path, n
     assert "ended before" in (tmp_path / "r/summary.md").read_text()
     assert "PASS" not in output.partition("= clipbench =")[2]
     assert len(unfinished(tmp_path / "r")) == 1  # what --resume continues
-    assert "the same command with --resume continues it" in output
+    assert "the same command with --resume continues this session" in output
 
 
 @pytest.mark.fault("a session that is ended")

@@ -1,7 +1,10 @@
 """`--resume`: what an unfinished session measured is taken over where everything is the same, and measured anew where anything is not."""
 
 import copy
+import importlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,16 +12,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from running import NATURAL
 
-from clipbench.embed.embedder import ENCODED_AGAIN
+from clipbench.data.dataset import Dataset, ImageRef, Item
+from clipbench.embed.embedder import ENCODED_AGAIN, Embedder
 from clipbench.options import Options
 from clipbench.parts import read_parts, unfinished
 from clipbench.paths import LARGEST_RUN_BYTES, benchmarks
-from clipbench.resume import DEPENDS, factory_source_sha256, results_left, why_not
+from clipbench.resume import DEPENDS, Left, module_sha256, results_left, sample_of, why_not
 from clipbench.storage import read_run
+from clipbench.types import DatasetIdentity, Evidence, ModelIdentity, Protocol, Result
 
 MODULE = '''
 """Encoders of any picture and any text. One stops in the middle while there is a file "stop"; each notes how much it encodes."""
@@ -177,12 +183,13 @@ def test_resumed_results_are_held_to_a_baseline_as_executed(session):
     (RESULTS / "run.json").rename("base.json")
     judged = ("--baseline", "base.json", "--require-all")
     session(*judged, stop="SIGINT")
-    result = session(*judged, "--resume")
+    session(*judged, "--resume")
     assert resumed() == OF_THE_FIRST
-    rows = [line for line in result.stdout.str().splitlines() if "zero_shot:own_encoders:First" in line]
-    assert not [line for line in rows if "inconclusive" in line or "fail" in line], rows
-    trace = next(t for t in read_run(RESULTS / "run.json").traces if t["model"]["name"] == MODELS[0])
-    assert trace["again"]["images"]["n"] == ENCODED_AGAIN
+    run = read_run(RESULTS / "run.json")
+    cells = [v for r in run.results if r.provenance.resumed for v in r.verdicts if v.cell]
+    assert {v.key.experiment for v in cells} == {"natural", "zero_shot"}
+    assert {v.outcome for v in cells} <= {"pass", "note"}
+    assert [trace["again"]["images"]["n"] for trace in run.traces] == [ENCODED_AGAIN, ENCODED_AGAIN]
 
 
 @pytest.mark.parametrize("name", DEPENDS)
@@ -267,12 +274,101 @@ def test_what_a_resumed_run_does_not_have_is_refused_with_it(session, arguments)
     assert "drop one" in result.stderr.str()
 
 
-def test_a_damaged_part_is_named_before_anything_is_measured(left):
-    part = next(path for path in RESULTS.glob("parts/*/*.json") if path.name != "session.json")
-    part.write_bytes(part.read_bytes()[:-9])
+def broken_off(text):
+    return text[:-9]
+
+
+def with_nan(text):
+    return re.sub(r'"value": [-\d.e]+', '"value": NaN', text, count=1)
+
+
+def with_better_outcomes(text):
+    entry = json.loads(text)
+    entry["items"]["acc1"] = [1] * len(entry["items"]["acc1"])
+    entry["metrics"]["acc1"] |= {"value": 1, "low": 0.99, "high": 1}
+    return json.dumps(entry)
+
+
+@pytest.mark.parametrize("change", [broken_off, with_nan, with_better_outcomes])
+def test_a_part_that_is_not_as_it_was_written_is_named_before_anything_is_measured(left, change):
+    part = next(RESULTS.glob("parts/*/zero-shot*.json"))
+    part.write_text(change(part.read_text()))
     result = left("--resume")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert part.name in result.stderr.str()
+    assert Path("encoded.txt").read_text() == ""
+
+
+def test_parts_of_another_request_stay_and_are_named(left):
+    (folder,) = unfinished(RESULTS)
+    output = left("--limit", "20").stdout.str()
+    assert unfinished(RESULTS) == [folder]
+    assert f"are kept: clipbench report {folder}" in output
+
+
+LATE = """
+class Late(First):
+    def encode_texts(self, texts):
+        if Path("full").exists() and not any(text == "x" for text in texts):
+            raise RuntimeError("out of memory")
+        return super().encode_texts(texts)
+"""
+
+
+def test_what_was_measured_beside_a_failure_is_taken_over_by_the_next_attempt(session):
+    Path("own_encoders.py").write_text(MODULE + LATE)
+    models = ["own_encoders:First", "own_encoders:Late"]
+    Path("full").touch()
+    assert "the same command with --resume continues this session" in session(models=models).stdout.str()
+    session("--resume", models=models)
+    assert resumed() == OF_THE_FIRST
+    Path("full").unlink()
+    session("--resume", models=models)
+    assert resumed() == OF_THE_FIRST
+    assert ("zero_shot", "Late") in measured()
+    assert not (RESULTS / "parts").exists()
+
+
+def test_an_encoder_that_is_edited_while_it_is_measured_is_measured_anew(session):
+    edit = """
+class Edited(First):
+    def encode_texts(self, texts):
+        Path("own_encoders.py").write_text(Path("own_encoders.py").read_text() + "# another line\\n")
+        return super().encode_texts(texts)
+"""
+    Path("own_encoders.py").write_text(MODULE + edit)
+    models = ["own_encoders:Edited", "own_encoders:Stopping"]
+    session(stop="SIGINT", models=models)
+    output = session("--resume", models=models).stdout.str()
+    assert resumed() == set()
+    assert DEPENDS["source"] in output
+
+
+def test_tests_in_another_order_and_names_by_hash_continue_as_well(session, pytester):
+    models = ["one=own_encoders:First", "two=own_encoders:Stopping"]
+    session("--redact", stop="SIGINT", models=models)
+    Path("conftest.py").write_text(
+        "import pytest\n@pytest.hookimpl(tryfirst=True)\ndef pytest_collection_modifyitems(items): items.reverse()\n"
+    )
+    session("--redact", "--resume", models=models)
+    taken_over = {r.key for r in read_run(RESULTS / "run.json").results if r.provenance.resumed}
+    assert {(key.experiment, key.model) for key in taken_over} == {("natural", "one"), ("zero_shot", "one")}
+
+
+def test_a_sample_of_many_classes_is_of_those_of_its_items(tmp_path):
+    classes = tuple(f"class {k}" for k in range(1000))
+    items = tuple(Item(f"{k}", ImageRef(tmp_path / f"{k}.png"), labels=(k % 1000,)) for k in range(3000))
+    dataset = Dataset("many", items, "a test", classes, ("a {}.",))
+    evidence = Evidence(tuple(item.id for item in items), *(np.zeros(0),) * 4, 2)
+    identity = DatasetIdentity("many", "", 3000)
+    protocol = Protocol(("the {}.",), classes=classes)
+    result = Result("zero_shot", ModelIdentity("m", ""), identity, protocol, {}, evidence={"images": evidence})
+    part = sample_of(dataset, Left(result, {}, {}, ""))
+    assert len(part) == ENCODED_AGAIN
+    assert part.prompts == ("the {}.",)
+    assert len(part.classes) <= ENCODED_AGAIN + 2
+    whole = {item.id: classes[item.labels[0]] for item in items}
+    assert all(part.classes[item.labels[0]] == whole[item.id] for item in part.items)
 
 
 def test_each_option_has_a_hash_of_its_own_and_none_shows_what_was_given(tmp_path):
@@ -288,15 +384,31 @@ def test_each_option_has_a_hash_of_its_own_and_none_shows_what_was_given(tmp_pat
     assert all(len(value) == 16 for value in plain.values())
 
 
-def test_a_factory_in_a_package_is_hashed_with_all_of_its_modules(tmp_path, monkeypatch):
+def test_a_module_in_a_package_is_hashed_with_all_of_that(tmp_path, monkeypatch):
     package = tmp_path / "own_package"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "model.py").write_text("def make(): return 1\n")
     (package / "layers.py").write_text("width = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
-    before = factory_source_sha256("own_package.model:make")
+    importlib.import_module("own_package.model")
+    before = module_sha256("own_package.model")
     (package / "layers.py").write_text("width = 4\n")
     assert len(before) == 64
-    assert factory_source_sha256("own_package.model:make") not in ("", before)
-    assert factory_source_sha256("math:sqrt") == ""
+    assert module_sha256("own_package.model") not in ("", before)
+    assert module_sha256("math") == module_sha256("nowhere") == ""
+
+
+def test_an_encoder_that_raises_when_it_encodes_again_costs_its_own_cells_alone(session, monkeypatch):
+    session()
+    (RESULTS / "run.json").rename("base.json")
+
+    def raising(embedder):
+        raise RuntimeError("rate limit")
+
+    monkeypatch.setattr(Embedder, "encode_again", raising)
+    session("--baseline", "base.json")
+    assert measured() == ALL
+    assert {trace["error"] for trace in read_run(RESULTS / "run.json").traces} == {
+        "rows of this run could not be encoded again: rate limit"
+    }

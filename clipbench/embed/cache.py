@@ -81,6 +81,10 @@ class EmbeddingCache:
         if self._store is not None:
             self._store.put({self._key: hashlib.sha256(self._key + self._generation).digest()})
 
+    def without_rows(self) -> "EmbeddingCache":
+        """Return the cache of the same encoder with nothing in it: it keeps rows where this one does, and takes none from there."""
+        return EmbeddingCache(self._store, self._key, reads=False)
+
     def clear_memory(self) -> None:
         """Let go of the rows in memory."""
         self._memory.clear()

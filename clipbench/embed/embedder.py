@@ -132,7 +132,7 @@ class Embedder:
     def without_cache(self) -> "Embedder":
         """Return this embedder with no row known yet: all are encoded, and are among those that `encode_again` draws from."""
         found = copy.copy(self)
-        found.cache = EmbeddingCache()
+        found.cache = self.cache.without_rows()
         return found
 
     def release_rows(self) -> None:
