@@ -34,6 +34,10 @@ ROWS = {
         "SIGTERM, SIGHUP, SIGQUIT, SIGINT, and SIGKILL at random moments",
         "what was measured is in run.json, or in parts that `clipbench report` reads; no file is half written",
     ),
+    "an unfinished session, continued": (
+        "other options, code, weights, pictures, rows or traces since; parts that were cut, edited or hold NaN; a second end",
+        "taken over where nothing differs, else measured anew, and said; a changed part is refused by name before anything is measured",
+    ),
     "text that steers": (
         "workflow commands, escape sequences, NUL, markup and Markdown in every name of a run, a checkpoint and an error",
         "one plain line; no command, no tag, no link in any format",
@@ -135,7 +139,7 @@ ROWS = {
         "refused by the encoder's name and the input's number",
     ),
     "a mutated file": (
-        "each of twenty formats, mutated where it is parsed, its checksums made anew",
+        "each of twenty-one formats, mutated where it is parsed, its checksums made anew",
         "a value or one printable line, within 5 s each and 1.5 GB",
     ),
     "options that cannot be meant": (

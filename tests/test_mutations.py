@@ -37,8 +37,10 @@ from clipbench.errors import ClipbenchError
 from clipbench.judge.tolerances import read_rules
 from clipbench.models.checkpoint import read_checkpoint
 from clipbench.options import declared_options
-from clipbench.paths import fixtures
+from clipbench.parts import write_part
+from clipbench.paths import LARGEST_RUN_BYTES, fixtures
 from clipbench.regression import EmbeddingRegression, EmbeddingsMovedError
+from clipbench.resume import results_left
 from clipbench.saved_rows import SavedRows, read_index, read_rows, write_rows
 from clipbench.settings import read_settings
 from clipbench.storage import dump_json, run_to_json
@@ -135,6 +137,15 @@ def run_file(folder: Path) -> Callable[[random.Random], bytes]:
         "benchmarks": [{"name": "a", "stats": {"data": [1.0]}}],
     }
     (folder / "good.json").write_text(json.dumps(tree))
+    return lambda noise: as_json(mutated_tree(tree, noise))
+
+
+def session_file(folder: Path) -> Callable[[random.Random], bytes]:
+    """What a session that was killed left, with a result beside it."""
+    result = matching(np.eye(8), tuple(f"i{k}" for k in range(8)), "RN50")
+    opening = Run({"machine": {"cpu": "x"}, "software": {"python": "3"}}, plan=(result.key,), id="a", time="2026")
+    write_part(folder / "parts/a", opening, {"--model": "a hash"}, result, {"model": "a hash"})
+    tree = json.loads((folder / "parts/a/session.json").read_text())
     return lambda noise: as_json(mutated_tree(tree, noise))
 
 
@@ -591,6 +602,11 @@ def dicom_file(folder: Path) -> Callable[[random.Random], bytes]:
 
 READERS: dict[str, tuple[str, Callable[[Path], Callable[[random.Random], bytes]], Callable[[Path], object]]] = {
     "run JSON": ("run.json", run_file, read_run_file),
+    "session JSON": (
+        "parts/a/session.json",
+        session_file,
+        lambda path: results_left(path.parents[2], (), {}, LARGEST_RUN_BYTES),
+    ),
     "COCO boxes": ("annotations/instances_val2017.json", coco_file("instances"), read_boxes),
     "COCO captions": (
         "annotations/captions_val2017.json",

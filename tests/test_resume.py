@@ -26,6 +26,7 @@ from clipbench.resume import DEPENDS, Left, module_sha256, results_left, sample_
 from clipbench.storage import read_run
 from clipbench.types import DatasetIdentity, Evidence, ModelIdentity, Protocol, Result
 
+pytestmark = pytest.mark.fault("an unfinished session, continued")
 MODULE = '''
 """Encoders of any picture and any text. One stops in the middle while there is a file "stop"; each notes how much it encodes."""
 import hashlib, os, signal
