@@ -440,6 +440,14 @@ def pass_chance(n: int, flips: float, tolerance: float, alpha: float = 0.05) -> 
     )  # pmf overflows where flips is next to nothing
 
 
+def fewest(tolerance: float, alpha: float) -> int:
+    """Return how many outcomes, none of which flips, exclude a drop of `tolerance`: 1 - alpha ** (1 / n) <= tolerance.
+
+    1 without a tolerance, where no number does.
+    """
+    return max(1, math.ceil(math.log(alpha) / math.log1p(-tolerance))) if 0 < tolerance < 1 else 1
+
+
 def items_that_decide(flips: float, tolerance: float, alpha: float = 0.05, tests: int = 1, power: float = POWER) -> int:
     """Return from how many items on a head without a drop passes with probability `power`, to 2 % where passing jumps with n.
 
@@ -460,16 +468,16 @@ def items_that_decide(flips: float, tolerance: float, alpha: float = 0.05, tests
         return bool(pass_chance(n, flips, tolerance, alpha) >= wanted)
 
     quantiles = NormalDist().inv_cdf(1 - alpha) + NormalDist().inv_cdf(wanted)
-    fewest = math.ceil(math.log(alpha) / math.log1p(-tolerance))
-    high = fewest + math.ceil(flips * (quantiles / tolerance) ** 2)
+    least = fewest(tolerance, alpha)
+    high = least + math.ceil(flips * (quantiles / tolerance) ** 2)
     while not passes(high):
         high += math.ceil(high / 8)
     low = high
-    while low >= fewest and passes(
+    while low >= least and passes(
         low
     ):  # the chance of passing falls a little before each number of items that forgives one more loss
         high, low = low, low - math.ceil(low / 50)
-    low = max(low, fewest - 1)
+    low = max(low, least - 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if passes(middle) else (middle, high)

@@ -3,8 +3,9 @@
 import pytest
 
 from clipbench.errors import DataError, DataUnavailableError, UsageError
-from clipbench.judge.tolerances import fewest, read_rules, with_options
+from clipbench.judge.tolerances import read_rules, with_options
 from clipbench.paths import fixtures
+from clipbench.statistics import fewest
 from clipbench.types import MetricSpec
 
 BUDGET = '[[budget]]\nprecision = "fp32"\ncosine = 0.0001\nceiling = 0.001\nsource = "s"\n'

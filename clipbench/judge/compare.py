@@ -29,10 +29,11 @@ from clipbench.judge.quality import (
 from clipbench.judge.reindex import Reindex
 from clipbench.judge.rows import Change, Moved, change_of, rows_moved, shared, subject_verdict, trace_verdict
 from clipbench.judge.tolerances import Rules, SpeedRule
-from clipbench.judge.trace import TraceFinding, compare_traces, model_of
+from clipbench.judge.trace import TraceFinding, compare_traces, trace_in
 from clipbench.statistics import unpaired_ratio
 from clipbench.storage import Timing
 from clipbench.types import (
+    SEVERITY,
     Answers,
     FloatArray,
     Key,
@@ -56,7 +57,7 @@ NEVER_ACCEPTED = ("reference", "repeat")
 """Kinds of verdict that --accept does not lift: floors and published values, and rows that do not repeat."""
 COMPLETE = "complete"
 LEAST_PROCESSES = 3
-MACHINE, SETTINGS = ("processor", "accelerator", "driver"), ("threads",)
+MACHINE = ("processor", "accelerator", "driver", "threads")
 SpeedMode = Literal["off", "note", "gate"]
 Exact = Callable[[Key, Tower, Sequence[str]], FloatArray | None]
 
@@ -188,8 +189,7 @@ class Comparison:
         for v in self.verdicts:
             found[v.cell].append(v)
         cells = [Cell(name, tuple(said), self.accepted.get(name, "")) for name, said in found.items()]
-        order = {verdict: k for k, verdict in enumerate(("fail", "inconclusive", "note", "pass"))}
-        return tuple(sorted(cells, key=lambda cell: order[cell.outcome]))
+        return tuple(sorted(cells, key=lambda cell: SEVERITY.index(cell.outcome)))
 
     @property
     def outcome(self) -> Outcome:
@@ -342,9 +342,7 @@ def cells_of(base: Run, keys: Iterable[Key], speed: SpeedMode = "note") -> dict[
 
 def _has_rows(base: Run, model: str) -> bool:
     """Was anything encoded but for its time? Then there is a trace, or there should be."""
-    return any(r.evidence for r in base.results if r.model.name == model) or any(
-        model_of(t) == model for t in base.traces
-    )
+    return any(r.evidence for r in base.results if r.model.name == model) or trace_in(base, model) is not None
 
 
 def named_cells(cells: Mapping[str, set[str]], only: Sequence[str]) -> list[str]:
@@ -408,7 +406,7 @@ def _subject(base: Run, head: Run, model: str, change: Change | None, rules: Rul
         yield Verdict(key, "", "subject", "inconclusive", reason, cell=cell)
         return
     yield Verdict(key, "", "subject", *subject_verdict(change), cell=cell)
-    traces = [next((t for t in run.traces if model_of(t) == model), None) for run in (base, head)]
+    traces = [trace_in(run, model) for run in (base, head)]
     if not _has_rows(base, model):
         return
     if traces[1] is None:
@@ -640,7 +638,8 @@ def _speed(pair: Pair, base: Run, head: Run, rules: Rules, mode: SpeedMode) -> I
 def _not_as_timed(pair: Pair, base: Run, head: Run) -> Iterator[Verdict]:
     """Why nothing can be said: another machine, other threads, another batch."""
     machines = base.environment.get("machine", {}), head.environment.get("machine", {})
-    differing = _differing(machines, (*MACHINE, *SETTINGS))
+    values = ((key, *(table.get(key, "unknown") for table in machines)) for key in MACHINE)
+    differing = [f"{key} {before or 'none'} -> {after or 'none'}" for key, before, after in values if before != after]
     differing += [] if all(machines) else ["the machine is not recorded"]
     devices = [r.model.device for r in (pair.base, pair.head)]
     differing += [f"device {' -> '.join(devices)}"] if len({d.split(":")[0] for d in devices}) > 1 else []
@@ -777,13 +776,17 @@ def _differences(base: Run, head: Run, pairs: Sequence[Pair]) -> tuple[Differenc
                 further = " (differs further on)" if values[0] == values[1] else ""
                 what = f"{key} of {pair.base.experiment}{aside}"
                 found[Difference(what, values[0], values[1] + further)] = None
+    return tuple(found | dict.fromkeys(environment_differences(base, head)))
+
+
+def environment_differences(base: Run, head: Run) -> Iterator[Difference]:
+    """Yield what differs of software, then of the machine, each by name."""
     for part in ("software", "machine"):
         tables = base.environment.get(part, {}), head.environment.get(part, {})
         for name in sorted({*tables[0], *tables[1]}):
             first, second = (str(table.get(name, "absent")) or "none" for table in tables)
             if first != second:
-                found[Difference(name, first, second)] = None
-    return tuple(found)
+                yield Difference(name, first, second)
 
 
 def _how_it_went(result: Result) -> Mapping[str, Any]:
@@ -815,8 +818,3 @@ def _by_key(run: Run, which: str) -> dict[Key, Result]:
 def _is_about(skip: Skip, key: Key) -> bool:
     """A skip without a data set is about all that the experiment has."""
     return skip.key[:2] == key[:2] and skip.key.dataset in ("", key.dataset)
-
-
-def _differing(tables: tuple[Mapping[str, Any], Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
-    values = ((key, *(table.get(key, "unknown") for table in tables)) for key in keys)
-    return [f"{key} {before or 'none'} -> {after or 'none'}" for key, before, after in values if before != after]

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.judge.quality import Pair, witnesses_of
-from clipbench.judge.tolerances import Cutoff, Rules, fewest
-from clipbench.statistics import drop_upper_bound, flip_test, mean_change
+from clipbench.judge.tolerances import Cutoff, Rules
+from clipbench.statistics import drop_upper_bound, fewest, flip_test, mean_change
 from clipbench.types import Answers, FloatArray, IntArray, Outcome, Verdict
 
 RESAMPLES = 400

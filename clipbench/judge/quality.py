@@ -7,7 +7,6 @@ beyond it fails. What is too small for that passes as a checklist or as a sample
 Passing is not corrected for being several (intersection-union test, Berger 1982); failing is (Holm, within a result).
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from clipbench.redact import pseudonym
 from clipbench.statistics import (
     Interval,
     drop_upper_bound,
+    fewest,
     flip_test,
     holm,
     items_that_decide,
@@ -37,15 +37,12 @@ from clipbench.types import (
     Matrix,
     MetricSpec,
     Outcome,
-    Outcomes,
     Result,
     Tower,
     Verdict,
     overall,
     short,
 )  # fmt: skip
-
-Bools = npt.NDArray[np.bool_]
 
 ROUNDING = 1e-9
 SOFTMAX_GAIN = 0.5
@@ -346,7 +343,7 @@ def decided_by_test(pair: Pair, moved: Mapping[Tower, Moved], rules: Rules, foun
     for o in pair.outcomes.values():
         declared = rules.declared(pair.base.experiment, o.spec)
         tolerance = declared.allowed(float(o.base.mean())) if declared is not None and o.spec.headline else 0.0
-        if 0 < tolerance < 1 and o.n >= math.ceil(math.log(rules.alpha) / math.log1p(-tolerance)):
+        if 0 < tolerance < 1 and o.n >= fewest(tolerance, rules.alpha):
             return True
     return False
 
@@ -556,7 +553,7 @@ class _Judge:
                 "inconclusive",
                 nothing if o.base.any() else "base has no hit, so that nothing can be lost: no evidence",
             )
-        if o.n < math.ceil(math.log(self.rules.alpha) / math.log1p(-tolerance)):
+        if o.n < fewest(tolerance, self.rules.alpha):
             return self._small(metric, o, tolerance)
         if -drop > limits.gain:
             return "inconclusive", f"rose by {-drop:.3g}: too good to be true; look for leaked items or changed labels"
@@ -615,9 +612,8 @@ class _Judge:
         changed = np.abs(o.change) > 1e-6
         if not changed.any():
             return ""
-        margins = margins_of(self.pair.base, o)
-        if o.is_binary and margins is not None and np.array_equal(margins > 0, o.base > 0):
-            wrong = np.flatnonzero(changed & ~(np.abs(margins) <= self._reach(o.ids)))
+        if o.is_binary and (gaps := self._gaps(o)) is not None:
+            wrong = np.flatnonzero(changed & ~(gaps <= self._reach(o.ids)))
             if len(wrong):
                 named = listed([o.ids[k] for k in wrong])
                 return f"rows are equivalent and {len(wrong):,} outcomes are no near ties: scoring changed: {named}"
@@ -626,14 +622,6 @@ class _Judge:
             reach = float(self._reach(("",))[0]) * self._gain(o.spec)
             wrong = np.flatnonzero(~(np.abs(o.change) <= reach))
             return f"rows are equivalent and {len(wrong):,} outcomes moved: scoring changed" if len(wrong) else ""
-        if o.is_binary and (gaps := self._gaps_of_listed(o)) is not None:
-            wrong = np.flatnonzero(changed & ~(gaps <= self._reach(o.ids)))
-            named = listed([o.ids[k] for k in wrong])
-            return (
-                f"rows are equivalent and {len(wrong):,} outcomes are no near ties: scoring changed: {named}"
-                if len(wrong)
-                else ""
-            )
         beside = [self.pair.outcomes[m] for m in self._exact_beside(metric)] if o.is_of_classes else []
         if beside:  # it follows from hits that are judged one by one
             flips = sum(other.lost + other.gained for other in beside)
@@ -641,6 +629,13 @@ class _Judge:
         share = float(np.abs(o.change).sum()) / len(o.ids)
         allowed = max(UNEXPLAINED, 2 / max(1, o.n_items))  # where no margin says which are near ties
         return f"rows are equivalent and {share:.1%} of it changed: scoring changed" if share > allowed else ""
+
+    def _gaps(self, o: PairedOutcomes) -> FloatArray | None:
+        """(n,) by how much each hit or miss is one: the margin where that decides, else the distance to the last that is listed."""
+        margins = margins_of(self.pair.base, o)
+        if margins is not None and np.array_equal(margins > 0, o.base > 0):
+            return np.abs(margins)
+        return self._gaps_of_listed(o)
 
     def _gaps_of_listed(self, o: PairedOutcomes) -> FloatArray | None:
         """(n,) how far the right candidate is behind the last that is listed, in the run that does not list it; inf where both do.
@@ -715,10 +710,9 @@ def answers_of(result: Result, metric: str) -> Answers | None:
     return result.answers.get(result.scores[metric].spec.answers)
 
 
-def margins_of(result: Result, outcomes: PairedOutcomes | Outcomes) -> FloatArray | None:
+def margins_of(result: Result, outcomes: PairedOutcomes) -> FloatArray | None:
     """Return (n,) margins of the outcomes' items; None where nothing says what they were taken for."""
-    spec = getattr(outcomes, "spec", None)
-    answers = result.answers.get(spec.answers) if spec is not None else None
+    answers = result.answers.get(outcomes.spec.answers)
     if answers is None:
         return None
     if answers.ids == outcomes.ids:

@@ -12,9 +12,9 @@ from itertools import combinations
 
 import numpy as np
 
-from clipbench.experiments.classification import ACC1
 from clipbench.judge.quality import incomparable
-from clipbench.judge.references import published_tables, weights_of
+from clipbench.judge.references import weights_of
+from clipbench.models.zoo import published_imagenet
 from clipbench.statistics import Float64s, Interval, bootstrap_interval, holm, mcnemar, paired_difference_interval
 from clipbench.types import ModelIdentity, Outcomes, Result, Run, Score
 
@@ -175,12 +175,5 @@ def sign_flip_p(differences: Float64s) -> float:
 
 
 def imagenet_of(model: ModelIdentity) -> float | None:
-    """Return the published zero-shot accuracy on ImageNet-1k (fraction) of a model with OpenAI's weights, else None.
-
-    Source: fixtures/published/zero_shot.toml, the table of imagenet1k.
-    """
-    about = ("zero_shot", "imagenet1k", weights_of(model))
-    tables = (t for t in published_tables() if (t.experiment, t.dataset, t.weights) == about and t.weights == "openai")
-    return next(
-        (t.values[model.reference_name].get(ACC1.name) for t in tables if model.reference_name in t.values), None
-    )
+    """Return the published zero-shot accuracy on ImageNet-1k (fraction) of a model with OpenAI's weights, else None."""
+    return published_imagenet().get(model.reference_name) if weights_of(model) == "openai" else None

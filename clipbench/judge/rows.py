@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from clipbench.embed.evidence import STEP
 from clipbench.judge.tolerances import Moves, Rules
+from clipbench.judge.trace import trace_in
 from clipbench.types import Evidence, FloatArray, IntArray, JsonObject, Outcome, Run, SubjectRecord
 
 NUMERIC = frozenset({"precision", "backend", "loader", "device"})
@@ -80,7 +81,7 @@ def change_of(base: Run, head: Run, name: str) -> Change | None:
     explained = because | {"device"} | ({"weights"} if asked & (NUMERIC - {"device"}) else set())
     observed = [side[1] for side in sides]
     idle = {key for key in asked & set(observed[0]) & set(observed[1]) if _is_stated(key, sides[0][0], sides[1][0])}
-    noise = [float((_trace(run, name) or {}).get("batches", 0.0)) for run in (base, head)]
+    noise = [float((trace_in(run, name) or {}).get("batches", 0.0)) for run in (base, head)]
     scales = {key: [float(r.observed[key]) for r in records if r and key in r.observed] for key in SCALES}
     if (
         len(scales["logit_bias"]) == 1 and len(scales["logit_scale"]) == 2
@@ -129,10 +130,6 @@ def _differing(one: JsonObject, other: JsonObject) -> set[str]:
 def _is_stated(key: str, base: JsonObject, head: JsonObject) -> bool:
     """Is this a wish, before and after? Leaving an option out is none."""
     return bool(base.get(key)) and bool(head.get(key)) and key != "device"
-
-
-def _trace(run: Run, name: str) -> JsonObject | None:
-    return next((trace for trace in run.traces if trace["model"]["name"] == name), None)
 
 
 def subject_verdict(change: Change) -> tuple[Outcome, str]:
@@ -207,19 +204,17 @@ class Moved:
 
 @dataclass(frozen=True)
 class Shared:
-    """Evidence of the items that both runs have with the same content, aligned; and the ids of the others."""
+    """Evidence of the items that both runs have with the same content, aligned; and the ids of those with another."""
 
     base: Evidence
     head: Evidence
-    gone: tuple[str, ...]
     changed: tuple[str, ...]
-    new: tuple[str, ...]
 
 
 def shared(base: Evidence, head: Evidence) -> Shared:
     """Return what can be held against each other: items of one id, and of one content."""
     if base.ids == head.ids and np.array_equal(base.contents, head.contents):
-        return Shared(base, head, (), (), ())
+        return Shared(base, head, ())
     place = {item: k for k, item in enumerate(head.ids)}
     both = [(k, place[item]) for k, item in enumerate(base.ids) if item in place]
     pixels = len(base.pixels) == len(base.ids) and len(head.pixels) == len(head.ids)
@@ -229,13 +224,10 @@ def shared(base: Evidence, head: Evidence) -> Shared:
         return bool(base.contents[k] == head.contents[other] or (pixels and base.pixels[k] == head.pixels[other]))
 
     same = [(k, other) for k, other in both if is_same(k, other)]
-    there = set(base.ids)
     return Shared(
         _taken(base, [k for k, _ in same]),
         _taken(head, [other for _, other in same]),
-        tuple(item for item in base.ids if item not in place),
         tuple(base.ids[k] for k, other in both if not is_same(k, other)),
-        tuple(item for item in head.ids if item not in there),
     )
 
 

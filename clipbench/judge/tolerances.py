@@ -194,14 +194,6 @@ class Rules:
         return [name for row in (*self.metrics, *self.speed) for name in row.metrics]
 
 
-def fewest(tolerance: float, alpha: float) -> int:
-    """Return how many outcomes, none of which flips, exclude a drop of `tolerance`: 1 - alpha ** (1 / n) <= tolerance.
-
-    1 without a tolerance, where no number does.
-    """
-    return max(1, math.ceil(math.log(alpha) / math.log1p(-tolerance))) if 0 < tolerance < 1 else 1
-
-
 def read_rules(path: Path | None = None) -> Rules:
     """Return the rules in a TOML file, by default fixtures/tolerances.toml.
 

@@ -11,16 +11,14 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from clipbench.embed.trace import Sample, read_sample
 from clipbench.judge.tolerances import Budget, Rules, read_rules
-from clipbench.types import JsonObject
+from clipbench.types import JsonObject, Run
 
 State = Literal["same", "moved", "unknown"]
 Answer = tuple[State, str, Mapping[str, float]]
 """(state, words, numbers) of one stage."""
-Floats = npt.NDArray[np.float64]
 
 STAGES: Mapping[str, str] = {
     "decoded_pixels": "decoding",
@@ -99,6 +97,11 @@ def sentence(findings: Sequence[TraceFinding], model: str) -> str:
 def model_of(trace: JsonObject) -> str:
     """Return the name of the model that a trace is of."""
     return str(trace["model"]["name"])
+
+
+def trace_in(run: Run, model: str) -> JsonObject | None:
+    """Return the first trace of a model in a run, None where there is none."""
+    return next((trace for trace in run.traces if model_of(trace) == model), None)
 
 
 def _compare(model: str, base: JsonObject, head: JsonObject, rules: Rules) -> Iterator[TraceFinding]:

@@ -8,6 +8,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
+from clipbench.judge.compare import environment_differences
 from clipbench.report.document import Bar, Block, Chart, Details, Grid, GridCell, Heading, Line, Paragraph, Shown, Table
 from clipbench.report.figures import class_answers
 from clipbench.report.story import EXACT, change_text, name_of, plain_value, short_label
@@ -425,7 +426,8 @@ def history_blocks(runs: Sequence[Run]) -> Iterator[Block]:
                     for v in result.verdicts:
                         if v.metric == metric and v.kind == "floor" and isinstance(v.expected, int | float):
                             floors[what] = float(v.expected)
-    software = _moved_software(runs, places)
+    pairs = zip(places[1:], pairwise(runs), strict=True)
+    software = [(place, d.what, d.base, d.head) for place, two in pairs for d in environment_differences(*two)]
     if software:
         yield Details(
             f"What else changed on the way ({len(software)})", [Table(("run", "what", "before", "after"), software)]
@@ -448,15 +450,3 @@ def history_blocks(runs: Sequence[Run]) -> Iterator[Block]:
         yield Details(
             f"{metric} of {experiment}{on} in figures", [Table(("run", "model", "value", "95 % interval", "n"), rows)]
         )
-
-
-def _moved_software(runs: Sequence[Run], places: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    rows = []
-    for k in range(1, len(runs)):
-        for part in ("software", "machine"):
-            old, new = (run.environment.get(part, {}) for run in (runs[k - 1], runs[k]))
-            for name in sorted({*old, *new}):
-                first, second = (str(table.get(name, "absent")) or "none" for table in (old, new))
-                if first != second:
-                    rows.append((places[k], name, first, second))
-    return rows
