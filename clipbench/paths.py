@@ -87,6 +87,27 @@ def benchmarks() -> Path:
     return bundled("benchmarks")
 
 
+def user_cache() -> Path:
+    """Return clipbench's folder in the user's cache (`$XDG_CACHE_HOME/clipbench` on Linux); it need not exist yet.
+
+    Raises: DataUnavailableError for a user without a home folder.
+    """
+    import platformdirs
+
+    try:
+        return Path(platformdirs.user_cache_dir("clipbench", appauthor=False)).expanduser()
+    except RuntimeError as error:
+        raise DataUnavailableError(f"there is no place for the user's cache: {error}; set XDG_CACHE_HOME") from error
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path that somebody typed, `~` being a home folder. Raises: UsageError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: {error}; write the path out") from error
+
+
 def installed_file(module: str, relative: str) -> Path | None:
     """Return where an installed top-level module keeps a file or folder, which may be missing there; None without the module.
 

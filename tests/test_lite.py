@@ -12,7 +12,8 @@ import pytest
 
 from clipbench.errors import WeightsUnavailableError
 from clipbench.models import lite
-from clipbench.models.lite import WEIGHTS_FILE, lite_cache_directory, lite_directory
+from clipbench.models.lite import WEIGHTS_FILE, lite_directory
+from clipbench.paths import user_cache
 
 FAKE = {WEIGHTS_FILE: b"weights" * 1000, "config.json": b"{}", "vocab.txt": b"a\nb\n"}
 
@@ -161,7 +162,7 @@ def test_without_a_home_folder_the_way_out_is_named(builds: list[str], monkeypat
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is Linux's")
 def test_the_cache_is_where_xdg_says_and_is_not_made_by_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
-    assert lite_cache_directory() == tmp_path / "here" / "clipbench"
+    assert user_cache() == tmp_path / "here" / "clipbench"
     assert not (tmp_path / "here").exists()
 
 

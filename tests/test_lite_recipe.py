@@ -286,8 +286,9 @@ def test_the_encoders_rows_are_open_clips_own_and_short_batches_change_none(buil
 
     from clipbench.embed.embedder import no_progress
     from clipbench.models.open_clip import load_directory
+    from clipbench.models.zoo import ModelSpec
 
-    encoder = load_directory(built.folder, "lite", "cpu", "fp32")
+    encoder = load_directory(built.folder, ModelSpec("lite", "lite", "lite"), "cpu", "fp32")
     texts = ["a cat", "", "two dogs on a sofa beside a window", "word " * 200, "a photo of a boat."] * 3
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (50 + 9 * k, 70, 3), dtype=np.uint8)) for k in range(3)]

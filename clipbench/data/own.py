@@ -24,7 +24,7 @@ from clipbench.data.folders import (
     labels_by_folder,
 )
 from clipbench.errors import DataError, DataUnavailableError
-from clipbench.paths import read_json
+from clipbench.paths import read_json, user_cache
 
 EXPECTED = "expected metadata.jsonl or metadata.csv, COCO's annotations, webdataset shards (.tar), or a folder of images for each class"
 _MOST_LISTED = 4
@@ -64,7 +64,7 @@ def _look(name: str, path: Path, _state: tuple[tuple[str, int], ...]) -> Found:
     if str(path).startswith(hub.PREFIX):
         place = hub.Place.of(str(path))
         place, table = hub.fetch(place)
-        return Found(f"{len(table):,} rows of {place.repository}", hub.hub_datasets(name, place, table, _cache()))
+        return Found(f"{len(table):,} rows of {place.repository}", hub.hub_datasets(name, place, table, user_cache()))
     if path.is_file():
         return _file(name, path)
     for listed in metadata.NAMES:
@@ -128,20 +128,8 @@ def _sharded(name: str, path: Path) -> Found:
     found = shards.read_shards(path)
     task = "retrieval" if found.is_retrieval else "zero_shot"
     return Found(
-        f"{len(found.samples):,} samples in shards", {task: partial(shards.shard_dataset, name, found, _cache())}
+        f"{len(found.samples):,} samples in shards", {task: partial(shards.shard_dataset, name, found, user_cache())}
     )
-
-
-def _cache() -> Path:
-    """Where pictures are unpacked to. Raises: DataUnavailableError."""
-    import platformdirs
-
-    try:
-        return Path(platformdirs.user_cache_path("clipbench")).expanduser()
-    except RuntimeError as error:  # a user without a home folder
-        raise DataUnavailableError(
-            f"pictures cannot be unpacked to the user's cache: {error}; set XDG_CACHE_HOME"
-        ) from error
 
 
 def _listed(name: str, path: Path) -> Found:

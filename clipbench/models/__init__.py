@@ -32,17 +32,20 @@ def load_encoder(spec: "ModelSpec", resources: "Resources", offline: bool) -> "E
         from clipbench.models.hf import load_hf
 
         return load_hf(spec, resources.device, resources.precision, offline)
-    from clipbench.models.open_clip import load_directory, load_hub, load_open_clip
+    from clipbench.models.open_clip import HUB_FILES, load_directory, load_open_clip
 
+    folder = Path(spec.location)
     if spec.source == "lite":
         from clipbench.models.lite import lite_directory
 
-        return load_directory(lite_directory(), spec.name, resources.device, resources.precision, spec)
-    if spec.source == "hf-hub":
-        return load_hub(spec, resources.device, resources.precision, offline)
-    if spec.source == "local-dir":
-        return load_directory(Path(spec.location), spec.name, resources.device, resources.precision, spec)
-    return load_open_clip(spec, resources.device, resources.precision, offline)
+        folder = lite_directory()
+    elif spec.source == "hf-hub":
+        from clipbench.models.weights import fetch_repository
+
+        folder = fetch_repository(spec.location, offline, HUB_FILES)
+    elif spec.source != "local-dir":
+        return load_open_clip(spec, resources.device, resources.precision, offline)
+    return load_directory(folder, spec, resources.device, resources.precision)
 
 
 def wrap_encoder(encoder: Any, resources: "Resources") -> "Encoder":

@@ -370,11 +370,8 @@ def peak_memory_bytes(device: str) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
-    for line in _STATUS.read_text().splitlines() if _STATUS.exists() else ():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def memory_in_use(device: str) -> int:
@@ -383,8 +380,13 @@ def memory_in_use(device: str) -> int:
         import torch
 
         return int(torch.cuda.memory_allocated(device))
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    """A size of this process in bytes, as proc(5) calls it; 0 where the system does not say."""
     for line in _STATUS.read_text().splitlines() if _STATUS.exists() else ():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return 0
 

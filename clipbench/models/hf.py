@@ -24,7 +24,7 @@ from clipbench.errors import CheckpointError, ClipbenchError, DataError, Weights
 from clipbench.models.checkpoint import tensor_hashes, weights_sha256
 from clipbench.models.encoder import Encoder, Ready, Rows, checked_rows
 from clipbench.models.grammar import EXPECTED, is_repository
-from clipbench.models.onnx import ImageSteps
+from clipbench.models.onnx import ACTIVATIONS, FINGERPRINT_TEXTS, ImageSteps
 from clipbench.models.weights import fetch_repository
 from clipbench.models.zoo import ModelSpec
 from clipbench.paths import LARGEST_SETTINGS_BYTES, read_json
@@ -36,9 +36,7 @@ CLASSES: Mapping[str, str] = {"clip": "CLIPModel", "siglip": "SiglipModel", "sig
 FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
 """What of a repository is fetched: no code, no pickles."""
 
-_ACTIVATIONS = {"quick_gelu": "quickgelu", "gelu": "gelu"}
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_FINGERPRINT_TEXTS = ("a photo of a dog.", "  Größe, ÉTÉ & naïve — 3.14", "antidisestablishmentarianism " * 40)
 
 
 class HFEncoder(Encoder):
@@ -120,7 +118,7 @@ class HFEncoder(Encoder):
         return {"tokenizer": self._settings} if self._settings else {}
 
     def observed(self) -> JsonObject:
-        tokens = self.tokens(_FINGERPRINT_TEXTS).cpu().numpy().astype("<i8")
+        tokens = self.tokens(FINGERPRINT_TEXTS).cpu().numpy().astype("<i8")
         found: JsonObject = {
             "weights": self.identity.weights_sha256,
             "tensors": dict(self._tensors),
@@ -187,7 +185,7 @@ def load_hf(spec: ModelSpec, device: str, precision: str, offline: bool) -> HFEn
         pretrained=spec.pretrained,
         weights_sha256=weights_sha256(model.state_dict()),
         file_sha256=file_sha256(file) if file.is_file() else "",
-        activation=_ACTIVATIONS.get(str(model.config.text_config.hidden_act), ""),
+        activation=ACTIVATIONS.get(str(model.config.text_config.hidden_act), ""),
         precision=precision,
         device=device,
     )

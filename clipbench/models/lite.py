@@ -37,7 +37,7 @@ import numpy.typing as npt
 
 from clipbench.errors import CheckpointError, ClipbenchError, WeightsUnavailableError
 from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE
-from clipbench.paths import installed_file, read_bytes
+from clipbench.paths import installed_file, read_bytes, user_cache
 from clipbench.storage import dump_json, write_atomically
 
 Rows = npt.NDArray[np.float64]
@@ -273,17 +273,10 @@ PIXEL_STD = 128 / 255
 _CONFIG_FILE = "open_clip_config.json"
 
 
-def lite_cache_directory() -> Path:
-    """Return clipbench's folder in the user's cache (`$XDG_CACHE_HOME/clipbench` on Linux); it need not exist yet."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("clipbench", appauthor=False, ensure_exists=False))
-
-
 def lite_directory(cache: Path | None = None) -> Path:
     """Return the built model's folder; open_clip's `create_model` and `get_tokenizer` take it as `local-dir:<folder>`.
 
-    Built on first use, in seconds, under `cache`, by default `lite_cache_directory()`. The folder's name carries a hash of recipe and
+    Built on first use, in seconds, under `cache`, by default `paths.user_cache()`. The folder's name carries a hash of recipe and
     sources, so no other recipe's model is ever found there; files other than the pinned ones are made anew. Several processes may build at
     once: each file is replaced whole, and all write the same bytes.
 
@@ -291,8 +284,8 @@ def lite_directory(cache: Path | None = None) -> Path:
     """
     require_packages()
     try:
-        root = (lite_cache_directory() if cache is None else cache).expanduser().resolve()
-    except RuntimeError as error:  # a user without a home folder
+        root = (user_cache() if cache is None else cache).resolve()
+    except DataUnavailableError as error:
         raise _cannot_be_kept("the user's cache", error) from error
     folder = root / f"lite-{recipe_key()}"
     files = None if _is_intact(folder) else build_files()

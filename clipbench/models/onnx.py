@@ -44,8 +44,8 @@ _STEPS = (
     "image_std",
 )
 _LARGEST_TOKENIZER_BYTES = 1 << 27
-_FINGERPRINT_TEXTS = ("a photo of a dog.", "  Größe, ÉTÉ & naïve — 3.14", "antidisestablishmentarianism " * 40)
-_ACTIVATIONS = {"quick_gelu": "quickgelu", "gelu": "gelu"}
+FINGERPRINT_TEXTS = ("a photo of a dog.", "  Größe, ÉTÉ & naïve — 3.14", "antidisestablishmentarianism " * 40)
+ACTIVATIONS = {"quick_gelu": "quickgelu", "gelu": "gelu"}
 
 
 class ImageSteps:
@@ -141,7 +141,7 @@ class OnnxEncoder(Encoder):
         is_int8 = any(map(_is_quantized, files))
         half = "float16" in self._sessions[0].get_inputs()[0].type
         weights = [file_sha256(f) for file in files for f in sorted(file.parent.glob(f"{file.name}*"))]
-        self._activation = _ACTIVATIONS.get(str(text.get("hidden_act", "")), "")
+        self._activation = ACTIVATIONS.get(str(text.get("hidden_act", "")), "")
         self.identity = ModelIdentity(
             name,
             pretrained,
@@ -184,7 +184,7 @@ class OnnxEncoder(Encoder):
         return {"precision": self.identity.precision}
 
     def observed(self) -> JsonObject:
-        tokens = self._tokens(_FINGERPRINT_TEXTS)["input_ids"].astype("<i8")
+        tokens = self._tokens(FINGERPRINT_TEXTS)["input_ids"].astype("<i8")
         return {
             "weights": self.identity.weights_sha256,
             "activation": self._activation,

@@ -41,7 +41,7 @@ from clipbench.models.checkpoint import load_into, read_checkpoint, tensor_hashe
 from clipbench.models.device import feed_of
 from clipbench.models.encoder import Encoder, Ready, Rows, checked_rows
 from clipbench.models.grammar import EXPECTED
-from clipbench.models.weights import fetch_repository, fetch_tag
+from clipbench.models.weights import fetch_tag
 from clipbench.models.zoo import ModelSpec, checkpoint_config
 from clipbench.types import JsonObject, ModelIdentity, Tower
 
@@ -290,22 +290,12 @@ class Asked:
         return cls({key: value for key, value in arguments.items() if key.startswith("force_")}, images)
 
 
-def load_hub(spec: ModelSpec, device: str, precision: str, offline: bool) -> OpenClipEncoder:
-    """Return the encoder in a repository of a hub as open_clip saves it: settings, tokenizer files and safetensors alone are fetched.
-
-    Raises: WeightsUnavailableError when they cannot be had; else as `load_directory`.
-    """
-    return load_directory(fetch_repository(spec.location, offline, HUB_FILES), spec.name, device, precision, spec)
-
-
-def load_directory(
-    folder: Path, name: str, device: str, precision: str, spec: ModelSpec | None = None
-) -> OpenClipEncoder:
+def load_directory(folder: Path, spec: ModelSpec, device: str, precision: str) -> OpenClipEncoder:
     """Return the encoder in a folder with `open_clip_config.json` and safetensors weights, the model made by open_clip's factory.
 
     Raises: CheckpointError when the folder does not hold what open_clip expects.
     """
-    location, asked = f"local-dir:{folder}", Asked.of(spec.arguments if spec else {})
+    location, asked = f"local-dir:{folder}", Asked.of(spec.arguments)
     path = folder / "open_clip_model.safetensors"
     if checkpoint_config(path) is None:
         raise CheckpointError(f"{folder} has no open_clip_config.json; expected {EXPECTED['local-dir']}")
@@ -331,8 +321,8 @@ def load_directory(
         ) from error
     tensors = load_into(model, checkpoint, path, bool(asked.shape))
     identity = ModelIdentity(
-        name=name,
-        pretrained=spec.pretrained if spec else name,
+        name=spec.name,
+        pretrained=spec.pretrained,
         weights_sha256=weights_sha256(tensors),
         file_sha256=checkpoint.file_sha256,
         precision=precision,

@@ -516,8 +516,8 @@ def checkpoint_config(path: Path) -> dict[str, Any] | None:
     preprocess = entry.get("preprocess_cfg", {})
     if not isinstance(preprocess, dict):
         raise UsageError(f"{file}: preprocess_cfg is no object; mend it (open_clip writes it) or remove it")
-    allowed = {"interpolation": ("bicubic", "bilinear", "nearest"), "resize_mode": ("shortest", "longest", "squash")}
-    for key, values in allowed.items():
+    for key in ("interpolation", "resize_mode"):
+        values = _CHOICES[f"image_{key}"]
         if preprocess.get(key, values[0]) not in values:
             raise UsageError(f"{file}: preprocess_cfg.{key} = {preprocess[key]!r}; expected one of {', '.join(values)}")
     for key in ("mean", "std"):
