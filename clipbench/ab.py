@@ -36,9 +36,7 @@ from clipbench.storage import dump_json
 from clipbench.types import JsonObject, Outcome, Score, overall
 
 PROTOCOL = 1
-ROUNDS = 7
 TURNS = 16
-TOLERANCE = 0.05
 SLICE_SECONDS = (0.15, 1.0)
 SLICE_CALLS = 5
 """A slice takes 0.15 s at least, and 5 calls where they fit in 1 s: their median is what sheds a call that was interrupted."""
@@ -181,10 +179,10 @@ def check_request(options: Sequence[str], rounds: int, tolerance: float) -> None
 
 def compare_speed(
     start: Mapping[Label, Callable[[], Worker]],
-    rounds: int = ROUNDS,
+    rounds: int,
+    tolerance: float,
+    progress: Callable[[str], None],
     turns: int = TURNS,
-    tolerance: float = TOLERANCE,
-    progress: Callable[[str], None] = lambda line: None,
 ) -> AbReport:
     """Return the ratios of head to base; `start` makes a fresh process of each side.
 
@@ -358,8 +356,8 @@ def _ready(options: argparse.Namespace, held: ExitStack) -> tuple[dict[str, Any]
     memory = speed.peak_memory(encoder, work)
     images = cycle(work.images)
     calls: dict[str, Callable[[], object]] = {
-        speed.IMAGES.name: speed.ready_images(encoder, work),
-        speed.TEXTS.name: speed.ready_texts(encoder, work),
+        speed.IMAGES.name: speed.ready(encoder, work, "images"),
+        speed.TEXTS.name: speed.ready(encoder, work, "texts"),
         speed.LATENCY[0].name: lambda: speed.one_row(encoder, next(images)),
     }
     hello = {
@@ -379,13 +377,13 @@ CALLS_FOR_GROWTH = 100
 MEASURE = "--measure"
 
 
-def timed_in_processes(options: Sequence[str], count: int = PROCESSES) -> dict[str, tuple[float, ...]]:
+def timed_in_processes(options: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Return what fresh processes of this interpreter measure, one value each, by metric: seconds of a batch or a call, and bytes.
 
     `options`: as after `--`. Raises: AbError when a process fails.
     """
     found: dict[str, list[float]] = {}
-    for _ in range(count):
+    for _ in range(PROCESSES):
         command = [sys.executable, *WORKER, MEASURE, *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_SECONDS)  # noqa: S603  # this interpreter
         try:
@@ -397,7 +395,7 @@ def timed_in_processes(options: Sequence[str], count: int = PROCESSES) -> dict[s
             raise AbError(f"a process that times the model: {answer['error']}")
         for name, value in answer.items():
             found.setdefault(name, []).append(value)
-    return {name: tuple(values) for name, values in found.items() if len(values) == count}
+    return {name: tuple(values) for name, values in found.items() if len(values) == PROCESSES}
 
 
 def measure_once(arguments: Sequence[str], answers: TextIO) -> int:

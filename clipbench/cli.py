@@ -635,10 +635,7 @@ def _ab(options: argparse.Namespace) -> int:
         "head": partial(Worker, "head", find_python("head", options.head), options.passed),
     }
     report = compare_speed(
-        start,
-        options.rounds,
-        tolerance=options.tolerance,
-        progress=lambda line: print(f"clipbench ab: {line}", file=sys.stderr),
+        start, options.rounds, options.tolerance, lambda line: print(f"clipbench ab: {line}", file=sys.stderr)
     )
     sys.stdout.write((ab_json if options.format == "json" else ab_text)(report))
     return report.exit_code

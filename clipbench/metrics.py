@@ -138,11 +138,6 @@ def label_ranks(scores: Floats, labels: npt.ArrayLike) -> Ints:
     return np.asarray((table >= least[:, None]).sum(axis=1) - 1, dtype=np.int64)
 
 
-def answers(scores: Floats, own: npt.ArrayLike) -> TakenFor:
-    """Return what each query was taken for, as `ranked` has it beside the ranks."""
-    return ranked(scores, own).taken_for
-
-
 def ranked(scores: Floats, own: npt.ArrayLike) -> Ranked:
     """Return `label_ranks` and what each query was taken for. `scores`: (queries, candidates) float; `own`: (queries,) int, the right one.
 

@@ -12,7 +12,7 @@ from clipbench.embed.embedder import Embedder
 from clipbench.experiments import experiment, result_of
 from clipbench.experiments.matching import matching_answers, matching_scores
 from clipbench.experiments.model_card import MODEL_CARD
-from clipbench.metrics import answers
+from clipbench.metrics import ranked
 from clipbench.models.device import Resources
 from clipbench.models.encoder import CustomEncoder, Encoder
 from clipbench.options import Options
@@ -82,7 +82,9 @@ def colour_dataset(folder: Path, names: Sequence[str] = ColourEncoder.names) -> 
 def confusion(scores: np.ndarray, labels: Sequence[int]) -> list[list[int]]:
     """Return the confusion counts of (queries, candidates) scores, as their answers give them."""
     ids, names = (tuple(str(k) for k in range(n)) for n in np.shape(scores))
-    return Answers(ids, names, *answers(scores, labels), np.asarray(labels, dtype=np.int32)).confusion().tolist()
+    return (
+        Answers(ids, names, *ranked(scores, labels).taken_for, np.asarray(labels, dtype=np.int32)).confusion().tolist()
+    )
 
 
 def matching(

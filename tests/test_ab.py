@@ -50,6 +50,15 @@ for line in sys.stdin:
         sys.exit("out of memory")
 '''
 
+MEAN = """
+import numpy as np
+class Mean:
+    def encode_images(self, images):
+        return np.stack([np.asarray(i, dtype=float).mean(axis=(0, 1)) for i in images])
+    def encode_texts(self, texts):
+        return np.array([[len(t), 1.0, 2.0] for t in texts])
+"""
+
 
 @pytest.fixture
 def ab(tmp_path):
@@ -57,13 +66,13 @@ def ab(tmp_path):
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
 
-    def call(base=1.0, head=1.0, rounds=3, turns=4, base_extra=None, head_extra=None, **more):
+    def call(base=1.0, head=1.0, rounds=3, turns=4, base_extra=None, head_extra=None):
         def start(label, slowness, extra):
             options = (label, str(slowness), str(tmp_path / "log"), json.dumps(extra or {}))
             return partial(Worker, label, sys.executable, options, (str(script),))
 
         sides = {"base": start("base", base, base_extra), "head": start("head", head, head_extra)}
-        return compare_speed(sides, rounds=rounds, turns=turns, **more)
+        return compare_speed(sides, rounds, 0.05, lambda line: None, turns)
 
     return call
 
@@ -195,14 +204,7 @@ def test_a_relative_path_and_a_name_on_the_path_find_the_interpreter_without_fol
 
 def test_the_real_worker_says_what_it_is_and_times_as_many_calls_as_asked(tmp_path, monkeypatch):
     pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
-    (tmp_path / "ab_encoder.py").write_text(
-        "import numpy as np\n"
-        "class Mean:\n"
-        "    def encode_images(self, images):\n"
-        "        return np.stack([np.asarray(i, dtype=float).mean(axis=(0, 1)) for i in images])\n"
-        "    def encode_texts(self, texts):\n"
-        "        return np.array([[len(t), 1.0, 2.0] for t in texts])\n"
-    )
+    (tmp_path / "ab_encoder.py").write_text(MEAN)
     monkeypatch.syspath_prepend(tmp_path)
     asked = [
         {"do": "images_per_second", "calls": 2},
@@ -220,14 +222,7 @@ def test_the_real_worker_says_what_it_is_and_times_as_many_calls_as_asked(tmp_pa
 
 def test_a_process_that_measures_once_gives_each_metric_as_seconds_or_bytes(tmp_path, monkeypatch):
     pytest.importorskip("skimage", reason="the natural pictures are scikit-image's")
-    (tmp_path / "ab_other.py").write_text(
-        "import numpy as np\n"
-        "class Mean:\n"
-        "    def encode_images(self, images):\n"
-        "        return np.stack([np.asarray(i, dtype=float).mean(axis=(0, 1)) for i in images])\n"
-        "    def encode_texts(self, texts):\n"
-        "        return np.array([[len(t), 1.0, 2.0] for t in texts])\n"
-    )
+    (tmp_path / "ab_other.py").write_text(MEAN)
     monkeypatch.syspath_prepend(tmp_path)
     answers = io.StringIO()
     assert measure_once(["--model", "ab_other:Mean", "--device", "cpu"], answers) == 0

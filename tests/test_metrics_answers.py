@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_metrics_retrieval import LEVELS, captioned
 
-from clipbench.metrics import answers, label_ranks, multilabel_answers, retrieval
+from clipbench.metrics import label_ranks, multilabel_answers, ranked, retrieval
 
 
 @st.composite
@@ -28,22 +28,22 @@ def marked(draw):
 
 def test_a_worked_query_lists_its_five_best_and_how_far_the_right_one_leads():
     scores = np.array([[0.1, 0.9, 0.3, 0.2, 0.0, 0.5, 0.4]])
-    found = answers(scores, [1])
+    found = ranked(scores, [1]).taken_for
     assert found.top.tolist() == [[1, 5, 6, 2, 3]]
     assert found.scores.tolist() == [pytest.approx([0.9, 0.5, 0.4, 0.3, 0.2])]
     assert found.margins.tolist() == [pytest.approx(0.4)]
-    behind = answers(scores, [6])
+    behind = ranked(scores, [6]).taken_for
     assert behind.top.tolist() == [[1, 5, 6, 2, 3]]
     assert behind.margins.tolist() == [pytest.approx(-0.5)]
 
 
 def test_the_right_candidate_is_not_listed_where_five_wrong_ones_come_first():
-    found = answers(np.array([[0.6, 0.5, 0.4, 0.3, 0.2, 0.1]]), [5])
+    found = ranked(np.array([[0.6, 0.5, 0.4, 0.3, 0.2, 0.1]]), [5]).taken_for
     assert found.top.tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_the_right_candidate_stands_behind_all_that_tie_with_it():
-    found = answers(np.array([[0.5, 0.5, 0.5, 0.1]]), [0])
+    found = ranked(np.array([[0.5, 0.5, 0.5, 0.1]]), [0]).taken_for
     assert found.top.tolist() == [[1, 2, 0, 3]]
     assert found.margins.tolist() == [0]
 
@@ -51,7 +51,7 @@ def test_the_right_candidate_stands_behind_all_that_tie_with_it():
 @pytest.mark.parametrize("last_digit", [-1e-16, 0.0, 1e-16])
 def test_a_lead_by_rounding_alone_is_no_margin_and_no_hit(last_digit):
     one = np.array([[0.5 + last_digit, 0.5, 0.1]])
-    for found in (answers(one, [0]), multilabel_answers(one, np.array([[True, False, False]]))):
+    for found in (ranked(one, [0]).taken_for, multilabel_answers(one, np.array([[True, False, False]]))):
         assert found.top[0, 0] == 1
         assert found.margins[0] <= 0
 
@@ -59,7 +59,7 @@ def test_a_lead_by_rounding_alone_is_no_margin_and_no_hit(last_digit):
 @given(labelled())
 def test_answers_agree_with_the_oracle(case):
     scores, labels = case
-    found = answers(scores, labels)
+    found = ranked(scores, labels).taken_for
     for query, label in enumerate(labels):
         best, margin = oracles.taken_for(scores[query].tolist(), [label], 5)
         assert found.top[query].tolist() == best
@@ -70,7 +70,7 @@ def test_answers_agree_with_the_oracle(case):
 @given(labelled())
 def test_a_hit_is_where_the_right_one_is_first_and_where_its_margin_is_positive(case):
     scores, labels = case
-    found, hits = answers(scores, labels), label_ranks(scores, labels) == 0
+    found, hits = ranked(scores, labels).taken_for, label_ranks(scores, labels) == 0
     assert (found.top[:, 0] == labels).tolist() == hits.tolist()
     assert (found.margins > 0).tolist() == hits.tolist()
 

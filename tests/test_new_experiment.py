@@ -18,7 +18,7 @@ from clipbench.errors import UsageError
 from clipbench.experiments import Experiment, Measured, cosines_of, register, registered, score
 from clipbench.judge.compare import compare_runs
 from clipbench.judge.tolerances import read_rules
-from clipbench.metrics import answers, hits_at, label_ranks
+from clipbench.metrics import hits_at, ranked
 from clipbench.types import Answers, Matrix, MetricSpec, Outcomes
 
 NAMES, COPIES = ("red", "green", "blue"), 110
@@ -69,14 +69,15 @@ def colours(embedder, dataset):
     cosines = cosines_of(images, classes)
     labels = np.array([item.labels[0] for item in dataset.items])
     pairs = tuple(f"pair {k // 2}" for k in range(len(labels)))
-    hits = hits_at(label_ranks(cosines, labels), 1).astype(float)
+    found = ranked(cosines, labels)
+    hits = hits_at(found.ranks, 1).astype(float)
     likeness = Matrix("cosine", classes.rows.astype(float) @ classes.rows.T, classes.ids, classes.ids)
     return Measured(
         [score(SEEN, Outcomes(images.ids, hits, pairs)), score(WARMTH, Outcomes(images.ids, cosines[:, 0]))],
         images,
         classes,
         {"likeness": likeness},
-        {"images": Answers(images.ids, NAMES, *answers(cosines, labels), labels)},
+        {"images": Answers(images.ids, NAMES, *found.taken_for, labels)},
     )
 
 

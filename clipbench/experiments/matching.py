@@ -18,7 +18,7 @@ from clipbench.data.dataset import HIGH_BIT_DEPTH, DataOptions, Dataset, Source
 from clipbench.data.packaged import packaged_dataset
 from clipbench.data.roco import ROCO_ROOT, roco_study
 from clipbench.experiments import Experiment, Measured, all_images, check_dims, cosines_of, score
-from clipbench.metrics import answers, image_to_text_hits, margins, text_to_image_hits
+from clipbench.metrics import image_to_text_hits, margins, ranked, text_to_image_hits
 from clipbench.types import Answers, FloatArray, Matrix, MetricSpec, Outcomes, Score
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def matching_answers(cosines: FloatArray, ids: tuple[str, ...]) -> dict[str, Ans
     """Return what each text and each image was taken for, of a square (texts, images) matrix of cosines."""
     own = np.arange(len(ids))
     ways = {"text_to_image": cosines, "image_to_text": cosines.T}
-    return {way: Answers(ids, ids, *answers(table, own), own.astype(np.int32)) for way, table in ways.items()}
+    return {way: Answers(ids, ids, *ranked(table, own).taken_for, own.astype(np.int32)) for way, table in ways.items()}
 
 
 def natural(embedder: "Embedder", dataset: Dataset) -> Measured:

@@ -19,7 +19,7 @@ from clipbench.data.dataset import DataOptions, Dataset, Source, held_bytes
 from clipbench.data.packaged import packaged_dataset
 from clipbench.errors import EncoderError
 from clipbench.experiments import Experiment, Measured
-from clipbench.types import MetricSpec, Score
+from clipbench.types import MetricSpec, Score, Tower
 
 if TYPE_CHECKING:
     from clipbench.embed.embedder import Embedder
@@ -131,32 +131,27 @@ def check_timed(output: Any, batch: int, last_row: "Rows", what: str) -> None:
         raise EncoderError(f"{what}: the timed call gives other rows than the reference path (cosine {cosine:.4f})")
 
 
-def ready_images(encoder: "Encoder", work: Workload) -> "Ready":
-    """Return the call that is timed on images, warm and checked. Raises: as `check_timed`."""
-    call = encoder.ready_images(work.images)
-    check_timed(call(), len(work.images), encoder.encode_images(work.images[-1:]), f"{encoder.identity.name}: images")
-    warm_up(call, encoder.identity.device)
-    return call
-
-
-def ready_texts(encoder: "Encoder", work: Workload) -> "Ready":
-    """Return the call that is timed on texts, warm and checked. Raises: as `check_timed`."""
-    call = encoder.ready_texts(work.texts)
-    check_timed(call(), len(work.texts), encoder.encode_texts(work.texts[-1:]), f"{encoder.identity.name}: texts")
+def ready(encoder: "Encoder", work: Workload, tower: Tower) -> "Ready":
+    """Return the call that is timed on a batch of a tower, warm and checked. Raises: as `check_timed`."""
+    of_images = tower == "images"
+    call = encoder.ready_images(work.images) if of_images else encoder.ready_texts(work.texts)
+    output = call()
+    last_row = encoder.encode_images(work.images[-1:]) if of_images else encoder.encode_texts(work.texts[-1:])
+    check_timed(output, len(work.images), last_row, f"{encoder.identity.name}: {tower}")
     warm_up(call, encoder.identity.device)
     return call
 
 
 def images_per_second(encoder: "Encoder", work: Workload, timer: Timer) -> list[Score]:
     """Return images per second by the model alone, and the device's seconds; nothing when timing is switched off."""
-    call = ready_images(encoder, work)
+    call = ready(encoder, work, "images")
     found = throughput(IMAGES, call, len(work.images), timer)
     return found and found + device_time(DEVICE[0], call)
 
 
 def texts_per_second(encoder: "Encoder", work: Workload, timer: Timer) -> list[Score]:
     """Return texts per second by the model alone, and the device's seconds; nothing when timing is switched off."""
-    call = ready_texts(encoder, work)
+    call = ready(encoder, work, "texts")
     found = throughput(TEXTS, call, len(work.texts), timer)
     return found and found + device_time(DEVICE[1], call)
 
