@@ -42,11 +42,11 @@ def test_hits_are_blue_and_confusions_orange():
 def test_classes_that_never_occur_are_left_out_and_of_very_many_the_most_confused_are_shown():
     few = np.zeros((80, 80))
     few[3, 3], few[5, 7] = 4, 1
-    assert classes_to_draw(few) == [3, 5, 7]
+    assert classes_to_draw(few, 100, 80) == [3, 5, 7]
     many = np.eye(300) * 5
     many[10, 200] = 3
-    assert len(classes_to_draw(many)) == 80
-    assert {10, 200} <= set(classes_to_draw(many))
+    assert len(classes_to_draw(many, 100, 80)) == 80
+    assert {10, 200} <= set(classes_to_draw(many, 100, 80))
     assert picture(confusion_figure(many, [str(c) for c in range(300)], "t")).size[0] > 2000
 
 

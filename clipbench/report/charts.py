@@ -10,13 +10,13 @@ import numpy as np
 
 from clipbench.judge.compare import environment_differences
 from clipbench.report.document import Bar, Block, Chart, Details, Grid, GridCell, Heading, Line, Paragraph, Shown, Table
-from clipbench.report.figures import class_answers
+from clipbench.report.figures import MOST_ITEMS, class_answers, classes_to_draw
 from clipbench.report.story import EXACT, change_text, name_of, plain_value, short_label
 from clipbench.report.thumbs import Gallery
 from clipbench.storage import Timing
 from clipbench.types import Answers, FloatArray, IntArray, Key, Matrix, Result, Run, Score
 
-MOST_ITEMS, MOST_CLASSES = 64, 30
+MOST_CLASSES = 30
 EXAMPLES = 8
 BINS = 24
 SCALE_NOTE = (
@@ -149,17 +149,12 @@ def _probabilities(result: Result, matrix: Matrix, gallery: Gallery) -> Table:
     rows = []
     for r, item in enumerate(matrix.rows):
         top = np.argsort(-matrix.values[r], kind="stable")[:5]
-        cells = [
-            Shown(f"{matrix.columns[c]} {matrix.values[r, c]:.3f}", (), _share(float(matrix.values[r, c]))) for c in top
-        ]
+        values = [(matrix.columns[c], float(matrix.values[r, c])) for c in top]
+        cells = [Shown(f"{name} {value:.3f}", (), Bar(value, 0.0, value)) for name, value in values]
         picture = (gallery.thumb(result.key, item),) if gallery.has_picture(result.key, item) else ()
         cells += [Shown("-")] * (5 - len(cells))
         rows.append([Shown(item, picture), *cells])
     return Table(("item", "most probable", "second", "third", "fourth", "fifth"), rows)
-
-
-def _share(value: float) -> Bar:
-    return Bar(value, 0.0, value)
 
 
 # Classes.
@@ -178,21 +173,12 @@ def _class_blocks(result: Result, answers: Answers, before: Answers | None) -> I
         )
 
 
-def _drawn_classes(confusion: IntArray) -> list[int]:
-    """All that occur, or of more than 30 the most confused, in their order."""
-    wrong = confusion - np.diag(np.diag(confusion))
-    occurring = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1))
-    if len(occurring) > MOST_CLASSES:
-        occurring = np.sort(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:MOST_CLASSES])
-    return [int(c) for c in occurring]
-
-
 def _cut(confusion: IntArray, classes: Sequence[int]) -> str:
     return f"; {len(classes)} of {len(confusion)} classes, the most confused" if len(classes) < len(confusion) else ""
 
 
 def _confusion_grid(result: Result, names: Sequence[str], confusion: IntArray) -> Grid:
-    classes = _drawn_classes(confusion)
+    classes = classes_to_draw(confusion, MOST_CLASSES, MOST_CLASSES)
     sizes = np.maximum(confusion.sum(axis=1), 1)
     cells = []
     for right in classes:
@@ -215,7 +201,7 @@ def _confusion_grid(result: Result, names: Sequence[str], confusion: IntArray) -
 
 
 def _confusion_change(result: Result, names: Sequence[str], old: IntArray, new: IntArray) -> Grid:
-    classes = _drawn_classes(old + new)
+    classes = classes_to_draw(old + new, MOST_CLASSES, MOST_CLASSES)
     change = (new - old)[np.ix_(classes, classes)]
     most = int(np.abs(change).max()) or 1
     cells = [

@@ -12,7 +12,6 @@ from clipbench.judge.reindex import CROSS_MODEL, CROSS_REVERSED, KS, SELF_NEW, S
 from clipbench.report.document import Block, Code, Details, Heading, Paragraph, Table, aligned, to_markdown
 from clipbench.report.story import (
     OPEN_CONFUSIONS,
-    OPEN_ITEMS,
     answer_lines,
     change_blocks,
     glance,
@@ -103,8 +102,9 @@ def to_github(comparison: Comparison) -> str:
     Source: https://docs.github.com/actions/reference/workflow-commands-for-github-actions
     """
     found = [(LEVELS[comparison.outcome], "clipbench", headline(comparison))]
-    for cell in _pressing(comparison):
-        found.append((LEVELS[cell.outcome], f"clipbench {_word(cell)}, {cell.id}", "; ".join(cell.reasons)))
+    for cell in comparison.cells:
+        if cell.outcome != "pass":
+            found.append((LEVELS[cell.outcome], f"clipbench {_word(cell)}, {cell.id}", "; ".join(cell.reasons)))
     moved = {f.model for f in comparison.stages if f.moved}
     stages = [f"{model}: {words}" for model, words in stage_rows(comparison) if model in moved]
     found += [("notice", "clipbench, first stage that moved", stage) for stage in stages]
@@ -151,7 +151,7 @@ def _item_lines(comparison: Comparison) -> Iterator[str]:
     if len(comparison.confusions) > OPEN_CONFUSIONS:
         yield f"  {OPEN_CONFUSIONS} of {len(comparison.confusions)} pairs shown: --format json has all"
     for (key, metric), changes in item_groups(comparison):
-        listed = glance(changes, OPEN_ITEMS)
+        listed = glance(changes)
         cut = f" ({len(listed)} of {len(changes)} shown: --format json has all)" if len(listed) < len(changes) else ""
         yield f"  {name_of(key, metric)}, {key.model}{cut}"
         for change in listed:
@@ -176,11 +176,6 @@ def _property(text: str) -> str:
     return _message(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def _cell_blocks(cells: Sequence[Cell], title: str) -> list[Block]:
-    rows = [(_word(c), c.id, "; ".join([*c.reasons, *_beside(c)])) for c in cells]
-    return [Heading(title, 3), Table(("verdict", "cell", "reason"), rows)] if rows else []
-
-
 def _word(cell: Cell) -> str:
     return "accepted" if cell.is_accepted else cell.outcome
 
@@ -195,13 +190,10 @@ def _beside(cell: Cell) -> list[str]:
 def _folded(comparison: Comparison) -> Iterator[Details]:
     if table := metric_table(comparison, _has_several(comparison)):
         yield Details(f"All {len(table.rows)} metrics", [table])
-    if passed := [cell for cell in comparison.cells if cell.outcome == "pass"]:
-        yield Details(f"{len(passed)} that pass", _cell_blocks(passed, "What passes"))
-
-
-def _pressing(comparison: Comparison) -> list[Cell]:
-    """What a reader must see: cells that do not simply pass."""
-    return [cell for cell in comparison.cells if cell.outcome != "pass"]
+    if passed := [(_word(c), c.id, "; ".join(c.reasons)) for c in comparison.cells if c.outcome == "pass"]:
+        yield Details(
+            f"{len(passed)} that pass", [Heading("What passes", 3), Table(("verdict", "cell", "reason"), passed)]
+        )
 
 
 def _top_text(top: Sequence[tuple[str, float]]) -> str:

@@ -88,13 +88,13 @@ def matrix_figure(
     return to_png(figure, bbox_inches="tight", pad_inches=0.15)
 
 
-def classes_to_draw(confusion: FloatArray | IntArray) -> list[int]:
-    """Return the classes a figure draws, ascending: all that occur or are picked, or, of more than 100, the 80 most confused."""
+def classes_to_draw(confusion: FloatArray | IntArray, most: int, of_more: int) -> list[int]:
+    """Return the classes to draw, ascending: all that occur or are picked, or, of more than `most`, the `of_more` most confused."""
     wrong = confusion - np.diag(np.diag(confusion))
     mistakes = wrong.sum(axis=0) + wrong.sum(axis=1)
     occurring = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1))
-    if len(occurring) > MOST_CLASSES:
-        occurring = np.sort(np.argsort(-mistakes, kind="stable")[:CLASSES_OF_MANY])
+    if len(occurring) > most:
+        occurring = np.sort(np.argsort(-mistakes, kind="stable")[:of_more])
     return [int(c) for c in occurring]
 
 
@@ -104,7 +104,7 @@ def confusion_figure(confusion: FloatArray | IntArray, names: Sequence[str], tit
     Hits are blue, confusions orange (full colour from one half on); shares of 5 % and more are written in percent. With 80
     classes the picture is about 2,800 pixels wide, and every name and number can be read at full size.
     """
-    classes = classes_to_draw(confusion)
+    classes = classes_to_draw(confusion, MOST_CLASSES, CLASSES_OF_MANY)
     sizes = confusion.sum(axis=1)
     shares = (confusion / np.maximum(sizes, 1)[:, None])[np.ix_(classes, classes)]
     n = len(classes)

@@ -74,14 +74,14 @@ ASKED = "what was asked for"
 WORSE: Mapping[Outcome, str] = {"fail": "fail", "inconclusive": "are inconclusive"}
 
 
-def model_answers(comparison: Comparison, head: Run | None = None, name: str = "the base") -> list[Answer]:
+def model_answers(comparison: Comparison, head: Run | None = None) -> list[Answer]:
     """Return for each model of a comparison whether it may be shipped, why, and what to do next; `head` knows its own name."""
     models, own = (
         _models(comparison) or ["head"],
         list(dict.fromkeys(r.model.name for r in head.results) if head else ()),
     )
     names = own if len(own) == len(models) == 1 else models
-    return [_held(about, model, comparison, name) for about, model in zip(names, models, strict=True)]
+    return [_held(about, model, comparison, "the base") for about, model in zip(names, models, strict=True)]
 
 
 def _models(comparison: Comparison) -> list[str]:
@@ -400,7 +400,7 @@ def item_blocks(comparison: Comparison, gallery: Gallery, level: int = 2) -> Ite
         title = _group_title(key, metric, changes, new)
         open_now = opened < OPEN_GROUPS and (is_first or not opened)
         opened += open_now
-        head, rest = (glance(new, OPEN_ITEMS), new) if open_now else ([], new)
+        head, rest = (glance(new), new) if open_now else ([], new)
         if open_now:
             yield Heading(title, level + 1)
             yield _item_table(key, head, gallery)
@@ -437,11 +437,11 @@ def item_groups(comparison: Comparison) -> list[tuple[tuple[Key, str], list[Item
     return sorted(groups.items(), key=rank)
 
 
-def glance(changes: Sequence[ItemChange], limit: int) -> list[ItemChange]:
+def glance(changes: Sequence[ItemChange]) -> list[ItemChange]:
     """Return the first, with a few gains beside the losses."""
     lost, gained = ([c for c in changes if c.direction == word] for word in ("lost", "gained"))
-    few = gained[: max(limit // 5, limit - len(lost))]
-    return [*lost[: limit - len(few)], *few]
+    few = gained[: max(OPEN_ITEMS // 5, OPEN_ITEMS - len(lost))]
+    return [*lost[: OPEN_ITEMS - len(few)], *few]
 
 
 def _group_title(key: Key, metric: str, changes: Sequence[ItemChange], new: Sequence[ItemChange]) -> str:

@@ -136,7 +136,8 @@ def write_report(
             continue
         if _written(folder / "figures" / ranking_file(title), ranking, unwritten):
             pictured.add(title)
-    _remove_others(folder / "figures", {*map(_last, figures.values()), *map(ranking_file, pictured)})
+    drawn_here = {*(Path(figure).name for figure in figures.values()), *map(ranking_file, pictured)}
+    _remove_others(folder / "figures", drawn_here)
     runs = [run, *([compared.base] if compared else [])]
     known = at_hand.values() if shows == "all" else datasets
     gallery = Gallery(runs, [folder / THUMBS, *folders], known, shows == "all", shows != "numbers")
@@ -203,10 +204,6 @@ class _Redacted:
 
 
 _LIST, _WORD = re.compile(r"(: )([^\s,;:()]+(?:, [^\s,;:()]+)*)"), re.compile(r"[^\s,;:()]+")
-
-
-def _last(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 def _remove_others(folder: Path, kept: Collection[str]) -> None:
@@ -339,7 +336,9 @@ def summary_blocks(
         *_confusions(run),
         *speed_blocks(run, before, timings),
         *_tables(run, stated, compared, several),
-        *_afterword(run),
+        *exclusion_blocks(run),
+        *encoding_blocks(run),
+        *_environment(run),
     ]
 
 
@@ -351,20 +350,8 @@ def _tables(
         yield Details(f"All {len(table.rows)} metrics held to the base", [table])
     if stated:
         yield Details(f"All {len(stated)} verdicts", _verdicts("Verdicts", stated))
-    yield from _folded(_all_metrics(run))
-    yield from _folded(_not_enforced(run))
-
-
-def _afterword(run: Run) -> Iterator[Block]:
-    for blocks in (exclusion_blocks(run), encoding_blocks(run), _environment(run)):
-        yield from _folded(blocks)
-
-
-def _folded(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks of a section under its heading, folded."""
-    if not blocks or not isinstance(blocks[0], Heading):
-        return list(blocks)
-    return [Details(blocks[0].text, blocks[1:])]
+    yield from _all_metrics(run)
+    yield from _not_enforced(run)
 
 
 def _evidence(run: Run, before: Mapping[Key, Result], gallery: Gallery, is_open: bool) -> Iterator[Block]:
@@ -389,7 +376,7 @@ def _evidence(run: Run, before: Mapping[Key, Result], gallery: Gallery, is_open:
 
 
 def exclusion_blocks(run: Run) -> list[Block]:
-    """Return a heading, a table with one row per result that has something to say, and a note; [] where none has."""
+    """Return, folded, a table with one row per result that has something to say, and a note; [] where none has."""
     rows = []
     for r in run.results:
         counted = [f"{name} {count:,}" for name, count in r.provenance.exclusions.items() if count]
@@ -397,11 +384,11 @@ def exclusion_blocks(run: Run) -> list[Block]:
         if counted:
             rows.append((r.model.name, r.experiment, r.dataset.name, ", ".join(counted) + names))
     header = ("model", "experiment", "data set", "counts")
-    return _section("Exclusions and data quality", header, rows, EXCLUSIONS_NOTE)
+    return _folded("Exclusions and data quality", header, rows, EXCLUSIONS_NOTE)
 
 
 def encoding_blocks(run: Run) -> list[Block]:
-    """Return a heading, a table with a row for each tower of a result that took or dropped an optimization, and a note."""
+    """Return, folded, a table with a row for each tower of a result that took or dropped an optimization, and a note."""
     rows = [
         (
             r.model.name,
@@ -415,7 +402,7 @@ def encoding_blocks(run: Run) -> list[Block]:
         if r.provenance.optimizations or how.dropped or r.provenance.resumed
     ]
     header = ("model", "experiment", "rows of", "optimizations of the result", "made")
-    return _section("How rows were made", header, rows, ENCODING_NOTE)
+    return _folded("How rows were made", header, rows, ENCODING_NOTE)
 
 
 def most_confused(answers: Answers) -> list[tuple[int, int, int, int]]:
@@ -483,6 +470,12 @@ def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Sh
     if not rows:
         return []
     return [Heading(title), Table(header, rows), *([Paragraph(note)] if note else [])]
+
+
+def _folded(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Shown]], note: str = "") -> list[Block]:
+    """The blocks of `_section` under its heading, folded."""
+    found = _section(title, header, rows, note)
+    return [Details(title, found[1:])] if found else []
 
 
 def _results(run: Run, before: Mapping[Key, Result]) -> Iterator[Block]:
@@ -555,7 +548,7 @@ def _not_enforced(run: Run) -> list[Block]:
         for s in unenforced(r)
     ]
     header = ("model", "experiment", "metric", "measured", "published", "what differs", "source")
-    return _section("Published values, shown but not enforced", header, rows)
+    return _folded("Published values, shown but not enforced", header, rows)
 
 
 def _figure_blocks(run: Run, figures: Mapping[Key, str]) -> Iterator[Block]:
@@ -574,7 +567,7 @@ def _confusions(run: Run) -> list[Block]:
             share = f"{count} of {size} ({count / size:.0%})"
             rows.append((short_label(r.model), r.experiment, names[right], names[picked], share))
     header = ("model", "experiment", "is", "was taken for", "how often")
-    return _folded(_section("Most confused classes", header, rows))
+    return _folded("Most confused classes", header, rows)
 
 
 def slice_blocks(run: Run) -> list[Block]:
@@ -610,7 +603,7 @@ def _all_metrics(run: Run) -> list[Block]:
         for r in run.results
         for name, score in r.scores.items()
     ]
-    return _section("All metrics", ("model", "experiment", "metric", "value", "n"), rows)
+    return _folded("All metrics", ("model", "experiment", "metric", "value", "n"), rows)
 
 
 def _environment(run: Run) -> list[Block]:
@@ -620,7 +613,7 @@ def _environment(run: Run) -> list[Block]:
         weights = f"sha256 {model.weights_sha256[:16]}..." if model.weights_sha256 else "the encoder's own"
         activation = f", {model.activation}" if model.activation else ""
         pairs.append((f"model {model.label}", f"weights {weights}, {model.precision} on {model.device}{activation}"))
-    return [Heading("Environment"), Table(("what", "value"), pairs)]
+    return [Details("Environment", [Table(("what", "value"), pairs)])]
 
 
 def _encoding_text(how: Encoding, resumed: str) -> str:

@@ -152,10 +152,9 @@ class Gallery:
 
     def keep(self, folder: Path) -> None:
         """Write what was asked for into a folder, and remove what an earlier session left there. Raises: OSError."""
-        if self.pictures or self.texts:
-            for name, content in self._made.items():
-                if not (folder / name).exists():
-                    write_atomically(folder / name, content)
+        for name, content in self._made.items():
+            if not (folder / name).exists():
+                write_atomically(folder / name, content)
         if self._said:
             write_atomically(folder / TEXTS, json.dumps(self._said, sort_keys=True, indent=1))
         for path in folder.glob("*.jpg") if folder.is_dir() else ():
