@@ -47,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few letters costs no verdict
     commands: dict[str, Callable[[argparse.Namespace], int]]
     commands = {
-        "run": _run,
-        "check": _check,
-        "init": _init,
+        **dict.fromkeys(PROJECT, _project),
         "list": _list,
         "models": _models,
         "report": _report,
@@ -242,58 +240,20 @@ def _add_cache(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--clear", action="store_true", help="remove the cache's own files, and nothing else in the folder")
 
 
-def _run(options: argparse.Namespace) -> int:
-    from clipbench.project import run
+def _project(options: argparse.Namespace) -> int:
+    from clipbench import project
 
-    return run(options.passed)
-
-
-def _check(options: argparse.Namespace) -> int:
-    from clipbench.project import check
-
-    return check(options.passed)
-
-
-def _init(options: argparse.Namespace) -> int:
-    from clipbench.project import init
-
-    return init(options.passed)
+    return {"run": project.run, "check": project.check, "init": project.init}[options.command](options.passed)
 
 
 def _models(options: argparse.Namespace) -> int:
-    from clipbench.models.weights import is_cached
-    from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE, open_clip_configs, profiles, published_imagenet, zoo
+    from clipbench.models.zoo import known_models, other_architectures
 
-    rows: list[JsonObject] = [{"name": "lite", "tag": None, "input": LITE_IMAGE_SIZE, "dim": LITE_DIM}]
-    for row in zoo().values():
-        file = f"{row.name.replace('/', '-').replace('@', '-')}.pt"
-        address = f"https://openaipublic.azureedge.net/clip/models/{row.openai_checkpoint_sha256}/{file}"
-        rows.append(
-            {
-                "name": row.name,
-                "open_clip": row.open_clip,
-                "tag": "openai",
-                "params": row.params,
-                "input": row.image_size,
-                "dim": row.embed_dim,
-                "gflops": profiles()[row.open_clip].gflops if row.open_clip in profiles() else None,
-                "imagenet": published_imagenet().get(row.name),
-                "download_bytes": row.download_bytes,
-                "cached": is_cached({"hf_hub": row.hub, "url": address}),
-                "study": row.study,
-            }
-        )
-    rest = sorted(set(open_clip_configs()) - {row.open_clip for row in zoo().values()})
-    for name in rest if options.all else ():
-        cost = profiles().get(name)
-        known = (
-            {"input": cost.image_size, "params": round(cost.params_millions * 1e6), "gflops": cost.gflops}
-            if cost
-            else {}
-        )
-        rows.append({"name": name, "open_clip": name, **known})
+    rows, rest = known_models(), other_architectures()
+    rows += rest if options.all else []
     if options.format == "json":
-        return _print_json({"models": rows, "other_architectures": [] if options.all else rest})
+        others = [] if options.all else [row["name"] for row in rest]
+        return _print_json({"models": rows, "other_architectures": others})
     header = ("name", "tag", "params", "input", "GFLOPs", "dim", "ImageNet", "download", "cached", "in the study")
     _print_table(header, [_model_row(row) for row in rows])
     if not options.all:

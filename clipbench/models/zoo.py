@@ -144,6 +144,46 @@ def published_imagenet() -> dict[str, float]:
     return {name: found["acc1"] for name, found in values.items()}
 
 
+def known_models() -> list[dict[str, Any]]:
+    """Return what `clipbench models` says of the models that have a name of their own, lite first. Nothing is fetched."""
+    from clipbench.models.weights import is_cached
+
+    rows: list[dict[str, Any]] = [{"name": LITE, "tag": None, "input": LITE_IMAGE_SIZE, "dim": LITE_DIM}]
+    for row in zoo().values():
+        file = f"{row.name.replace('/', '-').replace('@', '-')}.pt"
+        address = f"https://openaipublic.azureedge.net/clip/models/{row.openai_checkpoint_sha256}/{file}"
+        rows.append(
+            {
+                "name": row.name,
+                "open_clip": row.open_clip,
+                "tag": "openai",
+                "params": row.params,
+                "input": row.image_size,
+                "dim": row.embed_dim,
+                "gflops": profiles()[row.open_clip].gflops if row.open_clip in profiles() else None,
+                "imagenet": published_imagenet().get(row.name),
+                "download_bytes": row.download_bytes,
+                "cached": is_cached({"hf_hub": row.hub, "url": address}),
+                "study": row.study,
+            }
+        )
+    return rows
+
+
+def other_architectures() -> list[dict[str, Any]]:
+    """Return what `clipbench models --all` says of every other architecture of open_clip, by name."""
+    rows: list[dict[str, Any]] = []
+    for name in sorted(set(open_clip_configs()) - {row.open_clip for row in zoo().values()}):
+        cost = profiles().get(name)
+        known = (
+            {"input": cost.image_size, "params": round(cost.params_millions * 1e6), "gflops": cost.gflops}
+            if cost
+            else {}
+        )
+        rows.append({"name": name, "open_clip": name, **known})
+    return rows
+
+
 @cache
 def _tables() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("zoo.toml").read_text(encoding="utf-8"))
