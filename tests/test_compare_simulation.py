@@ -82,13 +82,3 @@ def test_the_power_table_has_a_row_for_each_size_and_larger_sets_see_more():
         assert loose.excluded < tight.excluded
     assert all(row.failed[0] > 0.01 for row in rows)
     assert all(row.failed[1] >= row.failed[0] and row.excluded[1] >= row.excluded[0] for row in rows)
-
-
-def test_four_items_show_nothing_at_all():
-    assert failed_drop(4, 0.0, 0.0) is None
-
-
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"drop": -0.1}, {"discordance": 0.9, "drop": 0.2}])
-def test_power_of_what_cannot_be_is_refused(wrong):
-    with pytest.raises(ValueError, match="expected n >= 1"):
-        gate_power(**({"n": 10, "drop": 0.1, "discordance": 0.1, "tolerance": 0.01} | wrong))

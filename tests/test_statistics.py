@@ -76,12 +76,6 @@ def test_counts_that_make_no_rate_are_refused(hits, n):
         wilson_interval(hits, n)
 
 
-@pytest.mark.parametrize("confidence", [0, 1, 95])
-def test_a_confidence_that_is_no_fraction_is_refused(confidence):
-    with pytest.raises(ValueError, match=f"confidence is {confidence}"):
-        wilson_interval(1, 2, confidence)
-
-
 def test_a_rate_imports_no_scipy():
     code = "import sys; from clipbench.statistics import wilson_interval as w; w(1, 2); print('scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -296,12 +290,6 @@ def test_counts_that_cannot_be_are_refused(lost, gained, n):
         drop_bounds(lost, gained, n)
 
 
-@pytest.mark.parametrize("alpha", [0, 0.5, 5])
-def test_an_alpha_that_is_no_small_fraction_is_refused(alpha):
-    with pytest.raises(ValueError, match=f"alpha is {alpha}"):
-        drop_bounds(1, 0, 5, alpha)
-
-
 @pytest.mark.parametrize(
     ("base", "head", "message"),
     [([1, 0], [1], "same items"), ([], [], "same items"), ([0.5], [1], "base holds"), ([1], [np.nan], "head holds")],
@@ -409,12 +397,6 @@ def test_four_items_can_show_no_drop_at_all():
     assert failed_drop(5, 0.0, 0.0) == pytest.approx(0.9**0.2, abs=1e-3)
 
 
-@pytest.mark.parametrize(("n", "drop", "discordance"), [(0, 0.1, 0), (5, -0.1, 0), (5, 0.6, 0.6), (5, 0.1, -0.1)])
-def test_shares_that_cannot_be_are_refused(n, drop, discordance):
-    with pytest.raises(ValueError, match="add to at most 1"):
-        gate_power(n, drop, discordance, 0.0)
-
-
 def simulated_passes(n, flips, tolerance, draws=20000):
     """How often the bound excludes a drop of the tolerance where the flips are as often gained as lost."""
     lost, gained, _ = np.random.default_rng(9).multinomial(n, [flips / 2, flips / 2, 1 - flips], size=draws).T
@@ -459,15 +441,6 @@ def test_the_drop_that_items_decide_is_the_one_that_asks_for_so_many(flips, tole
     n = items_that_decide(flips, tolerance, tests=tests)
     assert decided_drop(n, flips, tests=tests) <= tolerance * 1.001
     assert items_that_decide(flips, tolerance, tests=tests + 1) >= n
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"flips": -0.1}, {"flips": 2}, {"tolerance": 0}, {"tolerance": 1}, {"tests": 0}, {"power": 1}, {"alpha": 0}],
-)
-def test_a_plan_of_what_cannot_be_is_refused(wrong):
-    with pytest.raises(ValueError):  # noqa: PT011  # each says in its own words what it expected
-        items_that_decide(**({"flips": 0.01, "tolerance": 0.01} | wrong))
 
 
 FLIP_RATES = [(0.005, 0.005), (0.02, 0.0), (0.05, 0.05), (0.1, 0.02), (0.02, 0.1), (0.3, 0.3)]
@@ -666,14 +639,6 @@ def test_the_interval_is_students_t_on_the_logarithms():
 def test_a_loss_beyond_the_tolerance_fails_when_shown_and_passes_when_excluded(ratios, better, direction, verdict):
     found = judged(ratios, better)
     assert (found.direction, found.verdict) == (direction, verdict)
-
-
-@pytest.mark.parametrize(
-    ("ratios", "tolerance"), [([], 0.05), ([0.0, 1.0], 0.05), ([math.nan], 0.05), ([1.0, 1.0], 1.0)]
-)
-def test_what_is_no_ratio_or_tolerance_is_refused(ratios, tolerance):
-    with pytest.raises(ValueError, match="expected ratios above 0, tolerance in 0"):
-        judged(ratios, tolerance=tolerance)
 
 
 @given(st.lists(st.floats(0.5, 2.0), min_size=2, max_size=9))
