@@ -48,7 +48,7 @@ def listed(folder):
 
 def test_a_list_of_pictures_is_classified_and_searched_by_what_it_says(listed):
     root = listed(*(row(c, group="warm" if c == "red" else "cold", language="en") for c in COLOURS))
-    assert sorted(look("own", root).datasets) == ["retrieval", "zero_shot"]
+    assert sorted(look("own", root)) == ["retrieval", "zero_shot"]
     result = measure("zero_shot", custom(ColourEncoder()), load("zero_shot", dataset={"own": root}))
     assert result.scores["acc1"].value == 1.0
     assert result.protocol.classes == ("blue", "green", "red", "white")
@@ -82,7 +82,7 @@ def test_csv_says_the_same_with_lists_as_json(folder):
 
 def test_several_labels_make_it_a_multi_label_data_set(listed):
     root = listed(row("red", labels=["red", "blue"]), row("blue"))
-    assert sorted(look("own", root).datasets) == ["multilabel", "retrieval"]
+    assert sorted(look("own", root)) == ["multilabel", "retrieval"]
     result = measure("multilabel", custom(ColourEncoder()), load("multilabel", dataset={"own": root}))
     assert result.scores["mean_average_precision"].n == 2
 
@@ -211,7 +211,7 @@ def test_coco_files_anywhere_are_read_by_what_they_hold(folder):
     captions.unlink()
     coco_file(folder / "annotations" / "instances_mine.json", False)
     coco_file(folder / "annotations" / "captions_mine.json", True)
-    assert sorted(look("own", folder).datasets) == ["retrieval", "zero_shot"]
+    assert sorted(look("own", folder)) == ["retrieval", "zero_shot"]
     dataset = load("zero_shot", dataset={"own": folder})
     assert (len(dataset), dataset.classes[0], dataset.items[0].image.crop is None) == (4, "red", False)
     coco_file(folder / "annotations" / "captions_other.json", True)

@@ -8,7 +8,6 @@ before anything is measured, with what lies there.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -30,18 +29,14 @@ EXPECTED = "expected metadata.jsonl or metadata.csv, COCO's annotations, webdata
 _MOST_LISTED = 4
 
 
-@dataclass(frozen=True)
-class Found:
-    """What lies at a path: its `shape` in words, and the data set that each experiment takes of it."""
-
-    shape: str
-    datasets: Mapping[str, Callable[[], Dataset]]
+Found = dict[str, Callable[[], Dataset]]
+"""What lies at a path: the data set that each experiment takes of it."""
 
 
 def own_sources(experiment: str, options: DataOptions) -> tuple[Source, ...]:
     """Return the data sets of `--dataset` that an experiment can run on."""
     found = [(name, look(name, path)) for name, path in options.folders(DATASET_ROOT)]
-    return tuple(Source(name, one.datasets[experiment]) for name, one in found if experiment in one.datasets)
+    return tuple(Source(name, one[experiment]) for name, one in found if experiment in one)
 
 
 def look(name: str, path: Path) -> Found:
@@ -63,8 +58,7 @@ def _look(name: str, path: Path, _state: tuple[tuple[str, int], ...]) -> Found:
     """`look`, once for each state of the path: the data sets of a session are asked for often."""
     if str(path).startswith(hub.PREFIX):
         place = hub.Place.of(str(path))
-        place, table = hub.fetch(place)
-        return Found(f"{len(table):,} rows of {place.repository}", hub.hub_datasets(name, place, table, user_cache()))
+        return hub.hub_datasets(name, *hub.fetch(place), user_cache())
     if path.is_file():
         return _file(name, path)
     for listed in metadata.NAMES:
@@ -81,7 +75,7 @@ def _look(name: str, path: Path, _state: tuple[tuple[str, int], ...]) -> Found:
     folders = class_folders(path) if any(entry.is_dir() and entry.name[0] != "." for entry in path.iterdir()) else ()
     if any(has_image(path / folder) for folder in folders):
         check_folders(name, path)
-        return Found(f"{len(folders)} class folders", {"zero_shot": partial(labelled_folder, name, path)})
+        return {"zero_shot": partial(labelled_folder, name, path)}
     raise DataError(f"--dataset {name}={path}: {_lies_there(path)}; {EXPECTED}")
 
 
@@ -105,7 +99,7 @@ def _is_coco(path: Path) -> bool:
 
 def _annotated(name: str, root: Path, files: list[Path]) -> Found:
     """COCO's annotations in a folder: one file of captions and one of boxes at most. Raises: DataError for several."""
-    found: dict[str, Callable[[], Dataset]] = {}
+    found: Found = {}
     for kind in ("captions", "instances"):
         own = [file for file in files if file.name.startswith(kind)]
         if len(own) > 1:
@@ -114,29 +108,27 @@ def _annotated(name: str, root: Path, files: list[Path]) -> Found:
                 f"--dataset {name}={root}: {len(own)} files of {kind} ({names}); give the one: {name}={own[-1]}"
             )
         if own:
-            found |= _coco(name, own[0], kind == "captions").datasets
-    return Found("COCO's annotations", found)
+            found |= _coco(name, own[0], kind == "captions")
+    return found
 
 
 def _coco(name: str, path: Path, is_captions: bool) -> Found:
     if is_captions:
-        return Found("COCO captions", {"retrieval": partial(coco.caption_file, name, path)})
-    return Found("COCO boxes", {"zero_shot": partial(coco.instance_file, name, path)})
+        return {"retrieval": partial(coco.caption_file, name, path)}
+    return {"zero_shot": partial(coco.instance_file, name, path)}
 
 
 def _sharded(name: str, path: Path) -> Found:
     found = shards.read_shards(path)
     task = "retrieval" if found.is_retrieval else "zero_shot"
-    return Found(
-        f"{len(found.samples):,} samples in shards", {task: partial(shards.shard_dataset, name, found, user_cache())}
-    )
+    return {task: partial(shards.shard_dataset, name, found, user_cache())}
 
 
 def _listed(name: str, path: Path) -> Found:
     rows, images = metadata.read_rows(path)
     labelled, captioned = (any(getattr(row, what) for row in rows) for what in ("labels", "texts"))
     several = any(len(row.labels) > 1 for row in rows)
-    found: dict[str, Callable[[], Dataset]] = {}
+    found: Found = {}
     if labelled:
         own = sorted({label for row in rows for label in row.labels})
         names = class_set_of(name, path.parent, tuple(own))
@@ -145,7 +137,7 @@ def _listed(name: str, path: Path) -> Found:
         found[task] = partial(_labelled, name, path, rows, images, names, labels)
     if captioned:
         found["retrieval"] = partial(_captioned, name, path, rows, images)
-    return Found(f"{len(rows):,} pictures listed in {path.name}", found)
+    return found
 
 
 def _labelled(

@@ -21,13 +21,12 @@ from clipbench.judge.quality import (
     answers_of,
     decided_by_test,
     incomparable,
-    listed,
     margins_of,
     quality,
     worse_than_first,
 )
 from clipbench.judge.reindex import Reindex
-from clipbench.judge.rows import Change, Moved, change_of, rows_moved, shared, subject_verdict, trace_verdict
+from clipbench.judge.rows import Change, Moved, change_of, listed, rows_moved, shared, subject_verdict, trace_verdict
 from clipbench.judge.tolerances import Rules, SpeedRule
 from clipbench.judge.trace import TraceFinding, compare_traces, trace_in
 from clipbench.statistics import unpaired_ratio

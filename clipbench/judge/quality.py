@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipbench.embed.evidence import STEP
-from clipbench.judge.rows import Change, Moved, shared
+from clipbench.judge.rows import Change, Moved, listed, shared
 from clipbench.judge.tolerances import Declared, Rules
 from clipbench.redact import pseudonym
 from clipbench.statistics import (
@@ -52,7 +52,6 @@ MOST_SLICES = 20
 FEW_CHANGES = 3
 UNEXPLAINED = 0.02
 """The share of outcomes that near ties may change where no margin says which they are: acc5, average precision."""
-LISTED = 5
 FEWEST_TO_PLAN, PLANNED_FLIPS = 100, 0.01
 """A smaller set does not tell how many items flip: then as many are planned for as bf16 and int8 flip at most."""
 
@@ -721,8 +720,3 @@ def margins_of(result: Result, outcomes: PairedOutcomes) -> FloatArray | None:
     if not all(item in place for item in outcomes.ids):
         return None
     return np.asarray(answers.margins[[place[item] for item in outcomes.ids]], dtype=np.float64)
-
-
-def listed(ids: Sequence[str]) -> str:
-    """Return the first of these names, and how many there are more."""
-    return ", ".join(ids[:LISTED]) + (f" and {len(ids) - LISTED:,} more" if len(ids) > LISTED else "")

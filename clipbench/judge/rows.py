@@ -7,7 +7,7 @@ explain. Thresholds are `tolerances.Moves`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
@@ -30,6 +30,7 @@ LOW_PRECISIONS = ("fp16", "bf16", "int8")
 SCALES = ("logit_scale", "logit_bias")
 GRID = 256
 """Sketches in one cell of this grid (.016) are the same row."""
+LISTED = 5
 SOUGHT = 2000
 """Of items that moved far so many, evenly spread, are looked for among base's rows."""
 
@@ -237,6 +238,11 @@ def _taken(evidence: Evidence, places: list[int]) -> Evidence:
     return replace(evidence, ids=tuple(evidence.ids[k] for k in places), **columns)
 
 
+def listed(ids: Sequence[str]) -> str:
+    """Return the first of these names, and how many there are more."""
+    return ", ".join(ids[:LISTED]) + (f" and {len(ids) - LISTED:,} more" if len(ids) > LISTED else "")
+
+
 def rows_moved(b: Evidence, h: Evidence, change: Change, moves: Moves) -> Moved:
     """Return how the rows of these items, aligned, moved from base to head."""
     behavioural, because = change.is_behavioural, change.because
@@ -246,7 +252,7 @@ def rows_moved(b: Evidence, h: Evidence, change: Change, moves: Moves) -> Moved:
 
     def found(outcome: Outcome, state: State, reason: str, places: Iterable[int] = ()) -> Moved:
         ids = [b.ids[k] for k in places]
-        named = f": {', '.join(ids[:5])}{f' and {len(ids) - 5:,} more' if len(ids) > 5 else ''}" if ids else ""
+        named = f": {listed(ids)}" if ids else ""
         if outcome != "pass" and not because:  # whatever moved unasked, the farthest first
             moved = np.argsort(-distances, kind="stable")[: int(np.sum(distances > max(moves.item, noise)))]
             ids = list(dict.fromkeys([*ids, *(b.ids[k] for k in moved)]))

@@ -94,11 +94,7 @@ def matching_grid(result: Result, matrix: Matrix, gallery: Gallery) -> Grid:
 
 def _edges(result: Result, matrix: Matrix, gallery: Gallery) -> tuple[list[Shown], list[Shown]]:
     rows = [Shown(gallery.caption(result.key, item) or item) for item in matrix.rows]
-    columns = [
-        Shown(item, (gallery.thumb(result.key, item),) if gallery.has_picture(result.key, item) else ())
-        for item in matrix.columns
-    ]
-    return rows, columns
+    return rows, [Shown(item, gallery.thumbs(result.key, item)) for item in matrix.columns]
 
 
 def difference_grid(
@@ -151,9 +147,8 @@ def _probabilities(result: Result, matrix: Matrix, gallery: Gallery) -> Table:
         top = np.argsort(-matrix.values[r], kind="stable")[:5]
         values = [(matrix.columns[c], float(matrix.values[r, c])) for c in top]
         cells = [Shown(f"{name} {value:.3f}", (), Bar(value, 0.0, value)) for name, value in values]
-        picture = (gallery.thumb(result.key, item),) if gallery.has_picture(result.key, item) else ()
         cells += [Shown("-")] * (5 - len(cells))
-        rows.append([Shown(item, picture), *cells])
+        rows.append([Shown(item, gallery.thumbs(result.key, item)), *cells])
     return Table(("item", "most probable", "second", "third", "fourth", "fifth"), rows)
 
 
@@ -303,16 +298,12 @@ def _examples(result: Result, gallery: Gallery) -> Iterator[Block]:
         rows = []
         for q in order.tolist():
             query = answers.ids[q]
-            picture = (gallery.thumb(result.key, query),) if _is_image(result, name, gallery, query) else ()
+            picture = gallery.thumbs(result.key, query) if _is_image(result, name, gallery, query) else ()
             cells: list[str | Shown] = [Shown(gallery.words(result.key, query), picture)]
             for c, value in zip(answers.top[q].tolist(), answers.scores[q].tolist(), strict=True):
                 item = answers.candidates[c]
                 is_hit = item in right.get(query, ())
-                thumbs = (
-                    ()
-                    if picture or not gallery.has_picture(result.key, item)
-                    else (gallery.thumb(result.key, item, is_hit),)
-                )
+                thumbs = () if picture else gallery.thumbs(result.key, item, is_hit)
                 words = gallery.words(result.key, item) if picture or not thumbs else item
                 cells.append(Shown(f"{'✔ ' if is_hit else ''}{words} {value:.3f}", thumbs))
             rows.append([*cells, f"{answers.margins[q]:+.3f}"])

@@ -461,8 +461,8 @@ def _item_table(key: Key, changes: Sequence[ItemChange], gallery: Gallery) -> Ta
     rows, whole = [], gallery
     for k, c in enumerate(changes):
         gallery = whole if k < FOLDED_PICTURES else whole.without_pictures()
-        picture = (gallery.thumb(key, c.item),) if gallery.has_picture(key, c.item) else ()
-        row: list[str | Shown] = [c.direction, Shown(gallery.words(key, c.item), _real(picture))]
+        picture = _real(gallery.thumbs(key, c.item))
+        row: list[str | Shown] = [c.direction, Shown(gallery.words(key, c.item), picture)]
         row += [_candidate(key, c.label, gallery)] if is_labelled else []
         row += [_top(key, top, c.label, gallery) for top in ((c.top_before, c.top_after) if is_taken else ())]
         row.append(margin_text(c))
@@ -470,14 +470,13 @@ def _item_table(key: Key, changes: Sequence[ItemChange], gallery: Gallery) -> Ta
     return Table([*header, *(["slice"] if is_grouped else [])], rows)
 
 
-def _real(thumbs: Sequence[Thumb]) -> tuple[Thumb, ...]:
+def _real(thumbs: Iterable[Thumb]) -> tuple[Thumb, ...]:
     return tuple(thumb for thumb in thumbs if thumb.source)
 
 
 def _candidate(key: Key, name: str, gallery: Gallery, value: float | None = None) -> Shown:
     text = gallery.words(key, name) if name else "-"
-    thumbs = _real((gallery.thumb(key, name),)) if gallery.has_picture(key, name) else ()
-    return Shown(text if value is None else f"{text} {value:.3f}", thumbs)
+    return Shown(text if value is None else f"{text} {value:.3f}", _real(gallery.thumbs(key, name)))
 
 
 def _top(key: Key, top: Sequence[tuple[str, float]], label: str, gallery: Gallery) -> Shown:
@@ -524,7 +523,7 @@ def _moved_rows(comparison: Comparison, gallery: Gallery) -> Iterator[Block]:
     for v in comparison.verdicts:
         if v.items and v.outcome in ("fail", "inconclusive") and not v.metric:
             named = v.items[:OPEN_ITEMS]
-            thumbs = _real([gallery.thumb(v.key, item) for item in named if gallery.has_picture(v.key, item)])
+            thumbs = _real(thumb for item in named for thumb in gallery.thumbs(v.key, item))
             text = ", ".join(gallery.words(v.key, item) for item in named)
             cut = f" ({len(named)} of {len(v.items)} shown)" if len(named) < len(v.items) else ""
             yield Table((f"moved: {about_of(v)}{cut}",), [[Shown(text, thumbs)]])

@@ -85,6 +85,10 @@ class Gallery:
         self._budget -= len(content) * 4 // 3
         return Thumb(f"data:image/jpeg;base64,{base64.b64encode(content).decode()}", words, is_hit)
 
+    def thumbs(self, key: Key, item: str, is_hit: bool = False) -> tuple[Thumb, ...]:
+        """Return `thumb` alone, () for what names no picture."""
+        return (self.thumb(key, item, is_hit),) if self.has_picture(key, item) else ()
+
     def words(self, key: Key, item: str) -> str:
         """Return an item's name with its caption, where it has one."""
         caption = self.caption(key, item)
