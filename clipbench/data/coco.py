@@ -153,7 +153,7 @@ def coco_retrieval(root: Path, images: Images | None = None) -> Dataset:
         refs = _image_refs(root, "./", names, split_file, None)
     else:
         split, path = "val2017", root / "annotations/captions_val2017.json"
-        index = _index(root, path, {"images": _IMAGE, "annotations": _CAPTION})
+        index = _index(root, path, _CAPTIONS)
         source = _source(index)
         names = {key: image["file_name"] for key, image in index.imgs.items()}
         captions = {key: [row["caption"] for row in rows] for key, rows in index.imgToAnns.items()}
@@ -188,20 +188,17 @@ def _captioned(
 
 def caption_file(name: str, path: Path) -> Dataset:
     """Return one item for each image of a captions file in COCO's format, wherever it lies. Raises: as `coco_retrieval`."""
-    index, refs, names = _own_file(path, {"images": _IMAGE, "annotations": _CAPTION})
+    index, refs, names = _own_file(path, _CAPTIONS)
     captions = {key: [row["caption"] for row in rows] for key, rows in index.imgToAnns.items()}
     items, exclusions = _captioned(names, captions, refs)
     options = {"captions_per_image": f"the first {CAPTIONS_PER_IMAGE}"}
     return Dataset(name, _some(items, path), _source(index), options=options, exclusions=exclusions)
 
 
-def instance_file(name: str, path: Path, crop: str = "square") -> Dataset:
+def instance_file(name: str, path: Path) -> Dataset:
     """Return one item for each box of an instances file in COCO's format, wherever it lies. Raises: as `coco_crops`."""
-    tables = {"categories": _CATEGORY, "images": _SIZED_IMAGE, "annotations": _INSTANCE}
-    index, refs, _ = _own_file(path, tables)
-    _check_names(path, index)
-    labels = {category: label for label, category in enumerate(sorted(index.cats))}
-    return _crops(_Instances(index, path.stem, refs, labels, path.parent, None), crop, name)
+    index, refs, _ = _own_file(path, _INSTANCES)
+    return _crops(_Instances(index, path.stem, refs, _labels(path, index), path.parent, None), "square", name)
 
 
 def _own_file(path: Path, tables: Mapping[str, "_Keys"]) -> tuple["COCO", dict[int, ImageRef], dict[int, str]]:
@@ -311,18 +308,19 @@ def _split_file(root: Path) -> Path | None:
 def _open_instances(root: Path, images: Images | None) -> _Instances:
     split = _boxes_split(root)
     path = root / f"annotations/instances_{split}.json"
-    index = _index(root, path, {"categories": _CATEGORY, "images": _SIZED_IMAGE, "annotations": _INSTANCE})
-    _check_names(path, index)
+    index = _index(root, path, _INSTANCES)
+    labels = _labels(path, index)
     names = {key: image["file_name"] for key, image in index.imgs.items()}
     refs = _image_refs(root, f"{split}/", names, path, images)
-    labels = {category: label for label, category in enumerate(sorted(index.cats))}
     return _Instances(index, split, refs, labels, root, images)
 
 
-def _check_names(path: Path, index: "COCO") -> None:
+def _labels(path: Path, index: "COCO") -> dict[int, int]:
+    """Label by category id, in their order. Raises: DataError for two of one name."""
     called = Counter(category["name"] for category in index.cats.values())
     if repeated := sorted(name for name, n in called.items() if n > 1):
         raise DataError(f"{path}: more than one category is called {', '.join(map(repr, repeated))}")
+    return {category: label for label, category in enumerate(sorted(index.cats))}
 
 
 def _karpathy_test(root: Path, path: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
@@ -403,6 +401,8 @@ _SIZED_IMAGE: _Keys = {**_IMAGE, "width": _SIZE, "height": _SIZE}
 _CATEGORY: _Keys = {"id": _WHOLE, "name": _NAME}
 _INSTANCE: _Keys = {"id": _WHOLE, "image_id": _WHOLE, "category_id": _WHOLE, "bbox": _BOX, "iscrowd": _FLAG}
 _CAPTION: _Keys = {"id": _WHOLE, "image_id": _WHOLE, "caption": _TEXT}
+_INSTANCES = {"categories": _CATEGORY, "images": _SIZED_IMAGE, "annotations": _INSTANCE}
+_CAPTIONS = {"images": _IMAGE, "annotations": _CAPTION}
 
 
 def _index(root: Path, path: Path, tables: Mapping[str, _Keys]) -> "COCO":
