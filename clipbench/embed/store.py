@@ -290,8 +290,6 @@ def describe(folder: Path) -> Description:
     if not path.exists():
         return Description(path, exists=False)
     with _opened(path) as connection:
-        if number(connection, "PRAGMA user_version") != VERSION:
-            raise sqlite3.IntegrityError("malformed: another version's")
         entries = number(connection, "SELECT count(*) FROM entries")
         oldest, newest = connection.execute(
             "SELECT datetime(min(used), 'unixepoch'), datetime(max(used), 'unixepoch') FROM entries"

@@ -235,8 +235,6 @@ def index_lines(answers: Sequence[Reindex]) -> Iterator[str]:
 
 
 def _cutoffs_text(answer: Reindex) -> str:
-    if not answer.cutoffs:
-        return ""
     worst = max(answer.cutoffs, key=lambda c: abs(c.change.value))
     words = {"break": "break: set them anew", "hold": "hold", "inconclusive": "cannot be decided: too few queries"}
     return (

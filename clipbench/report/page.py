@@ -88,7 +88,7 @@ def drawn(chart: Chart) -> Drawn:
         return round(LEFT + (k + 0.5) * (WIDTH - LEFT - RIGHT) / n, 1)
 
     def y(value: float) -> float:
-        share = (value - low) / (high - low) if high > low else 0.5
+        share = (value - low) / (high - low)
         return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
 
     every = -(-n // MOST_PLACES_NAMED)
@@ -121,9 +121,7 @@ def drawn(chart: Chart) -> Drawn:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Up to six round numbers between two."""
-    if not high > low:
-        return [low]
+    """Up to six round numbers between two, the second of which is larger."""
     raw = (high - low) / 5
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(size * k for k in (1, 2, 5, 10) if size * k >= raw)
