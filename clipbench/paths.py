@@ -19,7 +19,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from clipbench.errors import DataError, DataUnavailableError, TooLargeError, closest
+from clipbench.errors import DataError, DataUnavailableError, TooLargeError, UsageError, closest
 
 Row = TypeVar("Row")
 

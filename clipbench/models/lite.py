@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipbench.errors import CheckpointError, ClipbenchError, WeightsUnavailableError
+from clipbench.errors import CheckpointError, ClipbenchError, DataUnavailableError, WeightsUnavailableError
 from clipbench.models.zoo import LITE_DIM, LITE_IMAGE_SIZE
 from clipbench.paths import installed_file, read_bytes, user_cache
 from clipbench.storage import dump_json, write_atomically
