@@ -30,6 +30,7 @@ from clipbench.data.dataset import DataOptions
 from clipbench.errors import EXIT, ClipbenchError, UsageError, sanitize
 from clipbench.experiments import experiment, speed
 from clipbench.options import PRECISIONS
+from clipbench.paths import expanded
 from clipbench.report.document import Table, aligned, value_text
 from clipbench.statistics import Ratio, judged_ratio, round_ratio, rounds_needed
 from clipbench.storage import dump_json
@@ -157,7 +158,7 @@ class Worker:
 
 def find_python(label: Label, given: str) -> str:
     """Return the absolute path of an interpreter, links kept (an environment's Python is a link). Raises: UsageError."""
-    found = shutil.which(Path(given).expanduser() if given.startswith("~") else given)
+    found = shutil.which(expanded(given) if given.startswith("~") else given)
     if found is None:
         raise UsageError(f"--{label} {given}: no such program; give the path of an environment's Python")
     return str(Path(found).absolute())

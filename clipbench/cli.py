@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipbench.errors import UNREADABLE, ClipbenchError, DataUnavailableError, UsageError, sanitize
-from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES
+from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES, expanded
 
 if TYPE_CHECKING:
     from clipbench.judge.compare import Comparison
@@ -361,7 +361,7 @@ def _report(options: argparse.Namespace) -> int:
         run = replace(run, results=tuple(replace(r, verdicts=judge(r, beside[r.key])) for r in run.results))
     compared = None
     if len(read) == 2:
-        compared = Compared(earlier[0], compare_runs(earlier[0], run, read_rules()), f"base {before[0].path.name}")
+        compared = Compared(earlier[0], compare_runs(earlier[0], run, read_rules()), before[0].path.name)
         earlier = []
     pictured = {(r.experiment, r.dataset.name) for r in run.results if r.matrices}
     datasets: list[Dataset] = []
@@ -607,7 +607,7 @@ def _cache(options: argparse.Namespace) -> int:
     setting = os.environ.get(CACHE_VARIABLE, "")
     if options.folder is None and not setting:
         raise UsageError(f"which cache? Give its folder (clipbench cache DIR), or set {CACHE_VARIABLE}")
-    folder = (options.folder or Path(setting)).expanduser()
+    folder = expanded(options.folder or setting)
     if options.clear:
         freed = clear(folder)
         if options.format == "json":

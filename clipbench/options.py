@@ -28,7 +28,7 @@ from clipbench.errors import ClipbenchError, UsageError, closest
 from clipbench.experiments import all_experiments, experiment
 from clipbench.models.grammar import parse_arguments
 from clipbench.models.weights import go_offline
-from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES
+from clipbench.paths import CACHE_VARIABLE, LARGEST_RUN_BYTES, expanded
 from clipbench.settings import FILE, NO_SETTINGS, PROJECT, Replacing, Settings, option_value, settings_for
 from clipbench.types import Precision
 
@@ -250,7 +250,7 @@ class Options:
         """Return what parsed arguments and the environment ask for; relative paths start from `folder`. Raises: as `from_pytest`."""
 
         def path(value: Path | str | None) -> Path | None:
-            return Path(folder, Path(value).expanduser()) if value else None
+            return folder / expanded(value) if value else None
 
         # The environment's setting is no wish of this session's: what decides something does not follow it.
         ignores_environment = any(given[name] for name in ("require_all", "baseline", "anchor", "no_optimizations"))
@@ -263,7 +263,7 @@ class Options:
             cache_bytes=int(given["cache_size"] * (1 << 30)) if math.isfinite(given["cache_size"]) else 0,
             data=replace(_data_options(given, folder), limit=given["limit"]),
             experiments=tuple(name for value in given["experiments"] or () for name in value.split(",")),
-            results=Path(folder, Path(given["results"]).expanduser()),
+            results=folder / expanded(given["results"]),
             benchmark_json=path(given.get("benchmark_json")),
             baseline=path(given["baseline"]),
             anchor=path(given["anchor"]),
@@ -331,7 +331,7 @@ class Options:
         for name in sorted(chosen.keys() & declared_options().keys()):
             if chosen[name] not in (None, ""):
                 option_value(f"setting {name}", chosen[name], declared_options()[name], Path())
-        chosen["cache"] = Path(given["cache"]).expanduser() if given.get("cache") else None
+        chosen["cache"] = expanded(given["cache"]) if given.get("cache") else None
         chosen["offline"] = bool(given.get("offline")) or is_offline()
         options = cls(**chosen, data=replace(_data_options(given, Path()), limit=given.get("limit")))
         options._keep_offline()
@@ -488,7 +488,7 @@ def _data_options(given: Mapping[str, Any], start: Path) -> DataOptions:
 def _folders(root: Root, given: Any, start: Path) -> tuple[tuple[str, Path], ...]:
     """(name, folder) pairs of what was given for a root: a path, NAME=ROOT texts, or a mapping."""
     if not root.is_named:
-        return (("", start / Path(given).expanduser()),)
+        return (("", start / expanded(given)),)
     if isinstance(given, Mapping):
         return tuple((str(name), _place(start, path)) for name, path in given.items())
     folders = []
@@ -502,4 +502,4 @@ def _folders(root: Root, given: Any, start: Path) -> tuple[tuple[str, Path], ...
 
 def _place(start: Path, given: Path | str) -> Path:
     """A path from where the command was called; a place on a hub is none."""
-    return Path(given) if str(given).startswith(PREFIX) else start / Path(given).expanduser()
+    return Path(given) if str(given).startswith(PREFIX) else start / expanded(given)

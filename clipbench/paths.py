@@ -105,7 +105,7 @@ def expanded(path: Path | str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"{path}: {error}; write the path out") from error
+        raise UsageError(f"{path} cannot be a path: {error}; write it out") from error
 
 
 def installed_file(module: str, relative: str) -> Path | None:

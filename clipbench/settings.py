@@ -14,7 +14,7 @@ from typing import Any
 from clipbench.errors import UsageError, closest
 from clipbench.judge.references import Floor
 from clipbench.judge.tolerances import Rules, rules_over
-from clipbench.paths import read_toml, strict_row
+from clipbench.paths import expanded, read_toml, strict_row
 
 FILE, PROJECT, TABLE = "clipbench.toml", "pyproject.toml", "clipbench"
 NONE = "none"
@@ -75,7 +75,7 @@ def settings_for(given: str | None, start: Path, declared: Callable[[], Mapping[
     """
     if given == NONE:
         return NO_SETTINGS
-    path = Path(start, given).expanduser() if given else find_settings(start)
+    path = start / expanded(given) if given else find_settings(start)
     return NO_SETTINGS if path is None else read_settings(path, declared())
 
 
@@ -136,7 +136,7 @@ def option_value(where: str, value: Any, how: Mapping[str, Any], folder: Path) -
         pairs = [one.partition("=") for one in values] if is_named else []
         return [f"{name}={_placed(where, rest, folder)}" for name, _, rest in pairs] if is_named else values
     if kind is Path:
-        return Path(folder, _text(where, str(value) if isinstance(value, Path) else value)).expanduser()
+        return folder / expanded(_text(where, str(value) if isinstance(value, Path) else value))
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
             raise UsageError(f"{where} = {value!r}; expected a {'whole ' if kind is int else ''}number")
@@ -154,7 +154,7 @@ def _text(where: str, value: Any) -> str:
 
 def _placed(where: str, value: Any, folder: Path) -> str:
     """What lies there, from the settings' folder on; anything else as it is, for whoever reads it to understand or to refuse."""
-    place = Path(folder, _text(where, value)).expanduser()
+    place = folder / expanded(_text(where, value))
     return str(place) if place.exists() else str(value)
 
 

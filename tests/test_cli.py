@@ -134,7 +134,7 @@ def test_report_of_two_runs_says_what_changed_and_of_a_folder_its_history(tmp_pa
     (tmp_path / "notes.json").write_text("[]")
     out = tmp_path / "out"
     assert main(["report", str(tmp_path / "0.json"), str(tmp_path / "1.json"), "-o", str(out)]) == 0
-    assert "What changed since base 0.json" in (out / "summary.md").read_text()
+    assert "What changed since 0.json" in (out / "summary.md").read_text()
     (tmp_path / "2.json").write_text((tmp_path / "1.json").read_text())
     assert main(["report", str(tmp_path), "-o", str(out)]) == 0
     assert "History of 3 runs" in (out / "summary.md").read_text()

@@ -326,7 +326,7 @@ def test_a_shard_whose_names_are_paths_writes_nowhere_else(shards, tmp_path):
 @pytest.mark.fault("a user without name or home")
 def test_without_a_home_folder_shards_name_the_way_out(shards, homeless, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
-    with pytest.raises(ClipbenchError, match=r"cannot be unpacked to the user's cache: .*set XDG_CACHE_HOME"):
+    with pytest.raises(ClipbenchError, match=r"there is no place for the user's cache: .*set XDG_CACHE_HOME"):
         load("zero_shot", dataset={"wds": shards()})
 
 

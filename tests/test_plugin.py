@@ -202,6 +202,8 @@ def test_sessions_without_benchmarks_leave_no_files(pytester):
         (["--model", "RN50", "--pretrained", "~nosuchuser/x.pt"], "cannot be a path"),
         (["--model", "RN50", "--pretrained", "./" + "b" * 300], "cannot be a path"),
         (["--model", "RN50", "--pretrained", ""], "empty value"),
+        (["--results", "~nosuchuser/r"], "cannot be a path"),
+        (["--zero-shot", "own=~nosuchuser/r"], "cannot be a path"),
         (["--results", "known_encoders.py/sub"], "is no folder that can be written to"),
         (["--benchmark-json", "."], "is a folder; give a file"),
         (["-p", "no:benchmark"], "need pytest-benchmark"),

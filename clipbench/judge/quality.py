@@ -575,7 +575,7 @@ class _Judge:
             how = "about" if room > -tolerance / 10 else "more than"
             return f"no number of items is likely to exclude it: the loss is {how} what is allowed"
         items = items_that_decide(flips, room, self.rules.alpha)
-        return f"about {items:,} items would decide, where {flips:.1%} of them flip"
+        return f"about {float(f'{items:.2g}'):,.0f} items would decide, where {flips:.1%} of them flip"
 
     def _small(self, metric: str, o: PairedOutcomes, tolerance: float) -> tuple[Outcome, str]:
         """Too few witnesses for a test: a checklist, a sample of something larger, or no answer."""

@@ -20,6 +20,7 @@ from clipbench.errors import ClipbenchError, UnknownModelError, UsageError, clos
 from clipbench.models.grammar import EXPECTED, ModelWord, is_repository, parse_list, parse_model
 from clipbench.paths import (
     LARGEST_SETTINGS_BYTES,
+    expanded,
     fixtures,
     installed_file,
     open_data,
@@ -216,7 +217,7 @@ def expand(words: Sequence[str]) -> list[ModelWord]:
     for one in (one for value in words for one in parse_model(value)):
         if one.kind == "list":
             try:
-                found += parse_list(read_text(Path(one.rest).expanduser(), LARGEST_SETTINGS_BYTES), one.rest)
+                found += parse_list(read_text(expanded(one.rest), LARGEST_SETTINGS_BYTES), one.rest)
             except UsageError:
                 raise
             except ClipbenchError as error:
@@ -315,7 +316,7 @@ def _elsewhere(word: ModelWord) -> ModelSpec:
     if word.kind in ("hf", "hf-hub") and is_repository(location) and not Path(location).is_dir():
         called = word.weights[0]
     else:
-        folder = Path(location).expanduser()
+        folder = expanded(location)
         if not folder.is_dir():
             raise UsageError(
                 f"--model {word.kind}:{location}: there is no folder {folder}; expected {EXPECTED[word.kind]}"
@@ -329,9 +330,9 @@ def _elsewhere(word: ModelWord) -> ModelSpec:
 
 def _matching(pretrained: str) -> list[Path]:
     """The checkpoints that a pattern names, in their natural order; none for what is no pattern. Raises: UsageError for none found."""
-    if not _PATTERN.search(pretrained) or Path(pretrained).expanduser().is_file():
+    if not _PATTERN.search(pretrained) or expanded(pretrained).is_file():
         return []
-    path = Path(pretrained).expanduser()
+    path = expanded(pretrained)
     if _PATTERN.search(str(path.parent)):
         raise UsageError(f"--pretrained {pretrained}: a pattern names files of one folder; expected FOLDER/*.pt")
     found = [file for file in path.parent.glob(path.name) if file.is_file()]
@@ -424,10 +425,10 @@ def _architecture(name: str) -> str:
 
 
 def _with_path(spec: ModelSpec, given: str, pretrained: str, activation: str | None) -> ModelSpec:
+    path = expanded(pretrained)
     try:
-        path = Path(pretrained).expanduser()
         is_file = path.is_file()
-    except (RuntimeError, OSError) as error:
+    except OSError as error:
         raise UsageError(f"--pretrained {pretrained[:80]} cannot be a path: {error}") from error
     if not is_file:
         kind = "a folder, not a file" if path.is_dir() else "not there"
