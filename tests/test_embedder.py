@@ -10,7 +10,7 @@ from fakes import ColourEncoder, custom
 from PIL import Image
 from planted import paint
 
-from clipbench.data.dataset import ImageRef, Item, read_image
+from clipbench.data.dataset import ImageRef, Item, read_stored
 from clipbench.embed.cache import EmbeddingCache, Row
 from clipbench.embed.embedder import AT_ONCE, TOLERANCE, Embedder
 from clipbench.embed.evidence import hash_text
@@ -341,6 +341,8 @@ def names(texts):
 class Stored(EmbeddingCache):
     """Rows that an earlier session left in a store."""
 
+    is_empty = False
+
     def __init__(self, texts, rows):
         super().__init__()
         self._stored = {name: Row(row) for name, row in zip(names(texts), rows, strict=True)}
@@ -434,7 +436,8 @@ def crops(tmp_path):
 def test_a_file_is_decoded_once_for_all_its_crops_and_no_pixel_changes(crops, monkeypatch, workers, batch_size):
     decoded = []
     monkeypatch.setattr(
-        "clipbench.embed.embedder.read_image", lambda path, depth: decoded.append(path.name) or read_image(path, depth)
+        "clipbench.embed.embedder.read_stored",
+        lambda path, depth: decoded.append(path.name) or read_stored(path, depth),
     )
     recorder = Recorder()
     embedded = optimizing(custom(recorder), batch_size=batch_size, workers=workers).images(crops)

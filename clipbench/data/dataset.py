@@ -253,27 +253,32 @@ def read_image(path: Path, converts_depth: bool = False) -> Image.Image:
 
     Raises: DataUnavailableError when the file is missing; DataError when it is none of FORMATS, truncated, or larger than MAX_PIXELS.
     """
+    return read_stored(path, converts_depth)[0]
+
+
+def read_stored(path: Path, converts_depth: bool = False) -> tuple[Image.Image, str]:
+    """Return `read_image`, and the file's own colour mode ("" of DICOM), which that was converted from."""
     if not _KEPT.budget or not path.is_file():
         return _decoded(path, converts_depth)
     status = path.stat()
     key = (path, status.st_size, status.st_mtime_ns)
-    image = _KEPT.pictures.get(key)
-    if image is None:
-        image = _decoded(path, converts_depth)
-        size = image.width * image.height * 4  # Pillow pads the three bands to four
+    found = _KEPT.pictures.get(key)
+    if found is None:
+        found = _decoded(path, converts_depth)
+        size = found[0].width * found[0].height * 4  # Pillow pads the three bands to four
         with _KEPT.lock:
             if key in _KEPT.pictures or _KEPT.held + size > _KEPT.budget:
-                return image
-            _KEPT.pictures[key] = image
+                return found
+            _KEPT.pictures[key] = found
             _KEPT.held += size
-    return image.copy()
+    return found[0].copy(), found[1]
 
 
-def _decoded(path: Path, converts_depth: bool) -> Image.Image:
+def _decoded(path: Path, converts_depth: bool) -> tuple[Image.Image, str]:
     if path.suffix.lower() == ".dcm":
         from clipbench.data.dicom import read_dicom
 
-        return read_dicom(path)
+        return read_dicom(path), ""
     try:
         with _opened(path) as image:
             if (image.mode.startswith("I") or image.mode == "F") and not converts_depth:
@@ -281,7 +286,7 @@ def _decoded(path: Path, converts_depth: bool) -> Image.Image:
                     f"{path} has more than eight bits a pixel (mode {image.mode}), which become white or black when converted; save it as "
                     f"eight bits, or measure that on purpose with --{HIGH_BIT_DEPTH.option} {HIGH_BIT_DEPTH.values[1]}"
                 )
-            return image.convert("RGB")
+            return image.convert("RGB"), image.mode
     except ClipbenchError:
         raise
     except Exception as error:  # a decoder raises anything on a broken file
@@ -315,7 +320,7 @@ class _Kept:
 
     def __init__(self) -> None:
         self.budget = self.held = 0
-        self.pictures: dict[tuple[Path, int, int], Image.Image] = {}
+        self.pictures: dict[tuple[Path, int, int], tuple[Image.Image, str]] = {}
         self.lock = threading.Lock()
 
 

@@ -52,6 +52,11 @@ class EmbeddingCache:
         self._store, self._key, self._reads = store, key, reads
         self._generation = store.get([key]).get(key, b"") if store is not None else b""
 
+    @property
+    def is_empty(self) -> bool:
+        """True where no row can be had: nobody needs to ask by name."""
+        return not self._memory and (self._store is None or not self._reads)
+
     def get(self, names: Sequence[str]) -> tuple[dict[str, Row], dict[str, Row]]:
         """Return the rows this session encoded, and those of the store; a stored one that is no finite row is left out."""
         if not self._is_valid:

@@ -15,13 +15,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipbench.data.dataset import ImageRef, Item, file_sha256, read_image, stored_mode
+from clipbench.data.dataset import ImageRef, Item, file_sha256, read_stored, stored_mode
 from clipbench.embed.cache import EmbeddingCache, Row
 from clipbench.embed.evidence import evidence_of, first_bits, hash_pixels, hash_text
 from clipbench.errors import DataError, EncoderError
@@ -157,7 +158,8 @@ class Embedder:
         kept = tuple(sorted(rows))
         self._keep("images", {items[k].id: (items[k], rows[k].raw) for k in kept})
         lost = list(dict.fromkeys(items[k].image.path for k in sorted(work.broken)))
-        modes = [stored_mode(path) for path in dict.fromkeys(items[k].image.path for k in kept)]
+        paths = dict.fromkeys(items[k].image.path for k in kept)
+        modes = [work.modes[path] if path in work.modes else stored_mode(path) for path in paths]
         raw = np.stack([rows[k].raw for k in kept])
         unit = unit_rows(raw)
         contents = [first_bits(file_sha256(items[k].image.path)) for k in kept]
@@ -272,12 +274,16 @@ class Embedder:
     ) -> tuple[dict[int, Row], Encoding, set[str]]:
         """Rows of these places from memory, cache, or the optimized path, which takes the optimizations `own`; a sample of each
         origin checked; new ones kept."""
-        shared, cached = self.cache.get([work.names[k] for k in places])
+        shared, cached = ({}, {}) if self.cache.is_empty else self.cache.get([work.names[k] for k in places])
+        known = shared | cached
         origin: dict[int, Origin] = {
-            k: "shared_rows" if work.names[k] in shared else "cached_rows" if work.names[k] in cached else "encoded"
+            k: "encoded"
+            if not known or work.names[k] not in known
+            else "shared_rows"
+            if work.names[k] in shared
+            else "cached_rows"
             for k in places
         }
-        known = shared | cached
         found = {k: known[work.names[k]] for k in places if origin[k] != "encoded"}
         missing = [k for k in places if origin[k] == "encoded"]
         made = work.encode(optimized, missing, self._sample(missing)) if missing else {}
@@ -384,6 +390,7 @@ class _Images:
         self._embedder, self._items, self.n = embedder, items, len(items)
         self.broken: dict[int, str] = {}
         self.first = range(len(items))
+        self.modes: dict[Path, str] = {}
         self._pixels: dict[int, int] = {}
         self._held: dict[int, Image.Image] = {}  # the sample's, from their decoding until they are checked
 
@@ -391,8 +398,9 @@ class _Images:
     def names(self) -> list[str]:
         """What each image's row is kept under: its file's content and the part of it. Raises: DataUnavailableError."""
         files = [self._items[group[0]].image for group in self._groups(range(self.n))]
+        files = [image for image in files if image.path not in self.modes]  # the others were hashed with their decoding
         with self._threads() as pool:
-            deque((pool.map if pool else map)(_checked, files), maxlen=0)  # hashed beside each other, once
+            deque((pool.map if pool else map)(_checked, files), maxlen=0)  # beside each other, once
         return [f"image:{file_sha256(i.image.path)}:{i.image.crop or ''}" for i in self._items]
 
     def parts(self) -> Iterator[list[int]]:
@@ -471,7 +479,7 @@ class _Images:
         image = self._items[places[0]].image
         _checked(image)
         try:
-            whole = read_image(image.path, image.converts_depth)
+            whole, self.modes[image.path] = read_stored(image.path, image.converts_depth)
         except DataError as error:
             self.broken.update({k: f"{self._items[k].id}: {error}" for k in places})
             return {}
