@@ -269,10 +269,10 @@ def decoded(change):
         original = data_module._decoded
 
         def decode(path, *how):
-            image, key = original(path, *how), first_bits(file_sha256(path))
+            (image, mode), key = original(path, *how), first_bits(file_sha256(path))
             found = change(image, path) if is_chosen(key, dose) else image
             head.marks.update([key] if found is not image else [])
-            return found
+            return found, mode
 
         head.stack.enter_context(patch.object(data_module, "_decoded", decode))
 
