@@ -241,10 +241,15 @@ def _lines(run: Run, ranked: Ranked, problems: Sequence[str]) -> Iterator[str]:
         if lost := r.provenance.left_out:
             yield f"  left out: {r.experiment} of {r.model.name} on {r.dataset.name}: {lost}"
     yield from (f"  note: {line}" for line in dropped_optimizations(run))
+    yield from (f"  note: {line}" for line in _resumed(run))
+    yield from ranking_lines(ranked)
+
+
+def _resumed(run: Run) -> Iterator[str]:
+    """What was taken over, in words."""
     for began in sorted({r.provenance.resumed for r in run.results} - {""}):
         names = ", ".join(_about(r) for r in run.results if r.provenance.resumed == began)
-        yield f"  note: measured by the session that began {began} and did not come to its end, a sample encoded again: {names}"
-    yield from ranking_lines(ranked)
+        yield f"measured by the session that began {began} and did not come to its end, a sample encoded again: {names}"
 
 
 def worst_verdict(result: Result) -> str:
@@ -321,6 +326,7 @@ def summary_blocks(
             if stated or others or not compared
             else []
         ),
+        *(Paragraph(f"Note: {line}.") for line in _resumed(run)),
         *_section("Failed tests and references", ("what failed",), [(line,) for line in others]),
         *_verdicts("What does not pass", [(r, v) for r, v in stated if v.outcome in ("fail", "inconclusive")]),
         *(change_blocks(compared.comparison, compared.name, several) if compared else ()),
