@@ -36,6 +36,11 @@ class Signalled(Oracle):
         os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
         time.sleep(20)
 
+class Building(Oracle):
+    def __init__(self):
+        os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+        time.sleep(20)
+
 class Deaf(Oracle):
     def encode_images(self, images):
         try:
@@ -129,6 +134,15 @@ def test_a_signal_ends_a_session_with_its_run_and_its_summary(start, tmp_path, n
     assert "PASS" not in output.partition("= clipbench =")[2]
     assert len(unfinished(tmp_path / "r")) == 1  # what --resume continues
     assert "the same command with --resume continues this session" in output
+
+
+@pytest.mark.fault("a session that is ended")
+def test_a_signal_while_a_factory_works_is_no_failure_of_that(start, tmp_path):
+    session = start("Model0", "Building", "Model1", SIGNAL="SIGHUP")
+    output = session.end()
+    assert session.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert "the factory failed" not in output
+    assert models_of(read_run(tmp_path / "r/run.json")) == {"Model0"}
 
 
 @pytest.mark.fault("a session that is ended")
