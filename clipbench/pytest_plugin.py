@@ -492,9 +492,8 @@ class BenchmarkSession:
         def end(number: int, frame: object) -> None:
             if not self._is_ending:  # what is written by then is written whole
                 session.shouldstop = reason = f"{signal.Signals(number).name} ended the session"
-                raise KeyboardInterrupt(
-                    reason
-                )  # what catches an Exception lets it pass; an encoder that catches all is left after its test
+                # Whoever catches an Exception lets it pass; an encoder that catches all is left after its test.
+                raise KeyboardInterrupt(reason)
 
         for name in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             number = getattr(signal, name, None)  # Windows has only the first

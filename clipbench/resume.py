@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 
 from clipbench.data.dataset import Dataset, file_sha256
-from clipbench.embed.embedder import ENCODED_AGAIN, Embedder
+from clipbench.embed.embedder import ENCODED_AGAIN
 from clipbench.errors import UsageError
-from clipbench.experiments import Experiment, Measured
+from clipbench.experiments import Experiment
 from clipbench.judge.rows import Change, rows_moved, shared
 from clipbench.judge.tolerances import read_rules
 from clipbench.judge.trace import compare_traces, sentence
@@ -155,12 +155,6 @@ def rows_differ(left: Left, again: Result, trace: JsonObject) -> str:
         if both.changed or not moved.is_equivalent:
             return f"its {tower}, encoded again, differ: {moved.reason}"
     return ""
-
-
-def measured_again(one: Experiment, embedder: Embedder, dataset: Dataset, left: Left) -> tuple[Dataset, Measured]:
-    """Return a sample of what a result is of, and what it gives now: no row comes from a cache. Raises: as measuring does."""
-    part = sample_of(dataset, left)
-    return part, one.measure(embedder.without_cache(), part)
 
 
 def _hashed(root: Path, files: Iterable[Path]) -> str:

@@ -43,9 +43,9 @@ from clipbench.resume import (
     Left,
     data_sha256,
     made_with,
-    measured_again,
     package_sha256,
     rows_differ,
+    sample_of,
     source_sha256,
     why_not,
 )
@@ -215,7 +215,7 @@ class Session:
                     measured = one.measure(embedder, dataset)
                     self.record(spec, one, dataset, measured, made_with)
                     if measured.images is not None and spec.name not in self.traces:
-                        self.traces[spec.name] = trace_of(embedder.encoder)
+                        self._trace(spec)
                         self._keep()
             except ClipbenchError as error:
                 self._errors[key] = error
@@ -258,13 +258,12 @@ class Session:
         why, embedder, key = "", self.embedder(spec), Key(one.name, spec.name, dataset.name)
         now = {**now, "data": data_sha256(dataset)} if key in self.left else now
         for left in self.left.get(key, ()):
-            if spec.name not in self.traces:
-                self.traces[spec.name] = trace_of(embedder.encoder)
-            trace = self.traces[spec.name]
+            trace = self._trace(spec)
             against = why_not(left, now, trace)
             if not against:
                 try:
-                    part, measured = measured_again(one, embedder, dataset, left)
+                    part = sample_of(dataset, left)
+                    measured = one.measure(embedder.without_cache(), part)
                     against = rows_differ(left, self._result(spec, one, part, measured), trace)
                 except Exception as error:  # noqa: BLE001  # whatever it is, the whole of it is measured, and may raise it
                     against = f"a sample of it could not be encoded again: {error}"
@@ -277,6 +276,12 @@ class Session:
         if why:
             self.notes.append(f"{key} is measured anew: {why}")
         return False
+
+    def _trace(self, spec: ModelSpec) -> JsonObject:
+        """The trace of a model, measured once per session."""
+        if spec.name not in self.traces:
+            self.traces[spec.name] = trace_of(self.embedder(spec).encoder)
+        return self.traces[spec.name]
 
     def _made_with(self, spec: ModelSpec, one: Experiment) -> dict[str, str]:
         """Hashes of what a result will depend on beside its data, taken before it is measured; {} where no part is written."""

@@ -118,7 +118,7 @@ def read_settings(path: Path, declared: Mapping[str, Mapping[str, Any]]) -> Sett
 def option_value(where: str, value: Any, how: Mapping[str, Any], folder: Path) -> Any:
     """Return a value, checked, as the command line would give it; relative paths begin at `folder`.
 
-    `how`: what argparse was told of the option. Raises: UsageError for a value that does not fit.
+    `how`: the arguments to argparse for the option. Raises: UsageError for a value that does not fit.
     """
     kind, is_named = how.get("type", str), str(how.get("metavar", "")).startswith("NAME=")
     if how.get("action") == "store_true":
